@@ -26,9 +26,11 @@ func twoImages(f builder.Format) builder.Archive {
 			Config:   ocispec.ImageConfig{Entrypoint: []string{"/bin/app"}},
 		}
 	}
+	second := platform("linux/amd64", builder.Gzip)
+	second.Config.Cmd = []string{"serve"}
 	return builder.Archive{Format: f, Images: []builder.Image{
 		{Names: []string{"example.com/a:1", "example.com/a:2"}, Platforms: []builder.PlatformImage{platform("linux/amd64", builder.Gzip), platform("linux/arm64", builder.Zstd)}, Attestations: true},
-		{Names: []string{"example.com/b:1"}, Platforms: []builder.PlatformImage{platform("linux/amd64", builder.Gzip)}},
+		{Names: []string{"example.com/b:1"}, Platforms: []builder.PlatformImage{second}},
 	}}
 }
 
