@@ -1,0 +1,47 @@
+# The commands of this project; `make` lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help tools build generate verify lint test test-unit clean
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# Tests and the harness look for programs here.
+export TARLIFT_TOOLS := $(CURDIR)/bin/tools
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+tools: ## Build the tools once per machine (minutes when cold), link them in bin/tools
+	@hack/deps.sh
+	@hack/tools/build.sh
+
+tool-%:
+	@hack/tools/build.sh $*
+
+build: ## Build the agent: bin/agent, one static file
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/agent ./cmd/agent
+
+generate: tool-controller-gen ## Generate deep copies, apply configurations and CRDs (also the chart's)
+	bin/tools/controller-gen object crd applyconfiguration paths=./api/... output:crd:dir=config/crd
+	mkdir -p charts/tarlift/files/crds
+	cp config/crd/*.yaml charts/tarlift/files/crds/
+
+verify: generate ## Fail if generated files, formatting or go.mod are not as they should be committed
+	@hack/verify.sh
+
+lint: tool-golangci-lint ## Run the linters of .golangci.yml
+	bin/tools/golangci-lint run
+
+test-unit: ## Run the tests that need neither daemon nor root, with the race detector
+	go test -race -count=1 ./api/... ./cmd/... ./controllers/... ./internal/...
+
+# One package at a time: each starts daemons, and a whole cluster wants the machine.
+test: tools build test-unit ## Run every test
+	go test -count=1 -p 1 -timeout 40m ./test/...
+
+clean: ## Remove bin (the tools stay in the user's cache)
+	rm -rf bin
