@@ -1,0 +1,44 @@
+package archive
+
+// Bounds on what is taken from an archive. All that an archive can make this
+// package hold in memory is bounded by them, so that the agent stays below 64
+// MiB with any archive.
+const (
+	// MaxMembers: an image has 5 to 130 blobs; the largest bundles seen have some
+	// thousands. An entry takes about 150 bytes: 15 MB.
+	MaxMembers = 100_000
+	// MaxMetadataBytes is the sum of all indexes, manifests, configs, member names and
+	// links: a quarter of the memory the agent may use.
+	MaxMetadataBytes = 16 << 20
+	// MaxManifestBytes bounds one index or manifest. Registries refuse larger ones
+	// (OCI distribution spec: "at least 4 megabytes").
+	MaxManifestBytes = 4 << 20
+	// MaxConfigBytes: containerd and registries read configs up to 8 MiB.
+	MaxConfigBytes = 8 << 20
+	// MaxTarHeaderBytes bounds the extended headers (PAX, GNU long names) of one
+	// member. archive/tar bounds a single one by the same number.
+	MaxTarHeaderBytes = 1 << 20
+	// MaxMemberName is PATH_MAX of Linux.
+	MaxMemberName = 4096
+	// MaxPaddingBytes: zeros after the end of a tar. tar fills records of 10 KiB;
+	// other tools fill to the block size of a medium, some MiB at most.
+	MaxPaddingBytes = 16 << 20
+	// MaxNames of images in one archive: more than all images of the largest
+	// bundles seen, four times over.
+	MaxNames = 4096
+	// MaxDescriptors of one index.
+	MaxDescriptors = 4096
+	// MaxLayers of one manifest: overlayfs takes 500 lower directories, Docker 127.
+	MaxLayers = 512
+	// MaxDepth of indexes in indexes. Tools make one or two.
+	MaxDepth = 8
+	// MaxExpansion is output over input of an outer compression, once the output
+	// is past ExpansionGraceBytes. A tar of real images shrinks 2 to 5 times, one of
+	// zeros by gzip 1000 times.
+	MaxExpansion = 200
+	// ExpansionGraceBytes: small archives may have any ratio.
+	ExpansionGraceBytes = 64 << 20
+	// MaxWindowBytes of zstd (--long=25, what k3s ships): the decoder holds about
+	// 1.1 times as much.
+	MaxWindowBytes = 32 << 20
+)
