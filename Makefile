@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tools build generate verify lint test test-unit clean
+.PHONY: help tools build image generate verify lint test test-unit clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -25,6 +25,9 @@ tool-%:
 build: ## Build the agent: bin/agent, one static file
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/agent ./cmd/agent
 
+image: ## Build the agent's image without a container engine: bin/agent-image.tar
+	go run ./hack/image -name ghcr.io/tarlift/agent:$(VERSION) -ldflags '$(LDFLAGS)' -o bin/agent-image.tar
+
 generate: tool-controller-gen ## Generate deep copies, apply configurations and CRDs (also the chart's)
 	bin/tools/controller-gen object crd applyconfiguration paths=./api/... output:crd:dir=config/crd
 	mkdir -p charts/tarlift/files/crds
@@ -37,7 +40,7 @@ lint: tool-golangci-lint ## Run the linters of .golangci.yml
 	bin/tools/golangci-lint run
 
 test-unit: ## Run the tests that need neither daemon nor root, with the race detector
-	go test -race -count=1 ./api/... ./cmd/... ./controllers/... ./internal/...
+	go test -race -count=1 ./api/... ./cmd/... ./controllers/... ./hack/... ./internal/...
 
 # One package at a time: each starts daemons, and a whole cluster wants the machine.
 test: tools build test-unit ## Run every test
