@@ -1,0 +1,98 @@
+{{- define "tarlift.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "tarlift.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* The labels a selector may use: they must never change between versions. */}}
+{{- define "tarlift.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "tarlift.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "tarlift.labels" -}}
+{{ include "tarlift.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "tarlift.image" -}}
+{{- with .Values.image }}
+{{- if .digest }}
+{{- printf "%s@%s" .repository .digest }}
+{{- else }}
+{{- printf "%s:%s" .repository (default $.Chart.AppVersion .tag) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Where a pod is; and the API server, where kube-proxy does not lead to it. */}}
+{{- define "tarlift.env" -}}
+- name: POD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: POD_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.podIP
+{{- if .Values.apiServer.host }}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ .Values.apiServer.host | quote }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ .Values.apiServer.port | quote }}
+{{- end }}
+{{- end }}
+
+{{/*
+Listeners are bound to the pod's own address: on the host's network anything
+wider would serve every network that the node is in. The brackets are right for
+IPv4 too, and IPv6 needs them.
+*/}}
+{{- define "tarlift.listen" -}}
+- --metrics-bind-address={{ if .metrics }}[$(POD_IP)]:{{ .metrics }}{{ else }}0{{ end }}
+- --health-probe-bind-address=[$(POD_IP)]:{{ .health }}
+{{- end }}
+
+{{- define "tarlift.ports" -}}
+{{- if .metrics }}
+- name: metrics
+  containerPort: {{ .metrics }}
+{{- end }}
+- name: health
+  containerPort: {{ .health }}
+{{- end }}
+
+{{- define "tarlift.probes" -}}
+livenessProbe:
+  httpGet:
+    path: /healthz
+    port: health
+  periodSeconds: 20
+  timeoutSeconds: 5
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: health
+  periodSeconds: 10
+  timeoutSeconds: 5
+{{- end }}
+
+{{/* What every container of this chart gives up. */}}
+{{- define "tarlift.confinement" -}}
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}

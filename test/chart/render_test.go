@@ -1,0 +1,320 @@
+package chart_test
+
+import (
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// valueSets are the ways of installing that every promise below must survive.
+var valueSets = map[string][]string{
+	"defaults":      nil,
+	"k3s":           {`containerd.address="/run/k3s/containerd/containerd.sock"`, `containerd.snapshotter="native"`},
+	"no kube-proxy": {`apiServer.host="10.0.0.1"`, `apiServer.port=443`},
+	"pod network":   {`node.hostNetwork=false`, `controller.hostNetwork=false`, `node.dnsPolicy="ClusterFirst"`},
+	"bare":          {`crds.enabled=false`, `admissionPolicy.enabled=false`, `node.ports.metrics=0`},
+	"many values": {
+		`image.digest="sha256:` + strings.Repeat("a", 64) + `"`, `image.pullPolicy="Never"`, `imagePullSecrets=[{"name":"pull"}]`,
+		`node.podLabels={"a":"b"}`, `node.podAnnotations={"a":"b"}`, `node.seLinuxOptions={"type":"spc_t"}`,
+		`controller.replicas=3`, `controller.affinity={"nodeAffinity":{}}`, `node.serviceAccountAnnotations={"a":"b"}`,
+	},
+}
+
+func TestLint(t *testing.T) {
+	if out, err := helm(t, "lint", "--strict", chart); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// pods returns the chart's pod templates by the role they play.
+func pods(t *testing.T, objects []unstructured.Unstructured) map[string]corev1.PodTemplateSpec {
+	t.Helper()
+	return map[string]corev1.PodTemplateSpec{
+		"node":       one[appsv1.DaemonSet](t, objects, "DaemonSet").Spec.Template,
+		"controller": one[appsv1.Deployment](t, objects, "Deployment").Spec.Template,
+	}
+}
+
+func TestPodsAreConfined(t *testing.T) {
+	for name, values := range valueSets {
+		t.Run(name, func(t *testing.T) {
+			for role, pod := range pods(t, render(t, values...)) {
+				t.Run(role, func(t *testing.T) { checkConfined(t, pod.Spec) })
+			}
+		})
+	}
+}
+
+func checkConfined(t *testing.T, pod corev1.PodSpec) {
+	t.Helper()
+	if len(pod.Containers) != 1 || len(pod.InitContainers) != 0 {
+		t.Fatalf("%d containers and %d init containers, want 1 and 0", len(pod.Containers), len(pod.InitContainers))
+	}
+	if pod.HostPID || pod.HostIPC {
+		t.Error("shares the host's processes or IPC")
+	}
+	if p := pod.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
+		t.Errorf("seccomp profile %v, want RuntimeDefault", p)
+	}
+	no, yes := false, true
+	want := &corev1.SecurityContext{
+		Privileged: &no, AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
+		Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+	}
+	if diff := cmp.Diff(want, pod.Containers[0].SecurityContext); diff != "" {
+		t.Errorf("container's security context (-want +got):\n%s", diff)
+	}
+	for _, m := range pod.Containers[0].VolumeMounts {
+		if !m.ReadOnly {
+			t.Errorf("%s is mounted writable", m.MountPath)
+		}
+	}
+}
+
+func TestUsers(t *testing.T) {
+	all := pods(t, render(t))
+	if u := all["node"].Spec.SecurityContext.RunAsUser; u == nil || *u != 0 {
+		t.Errorf("node runs as %v: only user 0 can open containerd's socket", u)
+	}
+	c := all["controller"].Spec.SecurityContext
+	if c.RunAsNonRoot == nil || !*c.RunAsNonRoot || c.RunAsUser == nil || *c.RunAsUser == 0 {
+		t.Errorf("controller runs as root: %v", c)
+	}
+}
+
+func TestMounts(t *testing.T) {
+	tests := map[string]struct {
+		values []string
+		want   map[string]corev1.HostPathType
+	}{
+		"defaults": {nil, map[string]corev1.HostPathType{
+			"/run/containerd": corev1.HostPathDirectory, "/var/lib/tarlift/archives": corev1.HostPathDirectoryOrCreate,
+		}},
+		"elsewhere": {
+			[]string{`containerd.address="/run/k3s/containerd/containerd.sock"`, `archives.directory="/mnt/stick"`},
+			map[string]corev1.HostPathType{
+				"/run/k3s/containerd": corev1.HostPathDirectory, "/mnt/stick": corev1.HostPathDirectoryOrCreate,
+			},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			all := pods(t, render(t, tt.values...))
+			if v := all["controller"].Spec.Volumes; len(v) != 0 {
+				t.Errorf("controller has volumes: %v", v)
+			}
+			pod := all["node"].Spec
+			paths := map[string]string{}
+			for _, m := range pod.Containers[0].VolumeMounts {
+				if m.MountPropagation == nil || *m.MountPropagation != corev1.MountPropagationHostToContainer {
+					t.Errorf("%s is mounted with propagation %v, want HostToContainer", m.MountPath, m.MountPropagation)
+				}
+				paths[m.Name] = m.MountPath
+			}
+			got := map[string]corev1.HostPathType{}
+			for _, v := range pod.Volumes {
+				got[v.HostPath.Path] = *v.HostPath.Type
+				if paths[v.Name] != v.HostPath.Path {
+					t.Errorf("%s is mounted at %q: the agent is told the host's path", v.HostPath.Path, paths[v.Name])
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("host paths (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestPlacement(t *testing.T) {
+	all := pods(t, render(t))
+	node, controller := all["node"].Spec, all["controller"].Spec
+	if diff := cmp.Diff([]corev1.Toleration{{Operator: corev1.TolerationOpExists}}, node.Tolerations); diff != "" {
+		t.Errorf("node's tolerations (-want +got):\n%s", diff)
+	}
+	if node.PriorityClassName != "system-node-critical" {
+		t.Errorf("node's priority class is %q", node.PriorityClassName)
+	}
+	for _, key := range []string{"node-role.kubernetes.io/control-plane", "node.kubernetes.io/not-ready"} {
+		if !slices.ContainsFunc(controller.Tolerations, func(tol corev1.Toleration) bool {
+			return tol.Key == key && tol.Operator == corev1.TolerationOpExists && tol.Effect == "" && tol.TolerationSeconds == nil
+		}) {
+			t.Errorf("controller does not tolerate %s", key)
+		}
+	}
+	for role, pod := range all {
+		if !pod.Spec.HostNetwork {
+			t.Errorf("%s waits for a pod network", role)
+		}
+	}
+}
+
+// Both may run on one node, in its network.
+func TestPortsAreDistinct(t *testing.T) {
+	seen := map[int32]string{}
+	for role, pod := range pods(t, render(t)) {
+		for _, p := range pod.Spec.Containers[0].Ports {
+			if other, taken := seen[p.ContainerPort]; taken {
+				t.Errorf("port %d belongs to %s and %s", p.ContainerPort, other, role)
+			}
+			seen[p.ContainerPort] = role
+		}
+	}
+	if len(seen) != 4 {
+		t.Errorf("%d ports, want metrics and health of two roles", len(seen))
+	}
+}
+
+func TestImage(t *testing.T) {
+	digest := "sha256:" + strings.Repeat("0", 64)
+	tests := map[string]struct {
+		values []string
+		want   string
+	}{
+		"chart's own version": {nil, "ghcr.io/tarlift/agent:0.1.0"},
+		"tag":                 {[]string{`image.tag="v9"`}, "ghcr.io/tarlift/agent:v9"},
+		"digest beats tag":    {[]string{`image.tag="v9"`, `image.digest="` + digest + `"`}, "ghcr.io/tarlift/agent@" + digest},
+		"repository":          {[]string{`image.repository="reg:5000/a"`, `image.tag="1"`}, "reg:5000/a:1"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			for role, pod := range pods(t, render(t, append(tt.values, `image.pullPolicy="Never"`)...)) {
+				c := pod.Spec.Containers[0]
+				if c.Image != tt.want || c.ImagePullPolicy != corev1.PullNever {
+					t.Errorf("%s runs %q with %s, want %q with Never", role, c.Image, c.ImagePullPolicy, tt.want)
+				}
+			}
+		})
+	}
+}
+
+func TestAPIServerAddress(t *testing.T) {
+	tests := map[string]struct {
+		values []string
+		want   map[string]string
+	}{
+		"the cluster's own": {nil, map[string]string{}},
+		"set": {[]string{`apiServer.host="fd00::1"`, `apiServer.port=443`}, map[string]string{
+			"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443",
+		}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			for role, pod := range pods(t, render(t, tt.values...)) {
+				got := map[string]string{}
+				for _, e := range pod.Spec.Containers[0].Env {
+					if strings.HasPrefix(e.Name, "KUBERNETES_") {
+						got[e.Name] = e.Value
+					}
+				}
+				if diff := cmp.Diff(tt.want, got); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", role, diff)
+				}
+			}
+		})
+	}
+}
+
+// TestSchema has one row for each mistake that would otherwise be found out on
+// the nodes.
+func TestSchema(t *testing.T) {
+	tests := map[string]struct{ value, field string }{
+		"unknown key":                    {`imagePullPolicy="Never"`, "imagePullPolicy"},
+		"unknown nested key":             {`node.toleration=[]`, "toleration"},
+		"pull policy":                    {`image.pullPolicy="Allways"`, "pullPolicy"},
+		"digest without algorithm":       {`image.digest="abc"`, "digest"},
+		"socket as a URL":                {`containerd.address="unix:///run/containerd/containerd.sock"`, "address"},
+		"the mount would be /":           {`containerd.address="/containerd.sock"`, "address"},
+		"relative archive directory":     {`archives.directory="archives"`, "directory"},
+		"API server as a URL":            {`apiServer.host="https://10.0.0.1"`, "host"},
+		"port":                           {`node.ports.health=0`, "health"},
+		"replicas as text":               {`controller.replicas="2"`, "replicas"},
+		"boolean as text":                {`crds.keep="false"`, "keep"},
+		"toleration with unknown effect": {`node.tolerations=[{"operator":"Exists","effect":"No"}]`, "effect"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := helm(t, "template", release, chart, "--set-json", tt.value)
+			if err == nil || !strings.Contains(err.Error(), tt.field) {
+				t.Errorf("values with %s: error %v, want one that names %s", tt.value, err, tt.field)
+			}
+		})
+	}
+}
+
+// rules returns every rule of the chart by the role that has it.
+func rules(t *testing.T, objects []unstructured.Unstructured) (cluster, own map[string][]rbacv1.PolicyRule) {
+	t.Helper()
+	cluster, own = map[string][]rbacv1.PolicyRule{}, map[string][]rbacv1.PolicyRule{}
+	for _, r := range typed[rbacv1.ClusterRole](t, objects, "ClusterRole") {
+		cluster[r.Name] = r.Rules
+	}
+	for _, r := range typed[rbacv1.Role](t, objects, "Role") {
+		if r.Namespace != namespace {
+			t.Errorf("role %s is in namespace %q", r.Name, r.Namespace)
+		}
+		own[r.Name] = r.Rules
+	}
+	return cluster, own
+}
+
+func TestRights(t *testing.T) {
+	cluster, own := rules(t, render(t))
+	var secrets []string
+	for name, list := range own {
+		for _, r := range list {
+			if slices.Contains(r.Resources, "secrets") {
+				secrets = append(secrets, name)
+				if diff := cmp.Diff([]string{"get"}, r.Verbs); diff != "" {
+					t.Errorf("%s's verbs on Secrets (-want +got):\n%s", name, diff)
+				}
+			}
+		}
+	}
+	if diff := cmp.Diff([]string{"tarlift-node"}, secrets); diff != "" {
+		t.Errorf("roles that read Secrets (-want +got):\n%s", diff)
+	}
+	for name, list := range cluster {
+		for _, r := range list {
+			if slices.Contains(r.Resources, "secrets") {
+				t.Errorf("%s reads Secrets of every namespace", name)
+			}
+		}
+	}
+	for _, all := range []map[string][]rbacv1.PolicyRule{cluster, own} {
+		for name, list := range all {
+			for _, r := range list {
+				if slices.Contains(slices.Concat(r.Verbs, r.Resources, r.APIGroups), "*") {
+					t.Errorf("%s has a wildcard: %v", name, r)
+				}
+			}
+		}
+	}
+}
+
+func TestOnlyViewIsAggregated(t *testing.T) {
+	var aggregated []string
+	for _, r := range typed[rbacv1.ClusterRole](t, render(t), "ClusterRole") {
+		for label := range maps.Keys(r.Labels) {
+			if !strings.HasPrefix(label, "rbac.authorization.k8s.io/aggregate-to-") {
+				continue
+			}
+			aggregated = append(aggregated, path.Base(label))
+			for _, rule := range r.Rules {
+				if diff := cmp.Diff([]string{"get", "list", "watch"}, rule.Verbs); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", r.Name, diff)
+				}
+			}
+		}
+	}
+	if diff := cmp.Diff([]string{"aggregate-to-view"}, aggregated); diff != "" {
+		t.Errorf("aggregations (-want +got):\n%s", diff)
+	}
+}
