@@ -1,0 +1,165 @@
+package importer
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/archive"
+)
+
+// assemble lets containerd's own importer build the images from the blobs that are in the store: it links the
+// blobs with the labels that its garbage collection follows. The names that it would write are held back, since
+// it also returns without error for an image that lacks layers. Then every image is checked.
+func (s *session) assemble(ctx context.Context, p *Plan) error {
+	s.progress.phase(PhaseImporting)
+	layout, err := minimalLayout(p.names())
+	if err != nil {
+		return err
+	}
+	held := heldImages{s.services.images}
+	c, err := client.New("", client.WithServices(
+		client.WithContentStore(s.services.content),
+		client.WithImageStore(held),
+		client.WithLeasesService(s.services.leases),
+	), client.WithDefaultNamespace(s.importer.namespace))
+	if err != nil {
+		return runtimeError("make client", err)
+	}
+	// Manifests that the plan did not choose may be absent although their platform matches, for example the
+	// second of two alike; what was chosen is checked below.
+	if _, err := c.Import(ctx, bytes.NewReader(layout), client.WithImportPlatform(p.matcher), client.WithSkipMissing()); err != nil {
+		return runtimeError("import", err)
+	}
+	return s.verify(ctx, p)
+}
+
+// verify checks every image the way the CRI will look at it: the best manifest for this platform, and nothing
+// of it missing. Import's success is no proof, and neither is `available` alone.
+func (s *session) verify(ctx context.Context, p *Plan) error {
+	s.progress.phase(PhaseVerifying)
+	for _, img := range p.Images {
+		missing, err := s.importer.missing(ctx, img.target)
+		if err != nil {
+			return err
+		}
+		if len(missing) > 0 {
+			return fmt.Errorf("image %q lacks %s: %w", img.Name, missing[0].Digest, ErrContentIncomplete)
+		}
+	}
+	return nil
+}
+
+// missing returns what an image lacks on this platform.
+func (i *Importer) missing(ctx context.Context, target ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	_, _, _, missing, err := images.Check(ctx, i.services.content, target, platforms.Only(i.platform))
+	if err != nil {
+		return nil, runtimeError("check image "+target.Digest.String(), err)
+	}
+	return missing, nil
+}
+
+// unpack applies every image's layers to the snapshotter, and returns its name. Each layer is synced before its
+// snapshot is committed: a power cut would else leave a committed snapshot of empty files, which nothing repairs.
+func (s *session) unpack(ctx context.Context, p *Plan) (string, error) {
+	s.progress.phase(PhaseUnpacking)
+	name, err := s.importer.snapshotterName(ctx)
+	if err != nil {
+		return "", err
+	}
+	done := map[string]bool{}
+	for _, img := range p.Images {
+		if done[img.Digest.String()] {
+			continue
+		}
+		done[img.Digest.String()] = true
+		i := client.NewImageWithPlatform(s.importer.client, images.Image{Name: img.Name, Target: img.target}, platforms.Only(s.importer.platform))
+		err := i.Unpack(ctx, name, client.WithUnpackApplyOpts(diff.WithSyncFs(true)))
+		if err != nil {
+			return "", fmt.Errorf("image %q: %w", img.Name, unpackError(err))
+		}
+		s.progress.tick()
+	}
+	return name, nil
+}
+
+// unpackError tells a layer that is not what its image says from a containerd that could not apply it.
+func unpackError(err error) error {
+	text := err.Error()
+	switch {
+	case bytes.Contains([]byte(text), []byte("wrong diff id")):
+		return fmt.Errorf("unpack: %w: %w", archive.ErrDigestMismatch, err)
+	case errdefs.IsInvalidArgument(err), errdefs.IsFailedPrecondition(err):
+		return fmt.Errorf("unpack: %w: %w", archive.ErrInvalid, err)
+	}
+	return runtimeError("unpack", err)
+}
+
+// snapshotterName is the configured snapshotter, else the namespace's, else containerd's default.
+func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
+	if i.snapshotter != "" {
+		return i.snapshotter, nil
+	}
+	label, err := i.client.GetLabel(ctx, defaultSnapshotterLabel)
+	if err != nil {
+		return "", runtimeError("ask for the default snapshotter", err)
+	}
+	if label != "" {
+		return label, nil
+	}
+	return defaultSnapshotter, nil
+}
+
+// minimalLayout is an OCI archive of nothing but an index that names the chosen images.
+func minimalLayout(names []publication) ([]byte, error) {
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	for _, n := range names {
+		d := n.Target
+		d.Annotations = map[string]string{images.AnnotationImageName: n.Name}
+		index.Manifests = append(index.Manifests, d)
+	}
+	indexJSON, err := json.Marshal(index)
+	if err != nil {
+		return nil, fmt.Errorf("encode index.json: %w", err)
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, m := range []struct {
+		name string
+		data []byte
+	}{
+		{ocispec.ImageLayoutFile, []byte(`{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}`)},
+		{ocispec.ImageIndexFile, indexJSON},
+	} {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: m.name, Size: int64(len(m.data)), Mode: 0o644}); err != nil {
+			return nil, fmt.Errorf("write %s: %w", m.name, err)
+		}
+		if _, err := w.Write(m.data); err != nil {
+			return nil, fmt.Errorf("write %s: %w", m.name, err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, fmt.Errorf("end the layout: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// heldImages is an image store that accepts names and keeps them to itself: they are published later, when the
+// images are known to be complete.
+type heldImages struct{ images.Store }
+
+func (heldImages) Update(_ context.Context, img images.Image, _ ...string) (images.Image, error) {
+	return img, nil
+}
+
+func (heldImages) Create(_ context.Context, img images.Image) (images.Image, error) { return img, nil }

@@ -1,0 +1,572 @@
+package importer
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/archive/builder"
+)
+
+const (
+	appName  = "registry.example/team/app:1"
+	toolName = "registry.example/team/tool:2"
+)
+
+// layer makes a layer of a given size whose content depends on its name.
+func layer(name string, size int64) builder.Layer {
+	return builder.Layer{Compression: builder.Gzip, Files: []builder.File{builder.Noise(name, 1, size)}}
+}
+
+func platformImage(platform string, layers ...builder.Layer) builder.PlatformImage {
+	return builder.PlatformImage{Platform: builder.Platform(platform), Layers: layers}
+}
+
+// twoImages is a usual archive: two names, two platforms, a shared base layer.
+func twoImages() builder.Archive {
+	base := layer("base", 96<<10)
+	return builder.Archive{Images: []builder.Image{
+		{Names: []string{appName}, Platforms: []builder.PlatformImage{
+			platformImage("linux/amd64", base, layer("app-amd64", 64<<10)),
+			platformImage("linux/arm64", layer("app-arm64", 64<<10)),
+		}},
+		{Names: []string{toolName}, Platforms: []builder.PlatformImage{
+			platformImage("linux/amd64", base, layer("tool-amd64", 32<<10)),
+			platformImage("linux/arm64", layer("tool-arm64", 32<<10)),
+		}},
+	}}
+}
+
+// blobsFor are the digests that one platform's images consist of, each once.
+func blobsFor(b *builder.Built, platform int) map[digest.Digest]int64 {
+	blobs := map[digest.Digest]int64{}
+	for _, img := range b.Images {
+		p := img.Platforms[platform]
+		for _, d := range append(append(append([]ocispec.Descriptor{p.Manifest, p.Config}, p.Layers...), img.Indexes...), img.Target) {
+			blobs[d.Digest] = d.Size
+		}
+	}
+	return blobs
+}
+
+func sum(blobs map[digest.Digest]int64) (n int64) {
+	for _, size := range blobs {
+		n += size
+	}
+	return n
+}
+
+func wanted(o Owner) Request {
+	return Request{Owner: o, Selection: archive.Selection{DigestReferences: true}, Pin: true}
+}
+
+var owner = Owner{Name: "apps", UID: "11111111-2222", Generation: 1, SpecHash: "abc"}
+
+func TestImportPublishesWholeImages(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		stream bool
+		pack   func(t *testing.T, tar []byte) []byte
+	}{
+		{"random access", false, nil},
+		{"stream", true, nil},
+		{"gzip outside", false, gzipped},
+		{"zstd outside, streamed", true, zstandard},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := newNode(t, "linux/amd64")
+			b := build(t, twoImages())
+			src := blobOf(t, b, tc.stream)
+			if tc.pack != nil {
+				data, _ := b.Bytes()
+				src.Reader = bytes.NewReader(tc.pack(t, data))
+			}
+			got, err := n.Import(t.Context(), src, wanted(owner))
+			if err != nil {
+				t.Fatal(err)
+			}
+			needed := blobsFor(b, 0)
+			if len(got.Images) != 2 || got.Images[0].Name != appName || got.Images[1].Name != toolName ||
+				got.Images[0].Digest != b.Images[0].Target.Digest {
+				t.Errorf("images %v", got.Images)
+			}
+			if got.IndexDigest != digest.FromBytes(b.Index) {
+				t.Errorf("index digest %s, want %s", got.IndexDigest, digest.FromBytes(b.Index))
+			}
+			s := n.state(t)
+			if len(s.Leases)+len(s.Ingests) != 0 {
+				t.Errorf("left behind: leases %v, ingests %v", s.Leases, s.Ingests)
+			}
+			if len(s.Content) != len(needed) {
+				t.Errorf("%d blobs in the store, needed %d: foreign platforms' must go", len(s.Content), len(needed))
+			}
+			for d := range needed {
+				if !n.has(t, d) {
+					t.Errorf("lacks %s", d)
+				}
+			}
+			for _, name := range []string{appName, toolName, "registry.example/team/app@" + b.Images[0].Target.Digest.String()} {
+				img := n.image(t, name)
+				if img == nil {
+					t.Fatalf("no image %s", name)
+				}
+				if img.Labels[labelPinned] != valuePinned || img.Labels[labelManaged] != valueManaged || img.Labels[ownerLabel(owner)] == "" {
+					t.Errorf("labels of %s: %v", name, img.Labels)
+				}
+			}
+			if len(s.Images) != 4 {
+				t.Errorf("images %v", s.Images)
+			}
+			if tc.pack == nil && !tc.stream && got.Bytes.Written != sum(needed) {
+				t.Errorf("written %d bytes, needed %d", got.Bytes.Written, sum(needed))
+			}
+			if got.Bytes.Read != src.BytesRead() || got.Bytes.Skipped != 0 {
+				t.Errorf("bytes %+v, read %d", got.Bytes, src.BytesRead())
+			}
+		})
+	}
+}
+
+func gzipped(t *testing.T, data []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func zstandard(t *testing.T, data []byte) []byte {
+	t.Helper()
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.EncodeAll(data, nil)
+}
+
+func TestPresentBlobsAreNotMoved(t *testing.T) {
+	b := build(t, twoImages())
+	needed := sum(blobsFor(b, 0))
+	for _, stream := range []bool{false, true} {
+		n := newNode(t, "linux/amd64")
+		if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(owner)); err != nil {
+			t.Fatal(err)
+		}
+		again := blobOf(t, b, stream)
+		other := owner
+		other.UID, other.Name = "33333333", "more"
+		got, err := n.Import(t.Context(), again, wanted(other))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Bytes.Skipped != needed {
+			t.Errorf("stream %v: skipped %d of %d bytes", stream, got.Bytes.Skipped, needed)
+		}
+		if !stream && (got.Bytes.Written != 0 || got.Bytes.Read > 32<<10 || again.opened != 0) {
+			t.Errorf("moved %+v, %d sections opened", got.Bytes, again.opened)
+		}
+		// A stream cannot know that a foreign platform's blob will not be wanted, but writes nothing twice.
+		if foreign := sum(blobsFor(b, 1)); stream && got.Bytes.Written > foreign {
+			t.Errorf("stream: written %d, more than the %d bytes of the other platform", got.Bytes.Written, foreign)
+		}
+	}
+}
+
+func TestDockerArchives(t *testing.T) {
+	for _, tc := range []struct {
+		name        string
+		format      builder.Format
+		compression builder.Compression
+		stream      bool
+	}{
+		{"classic", builder.DockerClassic, builder.None, false},
+		{"classic, streamed", builder.DockerClassic, builder.None, true},
+		{"flat", builder.Docker, builder.None, false},
+		{"flat, gzip layers", builder.Docker, builder.Gzip, false},
+		{"flat, gzip layers, streamed", builder.Docker, builder.Gzip, true},
+		{"hybrid", builder.Hybrid, builder.Gzip, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			shared := builder.Layer{Compression: tc.compression, Files: []builder.File{builder.Noise("shared", 2, 9000)}}
+			own := builder.Layer{Compression: tc.compression, Files: []builder.File{builder.Noise("own", 3, 5000)}}
+			b := build(t, builder.Archive{Format: tc.format, Images: []builder.Image{
+				{Names: []string{appName, "registry.example/team/app:latest"}, Platforms: []builder.PlatformImage{platformImage("linux/amd64", shared, own)}},
+				{Names: []string{toolName}, Platforms: []builder.PlatformImage{platformImage("linux/amd64", shared)}},
+			}})
+			n := newNode(t, "linux/amd64")
+			got, err := n.Import(t.Context(), blobOf(t, b, tc.stream), wanted(owner))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(got.Images) != 3 {
+				t.Fatalf("images %v", got.Images)
+			}
+			s := n.state(t)
+			if len(s.Leases)+len(s.Ingests) != 0 {
+				t.Errorf("left behind: %v %v", s.Leases, s.Ingests)
+			}
+			if tc.compression != builder.None {
+				return
+			}
+			// What containerd's own import makes of the same bytes.
+			plain := newNode(t, "linux/amd64")
+			data, _ := b.Bytes()
+			imgs, err := plain.client.Import(plain.in(t.Context()), bytes.NewReader(data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, img := range imgs {
+				if ours := n.image(t, img.Name); ours == nil || ours.Target.Digest != img.Target.Digest {
+					t.Errorf("%s: %v, containerd's import gives %s", img.Name, ours, img.Target.Digest)
+				}
+			}
+		})
+	}
+}
+
+func TestBestPlatformIsChosen(t *testing.T) {
+	for _, tc := range []struct {
+		name, node string
+		has        []string
+		want       string // empty: none
+	}{
+		{"exact", "linux/arm64", []string{"linux/amd64", "linux/arm64"}, "linux/arm64/v8"},
+		{"older variant serves", "linux/arm/v7", []string{"linux/amd64", "linux/arm/v6"}, "linux/arm/v6"},
+		{"best variant wins", "linux/arm/v7", []string{"linux/arm/v6", "linux/arm/v7", "linux/arm/v5"}, "linux/arm/v7"},
+		{"64 bit before 32", "linux/amd64", []string{"linux/386", "linux/amd64"}, "linux/amd64"},
+		{"newer variant does not serve", "linux/arm/v6", []string{"linux/arm/v7"}, ""},
+		{"other", "linux/s390x", []string{"linux/amd64", "linux/arm64"}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			img := builder.Image{Names: []string{appName}}
+			for _, p := range tc.has {
+				img.Platforms = append(img.Platforms, platformImage(p, layer(p, 2000)))
+			}
+			n := newNode(t, tc.node)
+			b := build(t, builder.Archive{Images: []builder.Image{img}})
+			plan, err := n.Plan(t.Context(), blobOf(t, b, false), wanted(owner))
+			if tc.want == "" {
+				if !errors.Is(err, ErrNoMatchingPlatform) {
+					t.Fatalf("error %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if plan.Images[0].Platform != tc.want {
+				t.Errorf("chose %s, want %s", plan.Images[0].Platform, tc.want)
+			}
+			if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(owner)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestOtherPlatformsImagesAreLeftOut(t *testing.T) {
+	a := twoImages()
+	a.Images[1].Platforms = a.Images[1].Platforms[1:] // the tool is for arm64 only
+	n := newNode(t, "linux/amd64")
+	got, err := n.Import(t.Context(), blobOf(t, build(t, a), false), wanted(owner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Images) != 1 || got.Images[0].Name != appName || n.image(t, toolName) != nil {
+		t.Errorf("images %v", got.Images)
+	}
+}
+
+// What an archive leaves out must be in the store, as after `ctr images export` of one platform.
+func TestPartialArchiveCountsOnTheStore(t *testing.T) {
+	whole := build(t, twoImages())
+	n := newNode(t, "linux/amd64")
+	if _, err := n.Import(t.Context(), blobOf(t, whole, false), wanted(owner)); err != nil {
+		t.Fatal(err)
+	}
+	partial := build(t, twoImages())
+	partial.Edit(builder.Omit(builder.BlobPath(whole.Images[0].Platforms[0].Layers[0].Digest), builder.BlobPath(whole.Images[0].Platforms[1].Manifest.Digest)))
+	other := owner
+	other.UID, other.Name = "4444", "partial"
+	if _, err := n.Import(t.Context(), blobOf(t, partial, false), wanted(other)); err != nil {
+		t.Errorf("a store that has the layer: %v", err)
+	}
+	if _, err := newNode(t, "linux/amd64").Import(t.Context(), blobOf(t, partial, false), wanted(other)); !errors.Is(err, ErrContentIncomplete) {
+		t.Errorf("an empty store: %v", err)
+	}
+}
+
+func TestRefusedArchivesChangeNothing(t *testing.T) {
+	good := build(t, twoImages())
+	appLayer := builder.BlobPath(good.Images[0].Platforms[0].Layers[1].Digest)
+	manifest := builder.BlobPath(good.Images[0].Platforms[0].Manifest.Digest)
+	goodTar, err := good.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := func(edits ...builder.Edit) []byte {
+		b := build(t, twoImages())
+		b.Edit(edits...)
+		data, err := b.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	badName := twoImages()
+	badName.Images[1].Names = []string{"registry.example/Team/\x00tool:2"}
+	foreign := twoImages()
+	for k := range foreign.Images {
+		foreign.Images[k].Platforms = foreign.Images[k].Platforms[1:]
+	}
+	bytesOf := func(a builder.Archive) []byte {
+		data, err := a.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	for _, tc := range []struct {
+		name string
+		data []byte
+		edit func(*Request)
+		want error
+	}{
+		{"empty", nil, nil, archive.ErrInvalid},
+		{"HTML page", []byte("<!DOCTYPE html><html><body>404</body></html>" + strings.Repeat(" ", 2000)), nil, archive.ErrInvalid},
+		{"cut in a blob", goodTar[:len(goodTar)/2+100], nil, archive.ErrTruncated},
+		{"wrong blob bytes", edited(builder.Corrupt(appLayer)), nil, archive.ErrDigestMismatch},
+		{"wrong manifest bytes", edited(builder.Corrupt(manifest)), nil, archive.ErrDigestMismatch},
+		{"missing layer", edited(builder.Omit(appLayer)), nil, ErrContentIncomplete},
+		{"missing index.json", edited(builder.Omit("index.json")), nil, archive.ErrInvalid},
+		{"wrong archive digest", goodTar, func(r *Request) { r.Digest = digest.FromString("another") }, archive.ErrDigestMismatch},
+		{"wrong index digest", goodTar, func(r *Request) { r.IndexDigest = digest.FromString("another") }, archive.ErrDigestMismatch},
+		{"a bad name among good ones", bytesOf(badName), nil, archive.ErrInvalidName},
+		{"other platforms only", bytesOf(foreign), nil, ErrNoMatchingPlatform},
+		{"nothing selected", goodTar, func(r *Request) { r.Selection.Include = []string{"nobody.example/**"} }, archive.ErrInvalidName},
+	} {
+		for _, stream := range []bool{false, true} {
+			t.Run(tc.name+map[bool]string{true: ", streamed"}[stream], func(t *testing.T) {
+				n := newNode(t, "linux/amd64")
+				bystander(t, n)
+				before := n.state(t)
+				req := wanted(owner)
+				if tc.edit != nil {
+					tc.edit(&req)
+				}
+				_, err := n.Import(t.Context(), &memory{Reader: bytes.NewReader(tc.data), stream: stream}, req)
+				want := tc.want
+				if stream && tc.name == "missing layer" {
+					want = ErrContentIncomplete
+				}
+				if !errors.Is(err, want) {
+					t.Errorf("error %v, want %v", err, want)
+				}
+				unchanged(t, before, n.state(t))
+			})
+		}
+	}
+}
+
+// The faults that the importer exists to prevent do happen with containerd's import alone.
+func TestPlainImportPublishesBrokenImages(t *testing.T) {
+	b := build(t, twoImages())
+	b.Edit(builder.Omit(builder.BlobPath(b.Images[0].Platforms[0].Layers[1].Digest)))
+	data, err := b.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := newNode(t, "linux/amd64")
+	ctx := n.in(t.Context())
+	if _, err := n.client.Import(ctx, bytes.NewReader(data), client.WithImportPlatform(platforms.OnlyStrict(n.platform))); err != nil {
+		t.Fatalf("containerd refuses it by now: %v", err)
+	}
+	img := n.image(t, appName)
+	if img == nil {
+		t.Fatal("not published")
+	}
+	_, _, _, missing, err := images.Check(ctx, n.services.content, img.Target, platforms.Only(n.platform))
+	if err != nil || len(missing) != 1 {
+		t.Errorf("missing %v, error %v", missing, err)
+	}
+}
+
+// bystander puts an image into the store that nobody may touch.
+func bystander(t *testing.T, n *node) {
+	t.Helper()
+	b := build(t, builder.Archive{Images: []builder.Image{{Names: []string{"bystander.example/x:1"}, Platforms: []builder.PlatformImage{platformImage("linux/amd64", layer("bystander", 4000))}}}})
+	data, err := b.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.client.Import(n.in(t.Context()), bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.db.GarbageCollect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var errInjected = errors.New("injected")
+
+func TestKeptAttemptContinues(t *testing.T) {
+	b := build(t, builder.Archive{Images: []builder.Image{{Names: []string{appName}, Platforms: []builder.PlatformImage{
+		platformImage("linux/amd64", layer("a", 3<<20), layer("b", 5<<20))}}}})
+	for _, keep := range []bool{true, false} {
+		n := newNode(t, "linux/amd64")
+		before := n.state(t)
+		req := wanted(owner)
+		req.Keep = keep
+		src := blobOf(t, b, false)
+		src.onBytes = func(int64) error {
+			if src.read > 6<<20 {
+				return errInjected
+			}
+			return nil
+		}
+		if _, err := n.Import(t.Context(), src, req); !errors.Is(err, errInjected) {
+			t.Fatalf("error %v", err)
+		}
+		if n.image(t, appName) != nil {
+			t.Fatal("published after a failure")
+		}
+		if _, err := n.db.GarbageCollect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !keep {
+			unchanged(t, before, n.state(t))
+			continue
+		}
+		if s := n.state(t); len(s.Leases) != 1 || len(s.Ingests) != 1 || len(s.Content) == 0 {
+			t.Fatalf("kept %+v", s)
+		}
+		got, err := n.Import(t.Context(), blobOf(t, b, false), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Bytes.Read > 3<<20 {
+			t.Errorf("read %d bytes, of which 2 MiB were missing", got.Bytes.Read)
+		}
+		if s := n.state(t); len(s.Leases)+len(s.Ingests) != 0 {
+			t.Errorf("left behind %+v", s)
+		}
+	}
+}
+
+func TestReleaseDropsWhatWasKept(t *testing.T) {
+	b := build(t, builder.Archive{Images: []builder.Image{{Names: []string{appName}, Platforms: []builder.PlatformImage{platformImage("linux/amd64", layer("b", 5<<20))}}}})
+	n := newNode(t, "linux/amd64")
+	bystander(t, n)
+	before := n.state(t)
+	fail := func(o Owner) {
+		src := blobOf(t, b, false)
+		src.onBytes = func(int64) error {
+			if src.read > 2<<20 {
+				return errInjected
+			}
+			return nil
+		}
+		req := wanted(o)
+		req.Keep = true
+		if _, err := n.Import(t.Context(), src, req); !errors.Is(err, errInjected) {
+			t.Fatal(err)
+		}
+	}
+	fail(owner)
+	next := owner
+	next.Generation++
+	fail(next)
+	if s := n.state(t); len(s.Leases) != 1 || !strings.Contains(s.Leases[0], "-2-") {
+		t.Errorf("leases after a new generation: %v", s.Leases)
+	}
+	if err := n.Release(t.Context(), owner.UID); err != nil {
+		t.Fatal(err)
+	}
+	unchanged(t, before, n.state(t))
+}
+
+// A kill in mid-blob can leave an ingest whose bytes are not the blob's.
+func TestPoisonedIngestIsDropped(t *testing.T) {
+	b := build(t, twoImages())
+	n := newNode(t, "linux/amd64")
+	l := b.Images[0].Platforms[0].Layers[1]
+	ctx := n.in(t.Context())
+	poison := privateIngests{n.services.content, ingestPrefix(owner.UID)}
+	s := &session{importer: n.Importer, services: services{content: poison}, progress: newReporter(nil), written: map[digest.Digest]int64{}}
+	w, err := s.writer(ctx, l.Digest.String(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(bytes.Repeat([]byte("poison"), 500)); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	// Resuming it as it is does fail.
+	if w, err = s.writer(ctx, l.Digest.String(), l); err != nil {
+		t.Fatal(err)
+	}
+	st, err := w.Status()
+	if err != nil || st.Offset != 3000 {
+		t.Fatalf("offset %d, error %v", st.Offset, err)
+	}
+	w.Close()
+	if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(owner)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestInterruptedImportChangesNothing(t *testing.T) {
+	b := build(t, twoImages())
+	n := newNode(t, "linux/amd64")
+	bystander(t, n)
+	before := n.state(t)
+	for _, at := range []Phase{PhaseTransferring, PhaseImporting, PhasePublishing} {
+		ctx, cancel := context.WithCancel(t.Context())
+		req := wanted(Owner{})
+		req.Progress = func(p Progress) {
+			if p.Phase == at {
+				cancel()
+			}
+		}
+		_, err := n.Import(ctx, cancelled{blobOf(t, b, false)}, req)
+		cancel()
+		if !errors.Is(err, context.Canceled) && !strings.Contains(errText(err), "canceled") {
+			t.Errorf("%s: error %v", at, err)
+		}
+		unchanged(t, before, n.state(t))
+	}
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// cancelled is a source whose sections end with their context, as those of the real sources do.
+type cancelled struct{ *memory }
+
+func (c cancelled) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return c.memory.Section(ctx, off, n)
+}

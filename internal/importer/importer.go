@@ -1,0 +1,230 @@
+// Package importer puts the images of an archive into containerd: complete, pinned and owned, or not at all.
+// It is the only package of the project that knows containerd.
+//
+// An import goes one way, and no step reaches back:
+//
+//	source -> archive index -> plan -> content -> Client.Import -> verify -> unpack -> publish
+//
+// The plan says which images serve this node's platform, under which names, and which of their blobs are
+// absent. Only absent blobs are transferred, each written under its digest, all of them below one lease.
+// containerd's own Client.Import then assembles the images from the content store, but the names that it would
+// write are held back until every image has been found complete and unpacked.
+package importer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/archive"
+)
+
+// The ways in which an import fails here; what is wrong with the archive or its source is said by the errors
+// of those packages, which pass through wrapped.
+var (
+	// ErrContentIncomplete is an image that lacks a blob which neither the archive nor the store has.
+	ErrContentIncomplete = errors.New("content incomplete")
+	// ErrNoMatchingPlatform is an archive without any image for this node's platform.
+	ErrNoMatchingPlatform = errors.New("no image for this platform")
+	// ErrNameConflict is a name that exists with another digest and belongs to somebody else.
+	ErrNameConflict = errors.New("name exists with another digest")
+	// ErrInsufficientDisk is containerd's file system without room for the content.
+	ErrInsufficientDisk = errors.New("insufficient disk space")
+	// ErrRuntimeUnavailable is a containerd that does not answer.
+	ErrRuntimeUnavailable = errors.New("containerd is unavailable")
+)
+
+// Options say which containerd to use, and for whom.
+type Options struct {
+	// Address is the path of containerd's socket; empty means containerd's default.
+	Address string
+	// Namespace of containerd that images go to; empty means k8s.io, where the kubelet looks.
+	Namespace string
+	// Snapshotter that layers are unpacked into; empty means the namespace's default.
+	Snapshotter string
+	// Platform images are chosen for, for example linux/arm64/v8; empty means this machine's.
+	Platform string
+}
+
+// Importer imports archives into one namespace of one containerd. Its methods may be called concurrently.
+type Importer struct {
+	client      *client.Client
+	services    services
+	namespace   string
+	snapshotter string
+	platform    ocispec.Platform
+}
+
+// services are containerd's, without the wrappers that an import puts around them.
+type services struct {
+	content content.Store
+	images  images.Store
+	leases  leases.Manager
+}
+
+// connectTimeout bounds the first dial; a containerd that answers at all does so within milliseconds.
+const connectTimeout = 10 * time.Second
+
+// New makes an importer. It does not wait for containerd: a daemon that is down shows at the first call,
+// as ErrRuntimeUnavailable, and is found again when it returns.
+func New(o Options) (*Importer, error) {
+	platform := platforms.DefaultSpec()
+	if o.Platform != "" {
+		p, err := platforms.Parse(o.Platform)
+		if err != nil {
+			return nil, fmt.Errorf("platform %q: %w", o.Platform, err)
+		}
+		platform = platforms.Normalize(p)
+	}
+	if o.Namespace == "" {
+		o.Namespace = "k8s.io"
+	}
+	if o.Address == "" {
+		o.Address = defaults.DefaultAddress
+	}
+	c, err := client.New(o.Address, client.WithDefaultNamespace(o.Namespace), client.WithTimeout(connectTimeout))
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd at %q: %w: %w", o.Address, ErrRuntimeUnavailable, err)
+	}
+	return newImporter(c, o.Namespace, o.Snapshotter, platform), nil
+}
+
+func newImporter(c *client.Client, namespace, snapshotter string, platform ocispec.Platform) *Importer {
+	return &Importer{
+		client:      c,
+		services:    services{c.ContentStore(), c.ImageService(), c.LeasesService()},
+		namespace:   namespace,
+		snapshotter: snapshotter,
+		platform:    platform,
+	}
+}
+
+// Close ends the connection.
+func (i *Importer) Close() error {
+	return i.client.Close() //nolint:wrapcheck // the caller only logs it
+}
+
+// Runtime describes the containerd that an importer talks to.
+type Runtime struct {
+	Version     string // of the daemon, for example v2.4.2
+	Snapshotter string // that layers are unpacked into
+	Platform    string // that images are chosen for, for example linux/amd64
+}
+
+// Runtime asks containerd who it is.
+func (i *Importer) Runtime(ctx context.Context) (Runtime, error) {
+	ctx = i.in(ctx)
+	v, err := i.client.Version(ctx)
+	if err != nil {
+		return Runtime{}, runtimeError("ask containerd's version", err)
+	}
+	s, err := i.snapshotterName(ctx)
+	if err != nil {
+		return Runtime{}, err
+	}
+	return Runtime{Version: v.Version, Snapshotter: s, Platform: platforms.FormatAll(i.platform)}, nil
+}
+
+// in puts a call into the importer's namespace.
+func (i *Importer) in(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, i.namespace)
+}
+
+// Owner is the ImageArchive that an import is made for. The zero Owner is `agent import`.
+type Owner struct {
+	Name       string
+	UID        string
+	Generation int64
+	// SpecHash identifies the part of the spec that decides what an import does.
+	SpecHash string
+}
+
+// Request says what is wanted of an archive.
+type Request struct {
+	Owner Owner
+	// Digest of the whole archive as the source gives it; forces one full read. Empty: not checked.
+	Digest digest.Digest
+	// IndexDigest of index.json, the root that every blob hangs on. Empty: not checked.
+	IndexDigest digest.Digest
+	// Selection chooses images and names them.
+	Selection archive.Selection
+	// Unpack the layers into the snapshotter.
+	Unpack bool
+	// Pin the images against the kubelet's garbage collection.
+	Pin bool
+	// Replace names that exist with another digest and belong to somebody else, instead of ErrNameConflict.
+	Replace bool
+	// Keep the lease and what was transferred when the import fails, so that the next attempt of the same
+	// owner continues there. Without it a failed import leaves nothing.
+	Keep bool
+	// Progress is called at most a few times a second and at each change of phase, by one goroutine at a
+	// time; nil for none.
+	Progress func(Progress)
+}
+
+// Phase is a step of an import.
+type Phase string
+
+// The phases of an import, in their order.
+const (
+	PhaseIndexing     Phase = "indexing"
+	PhaseTransferring Phase = "transferring"
+	PhaseImporting    Phase = "importing"
+	PhaseVerifying    Phase = "verifying"
+	PhaseUnpacking    Phase = "unpacking"
+	PhasePublishing   Phase = "publishing"
+)
+
+// Progress is how far an import is. In a stream the total is the archive's size, where that is known.
+type Progress struct {
+	Phase   Phase
+	Done    int64 // bytes written to the content store
+	Skipped int64 // bytes of needed blobs that were present
+	Total   int64 // bytes of all needed blobs, 0 while unknown
+}
+
+// Image is one name that an import published.
+type Image struct {
+	Name   string        `json:"name"`
+	Digest digest.Digest `json:"digest"`
+}
+
+// Bytes counts what an import moved.
+type Bytes struct {
+	Read    int64 `json:"read"`    // taken from the source, headers included
+	Written int64 `json:"written"` // committed to the content store
+	Skipped int64 `json:"skipped"` // of needed blobs that were present
+}
+
+// Result is what an import did.
+type Result struct {
+	Images      []Image       // without the name@digest references, sorted by name
+	Bytes       Bytes         //
+	Digest      digest.Digest // of the whole archive, when it was read in full
+	IndexDigest digest.Digest // of index.json
+	Size        int64         // of the archive in bytes, -1 where the source does not say
+}
+
+// runtimeError says that a call of containerd failed, and whether containerd was there at all.
+func runtimeError(doing string, err error) error {
+	switch {
+	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
+		return fmt.Errorf("%s: %w: %w", doing, ErrRuntimeUnavailable, err)
+	case isNoSpace(err):
+		return fmt.Errorf("%s: %w: %w", doing, ErrInsufficientDisk, err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+

@@ -1,0 +1,211 @@
+package importer
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/source"
+)
+
+// node is containerd's own content store and metadata database in this process, with an importer on top: what a
+// node has but for the snapshotter, in milliseconds.
+type node struct {
+	*Importer
+	db *metadata.DB
+}
+
+func newNode(t *testing.T, platform string) *node {
+	t.Helper()
+	dir := t.TempDir()
+	store, err := local.NewStore(filepath.Join(dir, "content"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bdb, err := bolt.Open(filepath.Join(dir, "meta.db"), 0o600, &bolt.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { bdb.Close() })
+	db := metadata.NewDB(bdb, store, nil)
+	if err := db.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.New("", client.WithServices(
+		client.WithContentStore(db.ContentStore()),
+		client.WithImageStore(metadata.NewImageStore(db)),
+		client.WithLeasesService(collecting{metadata.NewLeaseManager(db), db}),
+	), client.WithDefaultNamespace("k8s.io"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &node{newImporter(c, "k8s.io", "", platforms.Normalize(platforms.MustParse(platform))), db}
+}
+
+// collecting deletes leases the way the daemon's service does: a synchronous deletion collects garbage first.
+type collecting struct {
+	leases.Manager
+	db *metadata.DB
+}
+
+func (c collecting) Delete(ctx context.Context, l leases.Lease, opts ...leases.DeleteOpt) error {
+	if err := c.Manager.Delete(ctx, l, opts...); err != nil {
+		return err
+	}
+	_, err := c.db.GarbageCollect(ctx)
+	return err
+}
+
+// state is everything that an import could change, in comparable form.
+type state struct {
+	Images, Content, Ingests, Leases []string
+}
+
+func (n *node) state(t *testing.T) state {
+	t.Helper()
+	ctx := n.in(t.Context())
+	var s state
+	list, err := n.services.images.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, img := range list {
+		s.Images = append(s.Images, fmt.Sprintf("%s %s %s", img.Name, img.Target.Digest, sortedLabels(img.Labels)))
+	}
+	err = n.services.content.Walk(ctx, func(i content.Info) error {
+		s.Content = append(s.Content, i.Digest.String())
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ingests, err := n.services.content.ListStatuses(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range ingests {
+		s.Ingests = append(s.Ingests, i.Ref)
+	}
+	held, err := n.services.leases.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range held {
+		s.Leases = append(s.Leases, l.ID)
+	}
+	for _, list := range [][]string{s.Images, s.Content, s.Ingests, s.Leases} {
+		slices.Sort(list)
+	}
+	return s
+}
+
+func sortedLabels(labels map[string]string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		out = append(out, k+"="+labels[k])
+	}
+	return strings.Join(out, ",")
+}
+
+// image returns a published image, nil if there is none of that name.
+func (n *node) image(t *testing.T, name string) *images.Image {
+	t.Helper()
+	img, err := n.services.images.Get(n.in(t.Context()), name)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &img
+}
+
+func (n *node) has(t *testing.T, d digest.Digest) bool {
+	t.Helper()
+	_, err := n.services.content.Info(n.in(t.Context()), d)
+	if err != nil && !errdefs.IsNotFound(err) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+func unchanged(t *testing.T, before, after state) {
+	t.Helper()
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("the store changed (-before +after):\n%s", diff)
+	}
+}
+
+// memory is a source in memory; counting and random access come from the real file source's interface.
+type memory struct {
+	*bytes.Reader
+	stream  bool
+	read    int64
+	opened  int
+	onBytes func(offset int64) error // injected fault: called for each read with its offset
+}
+
+var _ source.Blob = (*memory)(nil)
+
+func (m *memory) Section(_ context.Context, off, n int64) (io.ReadCloser, error) {
+	if n < 0 {
+		n = m.Reader.Size() - off
+	}
+	m.opened++
+	return io.NopCloser(io.NewSectionReader(m, off, n)), nil
+}
+
+func (m *memory) ReadAt(p []byte, off int64) (int, error) {
+	if m.onBytes != nil {
+		if err := m.onBytes(off); err != nil {
+			return 0, err
+		}
+	}
+	n, err := m.Reader.ReadAt(p, off)
+	m.read += int64(n)
+	return n, err
+}
+
+func (m *memory) RandomAccess() bool { return !m.stream }
+func (m *memory) BytesRead() int64   { return m.read }
+func (m *memory) Validator() string  { return "" }
+func (m *memory) String() string     { return "memory" }
+func (m *memory) Close() error       { return nil }
+
+func build(t *testing.T, a builder.Archive) *builder.Built {
+	t.Helper()
+	b, err := a.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return b
+}
+
+func blobOf(t *testing.T, b *builder.Built, stream bool) *memory {
+	t.Helper()
+	var buf bytes.Buffer
+	if _, err := b.WriteTo(&buf); err != nil {
+		t.Fatal(err)
+	}
+	return &memory{Reader: bytes.NewReader(buf.Bytes()), stream: stream}
+}

@@ -1,0 +1,289 @@
+package importer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/archive"
+)
+
+// Plan is what an import of an archive would do here, found without changing anything.
+type Plan struct {
+	Format      string         `json:"format"` // oci or docker
+	IndexDigest digest.Digest  `json:"indexDigest"`
+	Images      []PlannedImage `json:"images"` // sorted by name
+	Blobs       []PlannedBlob  `json:"blobs"`  // each once, in the order of transfer
+	Bytes       PlannedBytes   `json:"bytes"`
+
+	matcher platforms.MatchComparer // of exactly the chosen platforms
+}
+
+// PlannedImage is one name that an import would publish.
+type PlannedImage struct {
+	Name            string        `json:"name"`
+	Source          string        `json:"source,omitempty"` // its name in the archive, where that has one
+	DigestReference string        `json:"digestReference,omitempty"`
+	Digest          digest.Digest `json:"digest"`   // of the name's target, the index of a multi-platform image
+	Platform        string        `json:"platform"` // of the manifest that was chosen
+	Manifest        digest.Digest `json:"manifest"`
+
+	target ocispec.Descriptor
+}
+
+// PlannedBlob is one blob that the images need.
+type PlannedBlob struct {
+	ocispec.Descriptor
+	Present bool `json:"present"` // in the content store: it is not moved
+
+	located bool
+	extent  archive.Extent
+}
+
+// PlannedBytes sums the blobs of a plan, in bytes.
+type PlannedBytes struct {
+	Total   int64 `json:"total"`
+	Present int64 `json:"present"`
+	Move    int64 `json:"move"`
+}
+
+// planner gathers what the images of one archive need.
+type planner struct {
+	importer *Importer
+	layout   *archive.Layout
+	seen     *archive.MemorySink // what a dry pass over a stream met; nil when the pass stored it
+	match    platforms.MatchComparer
+	read     map[digest.Digest][]byte // metadata read so far, so that it is not fetched twice
+	needed   map[digest.Digest]bool
+	plan     *Plan
+}
+
+// plan decides what is needed of an archive. All that it reads of the archive is metadata. seen is nil but for a
+// stream whose blobs were not stored.
+func (i *Importer) plan(ctx context.Context, l *archive.Layout, seen *archive.MemorySink, req Request) (*Plan, error) {
+	if req.IndexDigest != "" && req.IndexDigest != l.IndexDigest {
+		return nil, fmt.Errorf("the archive's index digest is %s, not %s: %w", l.IndexDigest, req.IndexDigest, archive.ErrDigestMismatch)
+	}
+	if !l.Complete && (req.Digest != "" || req.IndexDigest != "") {
+		return nil, fmt.Errorf("the tar has no end marker: %w", archive.ErrTruncated)
+	}
+	named, err := req.Selection.Select(l.Manifests)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // says which entry and name
+	}
+	p := &planner{
+		importer: i, layout: l, seen: seen, match: platforms.Only(i.platform),
+		read: map[digest.Digest][]byte{}, needed: map[digest.Digest]bool{},
+		plan: &Plan{Format: l.Format, IndexDigest: l.IndexDigest},
+	}
+	var chosen chosenPlatforms
+	var foreign []string
+	for _, n := range named {
+		leaf, others, err := p.choose(ctx, n.Target)
+		if err != nil {
+			return nil, err
+		}
+		if leaf == nil {
+			foreign = append(foreign, others...)
+			continue
+		}
+		chosen = append(chosen, *leaf.Platform)
+		if err := p.add(ctx, n, *leaf); err != nil {
+			return nil, fmt.Errorf("image %q: %w", n.Name, err)
+		}
+	}
+	if len(p.plan.Images) == 0 {
+		return nil, fmt.Errorf("the archive has images for %s only, this node needs %s: %w",
+			listed(foreign), platforms.FormatAll(i.platform), ErrNoMatchingPlatform)
+	}
+	p.plan.matcher = chosen
+	return p.plan, p.settle()
+}
+
+// settle sorts the images and refuses one name for two of them.
+func (p *planner) settle() error {
+	slices.SortStableFunc(p.plan.Images, func(a, b PlannedImage) int { return strings.Compare(a.Name, b.Name) })
+	for k, img := range p.plan.Images[:len(p.plan.Images)-1] {
+		if next := p.plan.Images[k+1]; img.Name == next.Name && img.Digest != next.Digest {
+			return fmt.Errorf("name %q stands for two images, %s and %s: %w", img.Name, img.Digest, next.Digest, archive.ErrInvalidName)
+		}
+	}
+	p.plan.Images = slices.CompactFunc(p.plan.Images, func(a, b PlannedImage) bool { return a.Name == b.Name })
+	for _, b := range p.plan.Blobs {
+		p.plan.Bytes.Total += b.Size
+		if b.Present {
+			p.plan.Bytes.Present += b.Size
+		}
+	}
+	p.plan.Bytes.Move = p.plan.Bytes.Total - p.plan.Bytes.Present
+	return nil
+}
+
+// choose returns the manifest below target that the CRI would choose for this platform, or the platforms that
+// there are instead.
+func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archive.Leaf, []string, error) {
+	leaves, err := archive.Leaves(ctx, p.fetch, target)
+	if err != nil {
+		return nil, nil, err //nolint:wrapcheck // says which member
+	}
+	if len(leaves) == 0 {
+		// An image of no known platform: an artifact, or one that is not here at all.
+		if _, err := p.fetch(ctx, target); errors.Is(err, archive.ErrMissing) {
+			return nil, nil, p.incomplete(target)
+		}
+	}
+	var best *archive.Leaf
+	var others []string
+	for k, l := range leaves {
+		if !p.match.Match(*l.Platform) {
+			others = append(others, platforms.FormatAll(*l.Platform))
+			continue
+		}
+		if best == nil || p.match.Less(*l.Platform, *best.Platform) {
+			best = &leaves[k]
+		}
+	}
+	return best, others, nil
+}
+
+// add plans one image: the indexes above its manifest, the manifest, its config and its layers.
+func (p *planner) add(ctx context.Context, n archive.Named, leaf archive.Leaf) error {
+	m, err := archive.ReadManifest(ctx, p.fetch, leaf.Descriptor)
+	if errors.Is(err, archive.ErrMissing) {
+		return p.incomplete(leaf.Descriptor)
+	}
+	if err != nil {
+		return err //nolint:wrapcheck // says which member and field
+	}
+	for _, d := range slices.Concat(leaf.Parents, []ocispec.Descriptor{leaf.Descriptor, m.Config}, m.Layers) {
+		if p.needed[d.Digest] {
+			continue
+		}
+		p.needed[d.Digest] = true
+		b, err := p.blob(ctx, d)
+		if err != nil {
+			return err
+		}
+		p.plan.Blobs = append(p.plan.Blobs, b)
+	}
+	p.plan.Images = append(p.plan.Images, PlannedImage{
+		Name: n.Name, Source: n.Source, DigestReference: n.DigestReference,
+		Digest: n.Target.Digest, Platform: platforms.FormatAll(*leaf.Platform), Manifest: leaf.Digest,
+		// Annotations and embedded data are the archive's business: a pulled image's target has none.
+		target: ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size},
+	})
+	return nil
+}
+
+// blob looks where a needed blob is: in the store, else in the archive.
+func (p *planner) blob(ctx context.Context, d ocispec.Descriptor) (PlannedBlob, error) {
+	b := PlannedBlob{Descriptor: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}}
+	info, err := p.importer.services.content.Info(ctx, d.Digest)
+	switch {
+	case err == nil:
+		b.Present = true
+	case !errdefs.IsNotFound(err):
+		return b, runtimeError("look up "+d.Digest.String(), err)
+	}
+	b.extent, b.located = p.layout.Locate(d.Digest)
+	if size, ok := p.seen.Size(d.Digest); ok {
+		b.extent.Size, b.located = size, true
+	}
+	if data, ok := p.read[d.Digest]; ok {
+		b.extent.Data, b.located = data, true
+	}
+	size := info.Size
+	switch {
+	case b.Present:
+	case b.extent.Data != nil:
+		size = int64(len(b.extent.Data))
+	case b.located:
+		size = b.extent.Size
+	default:
+		return b, p.incomplete(d)
+	}
+	if size != d.Size {
+		return b, fmt.Errorf("descriptor of %s: size is %d, the blob has %d bytes: %w", d.Digest, d.Size, size, archive.ErrInvalid)
+	}
+	return b, nil
+}
+
+// incomplete says that a needed blob is nowhere; an archive without an end was most likely cut before it.
+func (p *planner) incomplete(d ocispec.Descriptor) error {
+	reason := ErrContentIncomplete
+	if !p.layout.Complete {
+		reason = archive.ErrTruncated
+	}
+	return fmt.Errorf("blob %s (%q) is neither in the archive nor in containerd: %w", d.Digest, d.MediaType, reason)
+}
+
+// fetch reads metadata from the archive, else from the content store: a partial archive may count on content
+// that its receiver has.
+func (p *planner) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if data, ok := p.read[d.Digest]; ok {
+		return data, nil
+	}
+	data, err := p.layout.ReadBlob(ctx, d, archive.MaxManifestBytes)
+	if errors.Is(err, archive.ErrMissing) {
+		stored, storeErr := p.importer.readBlob(ctx, d.Digest, archive.MaxManifestBytes)
+		if storeErr != nil {
+			if errdefs.IsNotFound(storeErr) {
+				return nil, err //nolint:wrapcheck // says that the archive lacks it
+			}
+			return nil, storeErr
+		}
+		return stored, nil
+	}
+	if err != nil {
+		return nil, err //nolint:wrapcheck // says which member
+	}
+	p.read[d.Digest] = data
+	return data, nil
+}
+
+// readBlob reads a blob of at most limit bytes from containerd.
+func (i *Importer) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	ra, err := i.services.content.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
+	if err != nil {
+		return nil, runtimeError("read blob "+d.String(), err)
+	}
+	defer ra.Close() //nolint:errcheck // only read
+	if ra.Size() > limit {
+		return nil, fmt.Errorf("blob %s has %d bytes, at most %d are read: %w", d, ra.Size(), limit, archive.ErrLimit)
+	}
+	var b bytes.Buffer
+	if _, err := io.Copy(&b, content.NewReader(ra)); err != nil {
+		return nil, runtimeError("read blob "+d.String(), err)
+	}
+	return b.Bytes(), nil
+}
+
+// listed joins distinct words in order, for messages.
+func listed(words []string) string {
+	slices.Sort(words)
+	words = slices.Compact(words)
+	if len(words) == 0 {
+		return "no platform"
+	}
+	return strings.Join(words, ", ")
+}
+
+// chosenPlatforms matches exactly the platforms that a plan chose. platforms.Only would also want lesser ones,
+// for example 386 on amd64, whose blobs are not there.
+type chosenPlatforms []ocispec.Platform
+
+func (c chosenPlatforms) Match(p ocispec.Platform) bool {
+	return slices.ContainsFunc(c, func(q ocispec.Platform) bool { return platforms.FormatAll(platforms.Normalize(q)) == platforms.FormatAll(platforms.Normalize(p)) })
+}
+
+func (c chosenPlatforms) Less(ocispec.Platform, ocispec.Platform) bool { return false }

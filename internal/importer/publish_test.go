@@ -1,0 +1,223 @@
+package importer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tarlift/tarlift/internal/archive/builder"
+)
+
+// version is an archive of the app image with the given content below the same name.
+func version(t *testing.T, content string) *builder.Built {
+	t.Helper()
+	return build(t, builder.Archive{Images: []builder.Image{{Names: []string{appName}, Platforms: []builder.PlatformImage{
+		platformImage("linux/amd64", layer(content, 3000))}}}})
+}
+
+func named(name, uid string) Owner { return Owner{Name: name, UID: uid, Generation: 1, SpecHash: "s"} }
+
+func TestWhoMayRetargetAName(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		first    []Owner // who import version one, in this order
+		then     Owner   // who imports version two
+		replace  bool
+		conflict bool
+		owners   []Owner // whose labels are on the name at the end
+	}{
+		{"its owner", []Owner{named("a", "1")}, named("a", "1"), false, false, []Owner{named("a", "1")}},
+		{"another archive", []Owner{named("a", "1")}, named("b", "2"), false, true, []Owner{named("a", "1")}},
+		{"another archive that replaces", []Owner{named("a", "1")}, named("b", "2"), true, false, []Owner{named("b", "2")}},
+		{"one of two owners", []Owner{named("a", "1"), named("b", "2")}, named("b", "2"), false, true, []Owner{named("a", "1"), named("b", "2")}},
+		{"a recreated archive", []Owner{named("a", "1")}, named("a", "9"), false, false, []Owner{named("a", "9")}},
+		{"an archive after agent import", []Owner{{}}, named("a", "1"), false, false, []Owner{named("a", "1")}},
+		{"agent import again", []Owner{{}}, Owner{}, false, false, []Owner{{}}},
+		{"agent import over an archive's", []Owner{named("a", "1")}, Owner{}, false, true, []Owner{named("a", "1")}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := newNode(t, "linux/amd64")
+			one, two := version(t, "one"), version(t, "two")
+			for _, o := range tc.first {
+				if _, err := n.Import(t.Context(), blobOf(t, one, false), wanted(o)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := n.state(t)
+			req := wanted(tc.then)
+			req.Replace = tc.replace
+			_, err := n.Import(t.Context(), blobOf(t, two, false), req)
+			target := two.Images[0].Target.Digest
+			if tc.conflict {
+				target = one.Images[0].Target.Digest
+				if !errors.Is(err, ErrNameConflict) {
+					t.Fatalf("error %v", err)
+				}
+				unchanged(t, before, n.state(t))
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			img := n.image(t, appName)
+			if img.Target.Digest != target {
+				t.Errorf("target %s, want %s", img.Target.Digest, target)
+			}
+			owners := 0
+			for k := range img.Labels {
+				if k != labelPinned && k != labelManaged {
+					owners++
+				}
+			}
+			if owners != len(tc.owners) {
+				t.Errorf("labels %v", img.Labels)
+			}
+			for _, o := range tc.owners {
+				if img.Labels[ownerLabel(o)] == "" {
+					t.Errorf("lacks the label of %v: %v", o, img.Labels)
+				}
+			}
+		})
+	}
+}
+
+func TestForeignNamesAndLabelsStay(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	one, two := version(t, "one"), version(t, "two")
+	data, err := one.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := n.in(t.Context())
+	if _, err := n.client.Import(ctx, bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	labelled := images.Image{Name: appName, Labels: map[string]string{"team": "blue"}}
+	if _, err := n.services.images.Update(ctx, labelled, "labels.team"); err != nil {
+		t.Fatal(err)
+	}
+	before := n.state(t)
+	if _, err := n.Import(t.Context(), blobOf(t, two, false), wanted(owner)); !errors.Is(err, ErrNameConflict) {
+		t.Fatalf("retargeted a name that is not ours: %v", err)
+	}
+	unchanged(t, before, n.state(t))
+	if _, err := n.Import(t.Context(), blobOf(t, one, false), wanted(owner)); err != nil {
+		t.Fatalf("the same digest is no conflict: %v", err)
+	}
+	if img := n.image(t, appName); img.Labels["team"] != "blue" || img.Labels[labelPinned] != valuePinned {
+		t.Errorf("labels %v", img.Labels)
+	}
+}
+
+// failingImages fails the k-th write of names.
+type failingImages struct {
+	images.Store
+	left *int
+}
+
+func (f failingImages) fail() error {
+	if *f.left--; *f.left < 0 {
+		return errInjected
+	}
+	return nil
+}
+
+func (f failingImages) Create(ctx context.Context, i images.Image) (images.Image, error) {
+	if err := f.fail(); err != nil {
+		return i, err
+	}
+	return f.Store.Create(ctx, i)
+}
+
+func (f failingImages) Update(ctx context.Context, i images.Image, paths ...string) (images.Image, error) {
+	if i.Labels[ownerLabel(owner)] != "" {
+		if err := f.fail(); err != nil {
+			return i, err
+		}
+	}
+	return f.Store.Update(ctx, i, paths...)
+}
+
+func TestFailedPublishIsTakenBack(t *testing.T) {
+	b := build(t, twoImages())
+	for k := range 4 {
+		n := newNode(t, "linux/amd64")
+		// One of the names is there with another target, to be replaced.
+		if _, err := n.Import(t.Context(), blobOf(t, version(t, "old"), false), wanted(named("old", "7"))); err != nil {
+			t.Fatal(err)
+		}
+		before := n.state(t)
+		whole, left := n.services.images, k
+		n.services.images = failingImages{whole, &left}
+		req := wanted(owner)
+		req.Replace = true
+		if _, err := n.Import(t.Context(), blobOf(t, b, false), req); !errors.Is(err, errInjected) {
+			t.Fatalf("error %v", err)
+		}
+		n.services.images = whole
+		unchanged(t, before, n.state(t))
+	}
+}
+
+func TestImported(t *testing.T) {
+	b := build(t, twoImages())
+	for _, tc := range []struct {
+		name string
+		harm func(t *testing.T, n *node)
+		ask  Owner
+		want bool
+	}{
+		{"untouched", nil, owner, true},
+		{"a later generation with the same spec", nil, Owner{Name: "apps", UID: owner.UID, Generation: 7, SpecHash: "abc"}, true},
+		{"another spec", nil, Owner{Name: "apps", UID: owner.UID, Generation: 2, SpecHash: "def"}, false},
+		{"another archive", nil, Owner{Name: "apps", UID: "else", Generation: 1, SpecHash: "abc"}, false},
+		{"a name deleted", func(t *testing.T, n *node) {
+			if err := n.services.images.Delete(n.in(t.Context()), toolName); err != nil {
+				t.Fatal(err)
+			}
+		}, owner, false},
+		{"a pin lost", func(t *testing.T, n *node) {
+			set(t, n, images.Image{Name: appName, Labels: map[string]string{labelPinned: ""}}, "labels."+labelPinned)
+		}, owner, false},
+		{"a name retargeted", func(t *testing.T, n *node) {
+			set(t, n, images.Image{Name: appName, Target: b.Images[1].Target}, "target")
+		}, owner, false},
+		{"a layer lost", func(t *testing.T, n *node) {
+			lose(t, n, b.Images[0].Platforms[0].Layers[0].Digest)
+		}, owner, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := newNode(t, "linux/amd64")
+			imported, err := n.Import(t.Context(), blobOf(t, b, false), wanted(owner))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.harm != nil {
+				tc.harm(t, n)
+			}
+			got, ok, err := n.Imported(t.Context(), tc.ask)
+			if err != nil || ok != tc.want {
+				t.Fatalf("imported %v, error %v", ok, err)
+			}
+			if ok && (len(got.Images) != 2 || got.IndexDigest != imported.IndexDigest || got.Size != imported.Size) {
+				t.Errorf("result %+v, was %+v", got, imported)
+			}
+		})
+	}
+}
+
+func set(t *testing.T, n *node, img images.Image, path string) {
+	t.Helper()
+	if _, err := n.services.images.Update(n.in(t.Context()), img, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func lose(t *testing.T, n *node, d digest.Digest) {
+	t.Helper()
+	if err := n.services.content.Delete(n.in(t.Context()), d); err != nil {
+		t.Fatal(err)
+	}
+}

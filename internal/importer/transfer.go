@@ -1,0 +1,216 @@
+package importer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/source"
+)
+
+const (
+	// copyBuffer is what is read from the source at once. containerd sends larger writes in messages of its own.
+	copyBuffer = 1 << 20
+	// ingestWait bounds the wait for an ingest that a writer of this session's has not let go of yet, for example
+	// when the daemon has not noticed that the connection of a killed agent is gone.
+	ingestWait = 10 * time.Second
+)
+
+// opener returns a blob's bytes from an offset to its end.
+type opener func(offset int64) (io.ReadCloser, error)
+
+// transfer brings every blob of the plan below the session's lease, one after the other. Blobs that are present
+// are neither read nor written.
+func (s *session) transfer(ctx context.Context, src source.Blob, p *Plan) error {
+	s.progress.total(p.Bytes.Total)
+	s.progress.phase(PhaseTransferring)
+	for _, b := range p.Blobs {
+		member := b.extent.Member
+		if member == "" {
+			member = b.Digest.String()
+		}
+		err := s.put(ctx, b.Descriptor, func(offset int64) (io.ReadCloser, error) {
+			if b.extent.Data != nil {
+				return io.NopCloser(bytes.NewReader(b.extent.Data[offset:])), nil
+			}
+			if !b.located {
+				return nil, fmt.Errorf("blob %s is neither in the archive nor in the store any more: %w", b.Digest, ErrContentIncomplete)
+			}
+			return src.Section(ctx, b.extent.Offset+offset, b.extent.Size-offset)
+		})
+		if err != nil {
+			return fmt.Errorf("member %q: %w", member, err)
+		}
+	}
+	return nil
+}
+
+// put writes a blob under its digest, from where an earlier attempt stopped, or only leases it when it is there.
+func (s *session) put(ctx context.Context, d ocispec.Descriptor, open opener) error {
+	ref := d.Digest.String()
+	for {
+		w, err := s.writer(ctx, ref, d)
+		if errdefs.IsAlreadyExists(err) {
+			s.progress.skipped(d.Size)
+			return nil
+		}
+		if err != nil {
+			return runtimeError("open writer", err)
+		}
+		resumed, err := s.fill(ctx, w, d, open)
+		closeErr := w.Close()
+		switch {
+		case err == nil:
+			s.written[d.Digest] = d.Size
+			return nil
+		case errors.Is(err, archive.ErrDigestMismatch):
+			// What is in the ingest will never match: a kill can leave bytes that were never synced, and every
+			// retry would start from these.
+			if abortErr := s.services.content.Abort(ctx, ref); abortErr != nil && !errdefs.IsNotFound(abortErr) {
+				return errors.Join(err, runtimeError("abort ingest", abortErr))
+			}
+			if resumed {
+				continue
+			}
+			return err
+		default:
+			return errors.Join(err, closeErr)
+		}
+	}
+}
+
+// fill copies what an ingest lacks and commits it. It says whether the ingest had bytes before.
+func (s *session) fill(ctx context.Context, w content.Writer, d ocispec.Descriptor, open opener) (resumed bool, err error) {
+	st, err := w.Status()
+	if err != nil {
+		return false, runtimeError("read ingest status", err)
+	}
+	if st.Offset > d.Size {
+		return true, fmt.Errorf("ingest of %s is longer than the blob: %w", d.Digest, archive.ErrDigestMismatch)
+	}
+	resumed = st.Offset > 0
+	s.progress.done(st.Offset)
+	if st.Offset < d.Size {
+		r, err := open(st.Offset)
+		if err != nil {
+			return resumed, fmt.Errorf("open: %w", err)
+		}
+		err = s.copy(w, r, d.Size-st.Offset)
+		if closeErr := r.Close(); err == nil && closeErr != nil {
+			err = fmt.Errorf("close: %w", closeErr)
+		}
+		if err != nil {
+			return resumed, err
+		}
+	}
+	switch err := w.Commit(ctx, d.Size, d.Digest); {
+	case err == nil, errdefs.IsAlreadyExists(err):
+		return resumed, nil
+	case errdefs.IsFailedPrecondition(err):
+		s.progress.done(-d.Size)
+		return resumed, fmt.Errorf("the bytes are not those of %s: %w", d.Digest, archive.ErrDigestMismatch)
+	default:
+		return resumed, runtimeError("commit", err)
+	}
+}
+
+// copy moves exactly n bytes; errors of reading are the source's, errors of writing containerd's.
+func (s *session) copy(w io.Writer, r io.Reader, n int64) error {
+	buf := make([]byte, min(n, copyBuffer))
+	for n > 0 {
+		k, err := io.ReadFull(r, buf[:min(n, int64(len(buf)))])
+		if k > 0 {
+			if _, err := w.Write(buf[:k]); err != nil {
+				return runtimeError("write", err)
+			}
+			n -= int64(k)
+			s.progress.done(int64(k))
+		}
+		if err != nil && n > 0 {
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				err = archive.ErrTruncated
+			}
+			return fmt.Errorf("read: %d bytes short: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// writer opens an ingest, waiting a little while another writer holds it. content.OpenWriter would wait for ever,
+// and also for a daemon that is down.
+func (s *session) writer(ctx context.Context, ref string, d ocispec.Descriptor) (content.Writer, error) {
+	deadline := time.Now().Add(ingestWait)
+	for pause := 2 * time.Millisecond; ; pause *= 2 {
+		w, err := s.services.content.Writer(ctx, content.WithRef(ref), content.WithDescriptor(d))
+		if !errdefs.IsUnavailable(err) || time.Now().After(deadline) {
+			return w, err //nolint:wrapcheck // the caller looks at its kind
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err() //nolint:wrapcheck // as above
+		case <-time.After(pause):
+		}
+	}
+}
+
+// isNoSpace recognises a full disk behind gRPC, which keeps the text of an error but not its identity.
+func isNoSpace(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "no space left on device")
+}
+
+// streamSink stores what a single pass over an archive meets. It implements archive.Sink.
+type streamSink struct{ *session }
+
+// Put stores one member. A digest that the member's name claims is verified; a blob that is present is skipped.
+func (s streamSink) Put(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
+	if claimed != "" {
+		d, opened := ocispec.Descriptor{Digest: claimed, Size: size}, false
+		return claimed, s.put(ctx, d, func(offset int64) (io.ReadCloser, error) {
+			if opened {
+				return nil, fmt.Errorf("a stream cannot be read again: %w", source.ErrUnavailable)
+			}
+			opened = true
+			if _, err := io.CopyN(io.Discard, r, offset); err != nil {
+				return nil, fmt.Errorf("skip %d bytes: %w", offset, err)
+			}
+			return io.NopCloser(r), nil
+		})
+	}
+	s.streams++
+	ref := fmt.Sprintf("stream-%d", s.streams)
+	// What an earlier attempt left under this reference may be of another member.
+	if err := s.services.content.Abort(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
+		return "", runtimeError("abort ingest", err)
+	}
+	w, err := s.writer(ctx, ref, ocispec.Descriptor{Size: size})
+	if err != nil {
+		return "", runtimeError("open writer", err)
+	}
+	defer w.Close() //nolint:errcheck // closing after the commit only frees it
+	sum := digest.Canonical.Digester()
+	if err := s.copy(w, io.TeeReader(r, sum.Hash()), size); err != nil {
+		return "", err
+	}
+	switch err := w.Commit(ctx, size, sum.Digest()); {
+	case err == nil:
+		s.written[sum.Digest()] = size
+	case !errdefs.IsAlreadyExists(err):
+		return "", runtimeError("commit", err)
+	}
+	return sum.Digest(), nil
+}
+
+// Get reads a small blob back.
+func (s streamSink) Get(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	return s.importer.readBlob(ctx, d, limit)
+}
