@@ -227,4 +227,3 @@ func runtimeError(doing string, err error) error {
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }
-

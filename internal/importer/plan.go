@@ -283,7 +283,9 @@ func listed(words []string) string {
 type chosenPlatforms []ocispec.Platform
 
 func (c chosenPlatforms) Match(p ocispec.Platform) bool {
-	return slices.ContainsFunc(c, func(q ocispec.Platform) bool { return platforms.FormatAll(platforms.Normalize(q)) == platforms.FormatAll(platforms.Normalize(p)) })
+	return slices.ContainsFunc(c, func(q ocispec.Platform) bool {
+		return platforms.FormatAll(platforms.Normalize(q)) == platforms.FormatAll(platforms.Normalize(p))
+	})
 }
 
 func (c chosenPlatforms) Less(ocispec.Platform, ocispec.Platform) bool { return false }
