@@ -24,9 +24,11 @@ import (
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/tarlift/tarlift/internal/archive"
 )
@@ -74,8 +76,9 @@ type services struct {
 	leases  leases.Manager
 }
 
-// connectTimeout bounds the first dial; a containerd that answers at all does so within milliseconds.
-const connectTimeout = 10 * time.Second
+// connectTimeout bounds a dial, and the pause before the next one. A containerd that runs accepts within
+// milliseconds, and one that restarts is back within a second.
+const connectTimeout = 3 * time.Second
 
 // New makes an importer. It does not wait for containerd: a daemon that is down shows at the first call,
 // as ErrRuntimeUnavailable, and is found again when it returns.
@@ -219,6 +222,9 @@ type Result struct {
 
 // runtimeError says that a call of containerd failed, and whether containerd was there at all.
 func runtimeError(doing string, err error) error {
+	if _, ok := status.FromError(err); ok { // not every method of the client translates
+		err = errgrpc.ToNative(err)
+	}
 	switch {
 	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
 		return fmt.Errorf("%s: %w: %w", doing, ErrRuntimeUnavailable, err)
