@@ -1,30 +1,144 @@
 package archive
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 )
 
 // Compression of a whole archive or of a layer.
 type Compression int
 
-// The compressions that are read. Of them, Uncompressed means: none that is known.
+// The compressions that are read. Uncompressed means: none of those.
 const (
 	Uncompressed Compression = iota
 	Gzip
 	Zstd
 )
 
-// SniffLen is the number of bytes that Sniff wants.
+// String is "none", "gzip" or "zstd".
+func (c Compression) String() string {
+	switch c {
+	case Gzip:
+		return "gzip"
+	case Zstd:
+		return "zstd"
+	default:
+		return "none"
+	}
+}
+
+// SniffLen is the number of bytes that Sniff wants, as many as containerd looks at.
 const SniffLen = 10
 
-// Sniff tells the compression by the first bytes.
-func Sniff(head []byte) Compression { return Uncompressed }
+var (
+	gzipMagic = []byte{0x1f, 0x8b, 0x08}
+	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
+)
+
+// A zstd file may begin with a skippable frame; pzstd writes such.
+const (
+	zstdSkippable     = 0x184d2a50
+	zstdSkippableMask = 0xfffffff0
+)
+
+// Sniff tells the compression by the first bytes. Fewer than SniffLen bytes are
+// no compressed file.
+func Sniff(head []byte) Compression {
+	switch {
+	case len(head) < SniffLen:
+		return Uncompressed
+	case bytes.HasPrefix(head, gzipMagic):
+		return Gzip
+	case bytes.HasPrefix(head, zstdMagic), binary.LittleEndian.Uint32(head)&zstdSkippableMask == zstdSkippable:
+		return Zstd
+	default:
+		return Uncompressed
+	}
+}
 
 // Decompress gives the bytes in r without their compression. Errors of r come
 // through as they are. Other errors are ErrTruncated, ErrInvalid (wrong
-// checksum, not that format) or ErrLimit (MaxExpansion, MaxWindowBytes). Closing it
-// does not close r.
+// checksum, not that format) or ErrLimit (MaxExpansion, MaxWindowBytes). Closing
+// it does not close r.
 func Decompress(r io.Reader, c Compression) (io.ReadCloser, error) {
-	return nil, errors.New("not implemented")
+	d := &decompressor{name: c.String(), in: &meter{r: r}}
+	switch c {
+	case Uncompressed:
+		return io.NopCloser(r), nil
+	case Gzip:
+		zr, err := gzip.NewReader(d.in)
+		if err != nil {
+			return nil, d.explain(err)
+		}
+		d.out, d.close = zr, zr.Close
+	case Zstd:
+		// One at a time and low memory: with more, each decoder goroutine holds blocks of the window's size.
+		zr, err := zstd.NewReader(d.in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindowBytes))
+		if err != nil {
+			return nil, d.explain(err)
+		}
+		d.out, d.close = zr, func() error { zr.Close(); return nil }
+	default:
+		return nil, fmt.Errorf("unknown compression %d", c)
+	}
+	return d, nil
+}
+
+// meter counts the bytes read and keeps the reader's own error.
+type meter struct {
+	r   io.Reader
+	n   int64
+	err error
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	m.n += int64(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		m.err = err
+	}
+	return n, err //nolint:wrapcheck // a reader hands errors on
+}
+
+type decompressor struct {
+	name  string
+	in    *meter
+	out   io.Reader
+	close func() error
+	n     int64
+}
+
+func (d *decompressor) Read(p []byte) (int, error) {
+	n, err := d.out.Read(p)
+	d.n += int64(n)
+	if d.n > ExpansionGraceBytes && d.n/MaxExpansion > d.in.n {
+		return n, fmt.Errorf("%s: %d bytes expand to more than %d times as many: %w", d.name, d.in.n, MaxExpansion, ErrLimit)
+	}
+	return n, d.explain(err)
+}
+
+// explain tells the reader's own errors from the decompressor's.
+func (d *decompressor) explain(err error) error {
+	switch {
+	case err == nil || err == io.EOF && d.out != nil: //nolint:errorlint // io.Reader's end is io.EOF itself
+		return err
+	case d.in.err != nil:
+		return d.in.err
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		return fmt.Errorf("%s data ends early: %w", d.name, ErrTruncated)
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+		return fmt.Errorf("zstd data needs a window of more than %d MiB, recompress it with --long=25 or less: %w", MaxWindowBytes>>20, ErrLimit)
+	default:
+		return fmt.Errorf("%s data: %w: %w", d.name, err, ErrInvalid)
+	}
+}
+
+func (d *decompressor) Close() error {
+	return d.close() //nolint:wrapcheck // the decoders' Close gives no errors
 }

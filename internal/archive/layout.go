@@ -3,6 +3,9 @@ package archive
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -26,11 +29,20 @@ type Layout struct {
 	// Complete is false when the tar has no end marker. Accept that only when
 	// nothing is missing.
 	Complete bool
+
+	tree Tree
+	// made are blobs that docker archives lack, paths the members that are its blobs.
+	made  map[digest.Digest][]byte
+	paths map[digest.Digest]string
+
+	mu       sync.Mutex
+	read     map[digest.Digest][]byte // metadata that was read, so that a remote archive is asked once
+	metadata int64                    // bytes in read, Index and made
 }
 
 // Extent is where a blob's bytes are.
 type Extent struct {
-	Member string
+	Member string // "" when Data is set
 	Offset int64
 	Size   int64
 	// Data is the blob itself when it is not in the archive but was made of it.
@@ -38,17 +50,166 @@ type Extent struct {
 }
 
 // Decode reads oci-layout and index.json, or else manifest.json and the configs
-// of its images.
+// of its images. Of an archive with both the OCI layout counts, as for containerd.
 func Decode(ctx context.Context, t Tree) (*Layout, error) {
-	return nil, errors.New("not implemented")
+	l := &Layout{
+		Complete: t.Complete(),
+		tree:     t,
+		made:     map[digest.Digest][]byte{},
+		paths:    map[digest.Digest]string{},
+		read:     map[digest.Digest][]byte{},
+	}
+	var err error
+	switch {
+	case t.has(ocispec.ImageLayoutFile):
+		err = l.decodeOCI(ctx)
+	case !l.Complete && (t.has(ocispec.ImageIndexFile) || !t.has(dockerManifestFile)):
+		err = fmt.Errorf("the tar has no end marker, and no %s: %w", ocispec.ImageLayoutFile, ErrTruncated)
+	case t.has(dockerManifestFile):
+		err = l.decodeDocker(ctx)
+	case t.has(ocispec.ImageIndexFile):
+		err = fmt.Errorf("%s without %s: %w", ocispec.ImageIndexFile, ocispec.ImageLayoutFile, ErrInvalid)
+	default:
+		err = fmt.Errorf("a tar without %s and %s is no image archive: %w", ocispec.ImageLayoutFile, dockerManifestFile, ErrInvalid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.IndexDigest = digest.FromBytes(l.Index)
+	return l, nil
+}
+
+func (l *Layout) decodeOCI(ctx context.Context) error {
+	l.Format = FormatOCI
+	for _, name := range []string{ocispec.ImageLayoutFile, ocispec.ImageIndexFile, blobsDir} {
+		if link := l.tree.linkIn(name); link != "" {
+			return fmt.Errorf("member %q is a link: %w", link, ErrInvalid)
+		}
+	}
+	data, err := l.readFile(ctx, ocispec.ImageLayoutFile, MaxManifestBytes)
+	if err != nil {
+		return err
+	}
+	layout, err := decodeJSON[ocispec.ImageLayout](data)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", ocispec.ImageLayoutFile, err)
+	}
+	if layout.Version != ocispec.ImageLayoutVersion {
+		return fmt.Errorf("read %s: imageLayoutVersion: %q, want %q: %w", ocispec.ImageLayoutFile, layout.Version, ocispec.ImageLayoutVersion, ErrInvalid)
+	}
+	if l.Index, err = l.readFile(ctx, ocispec.ImageIndexFile, MaxManifestBytes); err != nil {
+		return err
+	}
+	idx, err := decodeIndex(l.Index, ocispec.MediaTypeImageIndex)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", ocispec.ImageIndexFile, err)
+	}
+	if len(idx.Manifests) == 0 {
+		return fmt.Errorf("read %s: manifests: empty: %w", ocispec.ImageIndexFile, ErrInvalid)
+	}
+	l.Manifests = idx.Manifests
+	return nil
+}
+
+// readFile reads a member that must be there.
+func (l *Layout) readFile(ctx context.Context, name string, limit int64) ([]byte, error) {
+	data, err := l.tree.ReadFile(ctx, name, limit)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("not in the archive: %w", l.absent(ErrInvalid))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return data, l.charge(int64(len(data)))
+}
+
+// absent is the error for something that is not there: err, or the tar was cut.
+func (l *Layout) absent(err error) error {
+	if l.Complete {
+		return err
+	}
+	return ErrTruncated
+}
+
+// charge counts n more bytes of metadata.
+func (l *Layout) charge(n int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.metadata += n; l.metadata > MaxMetadataBytes {
+		return fmt.Errorf("indexes, manifests and configs have more than %d MiB: %w", MaxMetadataBytes>>20, ErrLimit)
+	}
+	return nil
 }
 
 // ReadBlob gives a metadata blob, verified against the digest and size of d. The
-// error is ErrMissing, ErrLimit, ErrDigestMismatch.
+// error is ErrMissing, ErrLimit above limit bytes or MaxMetadataBytes in all,
+// ErrDigestMismatch, or ErrInvalid for a wrong size. Callers must not change the bytes.
 func (l *Layout) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error) {
-	return nil, errors.New("not implemented")
+	data, err := l.readBlob(ctx, d.Digest, limit)
+	if err == nil && int64(len(data)) != d.Size {
+		err = fmt.Errorf("it has %d bytes, its descriptor says %d: %w", len(data), d.Size, ErrInvalid)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read blob %s: %w", d.Digest, err)
+	}
+	return data, nil
+}
+
+func (l *Layout) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	l.mu.Lock()
+	data, ok := l.made[d]
+	if !ok {
+		data, ok = l.read[d]
+	}
+	l.mu.Unlock()
+	if ok {
+		if int64(len(data)) > limit {
+			return nil, tooLarge(l.path(d), int64(len(data)), limit)
+		}
+		return data, nil
+	}
+	if err := d.Validate(); err != nil {
+		return nil, fmt.Errorf("%q: %w: %w", d, err, ErrInvalid)
+	}
+	data, err := l.tree.ReadFile(ctx, l.path(d), limit)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && l.Complete:
+		return nil, ErrMissing
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w: %w", ErrMissing, ErrTruncated)
+	case err != nil:
+		return nil, err
+	}
+	if got := d.Algorithm().FromBytes(data); got != d {
+		return nil, fmt.Errorf("member %q has digest %s: %w", l.path(d), got, ErrDigestMismatch)
+	}
+	if err := l.charge(int64(len(data))); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.read[d] = data
+	return data, nil
+}
+
+// path is the name of the member that is a blob.
+func (l *Layout) path(d digest.Digest) string {
+	if p, ok := l.paths[d]; ok {
+		return p
+	}
+	return blobsDir + d.Algorithm().String() + "/" + d.Encoded()
 }
 
 // Locate tells where a blob's bytes are. ok is false when it is not in the
 // archive, and after a stream pass for all but blobs that were made.
-func (l *Layout) Locate(d digest.Digest) (e Extent, ok bool) { return Extent{}, false }
+func (l *Layout) Locate(d digest.Digest) (e Extent, ok bool) {
+	if data, ok := l.made[d]; ok {
+		return Extent{Size: int64(len(data)), Data: data}, true
+	}
+	if d.Validate() != nil {
+		return Extent{}, false
+	}
+	e.Member = l.path(d)
+	e.Offset, e.Size, ok = l.tree.Locate(e.Member)
+	return e, ok
+}

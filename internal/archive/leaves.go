@@ -3,12 +3,15 @@ package archive
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 
+	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Fetch gives a metadata blob of at most d.Size bytes. The error is ErrMissing
-// when it is nowhere.
+// Fetch gives a metadata blob. d.Size is within this package's bounds. The error
+// is ErrMissing when the blob is nowhere.
 type Fetch func(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
 
 // Leaf is a platform's manifest. Platform is always set.
@@ -18,12 +21,157 @@ type Leaf struct {
 	Parents []ocispec.Descriptor
 }
 
-// Leaves gives the manifests below target in the order of their indexes.
+// Leaves gives the manifests below target in the order of their indexes, without
+// attestations and artifacts. A manifest is read only when its descriptor has no
+// platform: then its config tells. Below target, nested indexes and manifests
+// without platform that are absent are left out: the archive is of other
+// platforms. With an artifact for target there are none.
 func Leaves(ctx context.Context, fetch Fetch, target ocispec.Descriptor) ([]Leaf, error) {
-	return nil, errors.New("not implemented")
+	w := walker{fetch: fetch}
+	err := w.visit(ctx, target, nil)
+	return w.leaves, err
 }
 
-// ReadManifest fetches an image manifest and checks it.
+type walker struct {
+	fetch   Fetch
+	leaves  []Leaf
+	visited int
+}
+
+func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
+	if w.visited++; w.visited > MaxDescriptors {
+		return fmt.Errorf("more than %d manifests and indexes: %w", MaxDescriptors, ErrLimit)
+	}
+	if err := checkDescriptor("target", d); err != nil {
+		return err
+	}
+	var err error
+	switch {
+	case isIndex(d.MediaType):
+		err = w.visitIndex(ctx, d, parents)
+	case isManifest(d.MediaType):
+		err = w.visitManifest(ctx, d, parents)
+	case len(parents) == 0:
+		err = fmt.Errorf("media type %q is neither an index nor an image: %w", d.MediaType, ErrInvalid)
+	}
+	if len(parents) > 0 && errors.Is(err, ErrMissing) && !errors.Is(err, ErrTruncated) {
+		return nil
+	}
+	return err
+}
+
+func (w *walker) visitIndex(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
+	if isReferrer(d) {
+		return nil
+	}
+	if len(parents) >= MaxDepth {
+		return fmt.Errorf("index %s: more than %d indexes one in the other: %w", d.Digest, MaxDepth, ErrLimit)
+	}
+	if slices.ContainsFunc(parents, func(p ocispec.Descriptor) bool { return p.Digest == d.Digest }) {
+		return fmt.Errorf("index %s contains itself: %w", d.Digest, ErrInvalid)
+	}
+	data, err := fetchBounded(ctx, w.fetch, d, MaxManifestBytes)
+	if err != nil {
+		return err
+	}
+	idx, err := decodeIndex(data, d.MediaType)
+	if err != nil {
+		return fmt.Errorf("read index %s: %w", d.Digest, err)
+	}
+	below := append(slices.Clone(parents), d)
+	for _, child := range idx.Manifests {
+		if err := w.visit(ctx, child, below); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *walker) visitManifest(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
+	if isReferrer(d) {
+		return nil
+	}
+	if d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == "" {
+		p, err := w.platform(ctx, d)
+		if err != nil || p == nil {
+			return err
+		}
+		d.Platform = p
+	}
+	w.leaves = append(w.leaves, Leaf{Descriptor: d, Parents: parents})
+	return nil
+}
+
+// platform reads a manifest's config; nil means that it is no image.
+func (w *walker) platform(ctx context.Context, d ocispec.Descriptor) (*ocispec.Platform, error) {
+	data, err := fetchBounded(ctx, w.fetch, d, MaxManifestBytes)
+	if err != nil {
+		return nil, err
+	}
+	m, err := decodeManifest(data, d.MediaType)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest %s: %w", d.Digest, err)
+	}
+	if m.ArtifactType != "" || !isConfig(m.Config.MediaType) {
+		return nil, nil //nolint:nilnil // no image, no fault
+	}
+	if data, err = fetchBounded(ctx, w.fetch, m.Config, MaxConfigBytes); err != nil {
+		return nil, err
+	}
+	c, err := decodeConfig(data)
+	if err != nil {
+		return nil, fmt.Errorf("read config %s: %w", m.Config.Digest, err)
+	}
+	p := platforms.Normalize(c.Platform)
+	if p.OS == unknown || p.Architecture == unknown {
+		return nil, nil //nolint:nilnil // an attestation
+	}
+	return &p, nil
+}
+
+// Marks of manifests that say something about an image instead of being one.
+const (
+	unknown = "unknown"
+	// annotationReference is buildkit's (docs/attestations/attestation-storage.md).
+	annotationReference = "vnd.docker.reference.type"
+	// annotationSubject is containerd's images.AnnotationManifestSubject: `ctr
+	// images export` puts referrers beside the images.
+	annotationSubject = "io.containerd.manifest.subject"
+)
+
+func isReferrer(d ocispec.Descriptor) bool {
+	return d.ArtifactType != "" || d.Annotations[annotationReference] != "" || d.Annotations[annotationSubject] != "" ||
+		d.Platform != nil && (d.Platform.OS == unknown || d.Platform.Architecture == unknown)
+}
+
+// ReadManifest fetches an image's manifest and checks it: only media types that
+// containerd can unpack, and at most MaxLayers layers.
 func ReadManifest(ctx context.Context, fetch Fetch, d ocispec.Descriptor) (ocispec.Manifest, error) {
-	return ocispec.Manifest{}, errors.New("not implemented")
+	data, err := fetchBounded(ctx, fetch, d, MaxManifestBytes)
+	if err != nil {
+		return ocispec.Manifest{}, err
+	}
+	m, err := decodeManifest(data, d.MediaType)
+	if err == nil && !isConfig(m.Config.MediaType) {
+		err = fmt.Errorf("config.mediaType: %q is no image's: %w", m.Config.MediaType, ErrInvalid)
+	}
+	if err == nil && m.Config.Size > MaxConfigBytes {
+		err = fmt.Errorf("config.size: %d, at most %d: %w", m.Config.Size, MaxConfigBytes, ErrLimit)
+	}
+	for i, l := range m.Layers {
+		if err == nil && !isLayer(l.MediaType) {
+			err = fmt.Errorf("layers[%d].mediaType: %q is not known: %w", i, l.MediaType, ErrInvalid)
+		}
+	}
+	if err != nil {
+		return m, fmt.Errorf("read manifest %s: %w", d.Digest, err)
+	}
+	return m, nil
+}
+
+func fetchBounded(ctx context.Context, fetch Fetch, d ocispec.Descriptor, limit int64) ([]byte, error) {
+	if d.Size > limit {
+		return nil, fmt.Errorf("blob %s has %d bytes, at most %d are read: %w", d.Digest, d.Size, limit, ErrLimit)
+	}
+	return fetch(ctx, d)
 }

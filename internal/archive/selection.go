@@ -1,8 +1,11 @@
 package archive
 
 import (
-	"errors"
+	"fmt"
+	"regexp"
+	"strings"
 
+	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -11,8 +14,9 @@ import (
 type Selection struct {
 	// BaseName completes bare tags (BaseName:tag) and images without a name (BaseName@digest).
 	BaseName string
-	// Include and Exclude are globs on the full normalised name: * within a path
-	// component, ** across. An empty Include takes all; Exclude wins.
+	// Include and Exclude are globs on the full normalised name, such as
+	// docker.io/library/*:1.*: * is any text within a path component, ** any text
+	// at all. An empty Include takes all; Exclude wins.
 	Include, Exclude []string
 	// Rename is tried in this order; the first match counts.
 	Rename []Rename
@@ -20,25 +24,245 @@ type Selection struct {
 	DigestReferences bool
 }
 
-// Rename replaces From by To: a prefix when From ends in /, otherwise one exact name.
+// Rename replaces From by To. With a slash at the end of both they are prefixes
+// of full normalised names, otherwise each is one name.
 type Rename struct{ From, To string }
 
-// Named is a selected image.
+// Named is a selected image. All names are as reference.ParseDockerRef
+// normalises them: docker.io/library/x for x, :latest for no tag, and of
+// name:tag@digest name@digest.
 type Named struct {
 	Target ocispec.Descriptor
-	// Source is the full normalised name in the archive, "" when there is none.
+	// Source is the full name in the archive (with BaseName before a bare tag), "" when there is none.
 	Source string
-	// Name is the final one; name@digest when only BaseName names it.
+	// Name is the final one; BaseName@digest for an image without a name.
 	Name string
-	// DigestReference is name@digest, or "".
+	// DigestReference is name@digest, the same for all tags of an image. "" when
+	// it is not asked for, and when Name is it already.
 	DigestReference string
 }
 
-// Validate tells whether the globs and names of the selection can be used. The error is ErrInvalidName.
-func (s Selection) Validate() error { return errors.New("not implemented") }
+// annotationImageName is containerd's images.AnnotationImageName.
+const annotationImageName = "io.containerd.image.name"
 
-// Select applies the selection to the manifests of an index.json. The error is ErrInvalidName, also
-// when nothing is selected.
+// Validate tells whether the selection can be used. The error is ErrInvalidName.
+func (s Selection) Validate() error {
+	_, err := s.compile()
+	return err
+}
+
+// Select applies the selection to the manifests of an index.json. Descriptors
+// with the same final name and target become one. The error is ErrInvalidName:
+// for a name that is not acceptable or missing (unless Include chooses others),
+// a name with two targets, and when nothing is selected; or ErrLimit above MaxNames.
 func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
-	return nil, errors.New("not implemented")
+	c, err := s.compile()
+	if err != nil {
+		return nil, err
+	}
+	var out []Named
+	seen := map[string]ocispec.Descriptor{}
+	for i, d := range manifests {
+		n, ok, err := c.name(d)
+		if err != nil && len(s.Include) > 0 {
+			continue // it has no name that a glob could match
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s: manifests[%d]: %w", ocispec.ImageIndexFile, i, err)
+		}
+		if !ok {
+			continue
+		}
+		other, twice := seen[n.Name]
+		if twice && other.Digest != d.Digest {
+			return nil, fmt.Errorf("name %q stands for two images, %s and %s: %w", n.Name, other.Digest, d.Digest, ErrInvalidName)
+		}
+		if twice {
+			continue
+		}
+		seen[n.Name] = d
+		if out = append(out, n); len(out) > MaxNames {
+			return nil, fmt.Errorf("more than %d names: %w", MaxNames, ErrLimit)
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("no image of %d is selected: %w", len(manifests), ErrInvalidName)
+	}
+	return out, nil
+}
+
+// compiled is a selection that is ready to use.
+type compiled struct {
+	Selection
+	base             reference.Named // nil without BaseName
+	include, exclude *regexp.Regexp  // nil when empty
+}
+
+func (s Selection) compile() (compiled, error) {
+	c := compiled{Selection: s}
+	var err error
+	if s.BaseName != "" {
+		c.base, err = reference.ParseNormalizedNamed(s.BaseName)
+		if err == nil && !reference.IsNameOnly(c.base) {
+			err = fmt.Errorf("it has a tag or a digest")
+		}
+		if err != nil {
+			return c, fmt.Errorf("base name %q: %w: %w", s.BaseName, err, ErrInvalidName)
+		}
+	}
+	if c.include, err = compileGlobs(s.Include); err != nil {
+		return c, fmt.Errorf("include: %w", err)
+	}
+	if c.exclude, err = compileGlobs(s.Exclude); err != nil {
+		return c, fmt.Errorf("exclude: %w", err)
+	}
+	for i, r := range s.Rename {
+		if err := r.validate(); err != nil {
+			return c, fmt.Errorf("rename[%d]: %w", i, err)
+		}
+	}
+	return c, nil
+}
+
+// globChars are those of names, and *.
+var globChars = regexp.MustCompile(`^[A-Za-z0-9._\-/:@\[\]*]+$`)
+
+// compileGlobs makes one expression that matches what any of the globs matches.
+func compileGlobs(globs []string) (*regexp.Regexp, error) {
+	if len(globs) == 0 {
+		return nil, nil //nolint:nilnil // no globs, no expression
+	}
+	parts := make([]string, 0, len(globs))
+	for _, g := range globs {
+		if !globChars.MatchString(g) || len(g) > MaxMemberName {
+			return nil, fmt.Errorf("glob %.200q has characters that are in no name, or none: %w", g, ErrInvalidName)
+		}
+		quoted := regexp.QuoteMeta(g)
+		quoted = strings.ReplaceAll(quoted, `\*\*`, `.*`)
+		parts = append(parts, strings.ReplaceAll(quoted, `\*`, `[^/]*`))
+	}
+	re, err := regexp.Compile(`^(?:` + strings.Join(parts, "|") + `)$`)
+	if err != nil {
+		return nil, fmt.Errorf("globs: %w: %w", err, ErrInvalidName)
+	}
+	return re, nil
+}
+
+func (r Rename) validate() error {
+	from, to := strings.HasSuffix(r.From, "/"), strings.HasSuffix(r.To, "/")
+	if from != to {
+		return fmt.Errorf("from %q, to %q: only one ends in a slash: %w", r.From, r.To, ErrInvalidName)
+	}
+	for _, n := range []string{r.From, r.To} {
+		if from {
+			n += "x" // a prefix of names is one with anything behind it
+		}
+		if _, err := reference.ParseDockerRef(n); err != nil {
+			return fmt.Errorf("%q: %w: %w", n, err, ErrInvalidName)
+		}
+	}
+	return nil
+}
+
+// name gives an image its names; ok is false when it is not selected, or no image.
+func (c compiled) name(d ocispec.Descriptor) (n Named, ok bool, err error) {
+	source, nameless, err := c.sourceName(d)
+	if err != nil {
+		return Named{}, false, err
+	}
+	if source == nil || !c.matches(source.String()) {
+		return Named{}, false, nil
+	}
+	final, err := c.rename(source)
+	if err != nil {
+		return Named{}, false, err
+	}
+	n = Named{Target: d, Name: final.String()}
+	if !nameless {
+		n.Source = source.String()
+	}
+	if c.DigestReferences {
+		ref, err := reference.WithDigest(reference.TrimNamed(final), d.Digest)
+		if err != nil {
+			return Named{}, false, fmt.Errorf("name %q: %w: %w", n.Name, err, ErrInvalidName)
+		}
+		if ref.String() != n.Name {
+			n.DigestReference = ref.String()
+		}
+	}
+	return n, true, nil
+}
+
+func (c compiled) matches(name string) bool {
+	return (c.include == nil || c.include.MatchString(name)) && (c.exclude == nil || !c.exclude.MatchString(name))
+}
+
+const needsBaseName = "set images.baseName (--base-name) to name it"
+
+// sourceName is an image's full name before renaming; nil for what is no image.
+func (c compiled) sourceName(d ocispec.Descriptor) (name reference.Named, nameless bool, err error) {
+	if full := d.Annotations[annotationImageName]; full != "" {
+		name, err = parseName(full, d)
+		return name, false, err
+	}
+	ref := d.Annotations[ocispec.AnnotationRefName]
+	switch {
+	case strings.ContainsAny(ref, "/:"):
+		name, err = parseName(ref, d)
+	case ref != "" && c.base == nil:
+		err = fmt.Errorf("image %s has only the tag %q, %s: %w", d.Digest, ref, needsBaseName, ErrInvalidName)
+	case ref != "":
+		if name, err = reference.WithTag(c.base, ref); err != nil {
+			err = fmt.Errorf("tag %.200q: %w: %w", ref, err, ErrInvalidName)
+		}
+	case isReferrer(d):
+		return nil, false, nil
+	case c.base == nil:
+		err = fmt.Errorf("image %s has no name, %s: %w", d.Digest, needsBaseName, ErrInvalidName)
+	default:
+		nameless = true
+		if name, err = reference.WithDigest(c.base, d.Digest); err != nil {
+			err = fmt.Errorf("digest %.200q: %w: %w", d.Digest, err, ErrInvalidName)
+		}
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return name, nameless, nil
+}
+
+// parseName normalises a full name. A digest in it must be the image's.
+func parseName(s string, d ocispec.Descriptor) (reference.Named, error) {
+	name, err := reference.ParseDockerRef(s)
+	if err != nil {
+		return nil, fmt.Errorf("name %.200q: %w: %w", s, err, ErrInvalidName)
+	}
+	if c, ok := name.(reference.Digested); ok && c.Digest() != d.Digest {
+		return nil, fmt.Errorf("name %.200q is that of another image, this one is %s: %w", s, d.Digest, ErrInvalidName)
+	}
+	return name, nil
+}
+
+// rename applies the first rule that matches. A digest stays.
+func (c compiled) rename(name reference.Named) (reference.Named, error) {
+	old := name.String()
+	for _, r := range c.Rename {
+		rest, ok := strings.CutPrefix(old, r.From)
+		switch {
+		case !strings.HasSuffix(r.From, "/"):
+			from, err := reference.ParseDockerRef(r.From)
+			if ok = err == nil && from.String() == old; !ok {
+				continue
+			}
+			rest = ""
+		case !ok:
+			continue
+		}
+		to, err := reference.ParseDockerRef(r.To + rest)
+		if err != nil {
+			return nil, fmt.Errorf("name %q, renamed to %.200q: %w: %w", old, r.To+rest, err, ErrInvalidName)
+		}
+		return to, nil
+	}
+	return name, nil
 }

@@ -1,9 +1,12 @@
 package archive
 
 import (
+	"archive/tar"
 	"context"
-	"errors"
+	"fmt"
 	"io"
+	"io/fs"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -24,7 +27,8 @@ type Tree interface {
 	ReadFile(ctx context.Context, name string, limit int64) ([]byte, error)
 	// Layer gives media type, digest and size of a docker archive's layer. Links
 	// are followed. An uncompressed layer has its diffID for digest, not yet
-	// verified by random access.
+	// verified by random access. The error is fs.ErrNotExist, or after a stream
+	// pass ErrDigestMismatch.
 	Layer(ctx context.Context, name string, diffID digest.Digest) (ocispec.Descriptor, error)
 	// Locate tells where a regular member's bytes lie, links followed. After a
 	// stream pass ok is false.
@@ -32,27 +36,98 @@ type Tree interface {
 	// Complete is false when the tar has no end marker: it may have been cut
 	// between two members.
 	Complete() bool
+
+	// has tells whether there is a regular member or a link of this name.
+	has(name string) bool
+	// linkIn gives the first link with this name or, when it ends in a slash, below it; or "".
+	linkIn(name string) string
 }
 
-// Sink takes the members of a stream.
-type Sink interface {
-	// Put stores size bytes of r and gives their digest. claimed is the digest
-	// that the member's name claims, or "". Bytes that are present already need
-	// not be read.
-	Put(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error)
-	// Get gives the bytes that Put took. The error is fs.ErrNotExist, or
-	// ErrLimit above limit bytes.
-	Get(ctx context.Context, d digest.Digest, limit int64) ([]byte, error)
+// controlFiles say what is in an archive. They must not be there twice with
+// different content: readers would disagree about which one counts.
+var controlFiles = map[string]bool{
+	ocispec.ImageLayoutFile: true,
+	ocispec.ImageIndexFile:  true,
+	dockerManifestFile:      true,
+	"repositories":          true,
 }
 
-// ReadTree reads the headers of the tar in the first size bytes of r, and nothing else.
-func ReadTree(ctx context.Context, r Random, size int64) (Tree, error) {
-	return nil, errors.New("not implemented")
+const (
+	dockerManifestFile = "manifest.json"
+	blobsDir           = ocispec.ImageBlobsDir + "/"
+	// maxLinks that lead to a member, as many as Linux follows.
+	maxLinks = 40
+)
+
+// members are an archive's regular members, as F keeps them, and its links.
+// Of members with the same name the last one counts, as for containerd.
+type members[F any] struct {
+	files    map[string]F
+	links    map[string]string
+	complete bool
 }
 
-// StreamTree reads a tar to the end of r in one pass. index.json, manifest.json,
-// oci-layout and repositories are kept in memory, all other regular members go
-// to sink.
-func StreamTree(ctx context.Context, r io.Reader, sink Sink) (Tree, error) {
-	return nil, errors.New("not implemented")
+func newMembers[F any]() members[F] {
+	return members[F]{files: map[string]F{}, links: map[string]string{}}
+}
+
+func (m *members[F]) addFile(name string, f F) error {
+	if _, ok := m.links[name]; ok && controlFiles[name] {
+		return fmt.Errorf("%s is there as a file and as a link: %w", name, ErrInvalid)
+	}
+	delete(m.links, name)
+	m.files[name] = f
+	return nil
+}
+
+func (m *members[F]) addLink(e entry) error {
+	if _, ok := m.files[e.name]; ok && controlFiles[e.name] {
+		return fmt.Errorf("%s is there as a file and as a link: %w", e.name, ErrInvalid)
+	}
+	delete(m.files, e.name)
+	m.links[e.name] = e.link
+	return nil
+}
+
+// resolve follows links from name to a regular member.
+func (m *members[F]) resolve(name string) (string, F, error) {
+	var none F
+	at := name
+	for range maxLinks {
+		if f, ok := m.files[at]; ok {
+			return at, f, nil
+		}
+		to, ok := m.links[at]
+		if !ok {
+			return "", none, fmt.Errorf("member %q: %w", name, fs.ErrNotExist)
+		}
+		at = to
+	}
+	return "", none, fmt.Errorf("member %q: links lead round in a circle: %w", name, ErrInvalid)
+}
+
+func (m *members[F]) Complete() bool { return m.complete }
+
+func (m *members[F]) has(name string) bool {
+	_, file := m.files[name]
+	_, link := m.links[name]
+	return file || link
+}
+
+func (m *members[F]) linkIn(name string) string {
+	first := ""
+	for l := range m.links {
+		if l == name || strings.HasSuffix(name, "/") && strings.HasPrefix(l, name) {
+			if first == "" || l < first {
+				first = l
+			}
+		}
+	}
+	return first
+}
+
+func isLink(e entry) bool { return e.kind == tar.TypeSymlink || e.kind == tar.TypeLink }
+
+func tooLarge(name string, size, limit int64) error {
+	return fmt.Errorf("member %q has %d bytes, at most %d are read: %w", name, size, limit, ErrLimit)
 }

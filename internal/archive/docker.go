@@ -1,0 +1,168 @@
+package archive
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"path"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// dockerImage is an entry of manifest.json (moby, image/spec: "Combined Image
+// JSON + Filesystem Changeset Format").
+type dockerImage struct {
+	Config   string
+	RepoTags []string
+	Layers   []string
+}
+
+// decodeDocker makes of each image a manifest, and of all an index.json: byte for
+// byte those that containerd makes (core/images/archive/importer.go), which
+// never compresses or replaces a layer here, so that the digests depend on the
+// archive alone.
+func (l *Layout) decodeDocker(ctx context.Context) error {
+	l.Format = FormatDocker
+	data, err := l.readFile(ctx, dockerManifestFile, MaxManifestBytes)
+	if err != nil {
+		return err
+	}
+	images, err := decodeJSON[[]dockerImage](data)
+	if err == nil && len(images) == 0 {
+		err = fmt.Errorf("no images: %w", ErrInvalid)
+	}
+	if err == nil && len(images) > MaxDescriptors {
+		err = fmt.Errorf("more than %d images: %w", MaxDescriptors, ErrLimit)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", dockerManifestFile, err)
+	}
+	for i, img := range images {
+		if err := l.decodeDockerImage(ctx, img); err != nil {
+			return fmt.Errorf("read %s: image %d: %w", dockerManifestFile, i, err)
+		}
+	}
+	l.Index, err = json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: l.Manifests})
+	if err != nil {
+		return fmt.Errorf("make index.json: %w", err)
+	}
+	return l.charge(int64(len(l.Index)))
+}
+
+func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
+	config, cfg, err := l.dockerConfig(ctx, img)
+	if err != nil {
+		return err
+	}
+	layers := make([]ocispec.Descriptor, len(img.Layers))
+	for i, name := range img.Layers {
+		if layers[i], err = l.dockerLayer(ctx, name, cfg.RootFS.DiffIDs[i]); err != nil {
+			return fmt.Errorf("layer %d: %w", i, err)
+		}
+	}
+	d, err := l.makeManifest(config, layers)
+	if err != nil {
+		return err
+	}
+	p := platforms.Normalize(cfg.Platform)
+	d.Platform = &p
+	if len(img.RepoTags) == 0 {
+		l.Manifests = append(l.Manifests, d)
+	}
+	for _, tag := range img.RepoTags {
+		name, err := reference.ParseDockerRef(tag)
+		if err != nil {
+			return fmt.Errorf("name %q: %w: %w", tag, err, ErrInvalidName)
+		}
+		d := d
+		d.Annotations = map[string]string{annotationImageName: name.String(), ocispec.AnnotationRefName: tagOf(name)}
+		l.Manifests = append(l.Manifests, d)
+	}
+	if len(l.Manifests) > MaxNames {
+		return fmt.Errorf("more than %d names: %w", MaxNames, ErrLimit)
+	}
+	return nil
+}
+
+// tagOf is the value of org.opencontainers.image.ref.name that containerd gives.
+func tagOf(name reference.Named) string {
+	if t, ok := name.(reference.Tagged); ok {
+		return t.Tag()
+	}
+	return name.String()
+}
+
+// dockerConfig reads an image's config and tells its descriptor.
+func (l *Layout) dockerConfig(ctx context.Context, img dockerImage) (ocispec.Descriptor, config, error) {
+	name, err := l.member(img.Config)
+	if err != nil {
+		return ocispec.Descriptor{}, config{}, fmt.Errorf("config: %w", err)
+	}
+	data, err := l.readFile(ctx, name, MaxConfigBytes)
+	if err != nil {
+		return ocispec.Descriptor{}, config{}, err
+	}
+	cfg, err := decodeConfig(data)
+	if err != nil {
+		return ocispec.Descriptor{}, config{}, fmt.Errorf("read %q: %w", name, err)
+	}
+	if len(cfg.RootFS.DiffIDs) != len(img.Layers) {
+		return ocispec.Descriptor{}, config{}, fmt.Errorf("%d layers, but %d diff_ids in %q: %w", len(img.Layers), len(cfg.RootFS.DiffIDs), name, ErrInvalid)
+	}
+	d := ocispec.Descriptor{MediaType: mediaTypeDockerConfig, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	l.paths[d.Digest] = name
+	return d, cfg, nil
+}
+
+func (l *Layout) dockerLayer(ctx context.Context, file string, diffID digest.Digest) (ocispec.Descriptor, error) {
+	// containerd names blobs by SHA-256 when nothing else tells, and so does this.
+	if err := diffID.Validate(); err != nil || diffID.Algorithm() != digest.Canonical {
+		return ocispec.Descriptor{}, fmt.Errorf("diff_id %q: %w", diffID, ErrInvalid)
+	}
+	name, err := l.member(file)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	d, err := l.tree.Layer(ctx, name, diffID)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	l.paths[d.Digest] = name
+	return d, nil
+}
+
+// member checks a path of manifest.json.
+func (l *Layout) member(p string) (string, error) {
+	name := path.Clean(p)
+	if p == "" || !fs.ValidPath(name) {
+		return "", fmt.Errorf("path %q: %w", p, ErrInvalid)
+	}
+	if !l.tree.has(name) {
+		return "", fmt.Errorf("member %q: %w", name, l.absent(ErrMissing))
+	}
+	return name, nil
+}
+
+// makeManifest has the fields in containerd's order.
+func (l *Layout) makeManifest(config ocispec.Descriptor, layers []ocispec.Descriptor) (ocispec.Descriptor, error) {
+	data, err := json.Marshal(struct {
+		SchemaVersion int                  `json:"schemaVersion"`
+		MediaType     string               `json:"mediaType"`
+		Config        ocispec.Descriptor   `json:"config"`
+		Layers        []ocispec.Descriptor `json:"layers"`
+	}{2, mediaTypeDockerManifest, config, layers})
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("make manifest: %w", err)
+	}
+	d := ocispec.Descriptor{MediaType: mediaTypeDockerManifest, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	if _, ok := l.made[d.Digest]; ok {
+		return d, nil
+	}
+	l.made[d.Digest] = data
+	return d, l.charge(int64(len(data)))
+}

@@ -1,0 +1,288 @@
+package archive
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+)
+
+const blockSize = 512 // of a tar
+
+// scanner walks over a tar's headers. Unlike archive/tar alone it tells where
+// bytes lie, bounds what it reads, and notices a cut.
+type scanner struct {
+	in *tarInput
+	tr *tar.Reader
+	// members and text (of names and links) so far.
+	members int
+	text    int64
+	// complete is known at the end: there was an end marker.
+	complete bool
+}
+
+// entry is a member's header.
+type entry struct {
+	name string // clean
+	kind byte   // tar.TypeReg, tar.TypeDir, tar.TypeSymlink or tar.TypeLink
+	link string // clean, relative to the archive's root; "" when it leads out of it
+	data int64  // offset of the bytes
+	size int64
+}
+
+// newScanner reads a tar from r. Where r is an io.Seeker, bodies are not read.
+func newScanner(r io.Reader) *scanner {
+	s := &scanner{in: &tarInput{r: r}}
+	if sk, ok := r.(io.Seeker); ok {
+		s.tr = tar.NewReader(&seekInput{tarInput: s.in, sk: sk})
+	} else {
+		s.tr = tar.NewReader(s.in)
+	}
+	return s
+}
+
+// next gives the next member, or io.EOF at the end of the tar.
+func (s *scanner) next(ctx context.Context) (entry, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return entry{}, err //nolint:wrapcheck // the caller's own
+		}
+		s.in.header = true
+		s.in.headerBytes = 0
+		h, err := s.tr.Next()
+		s.in.header = false
+		if err != nil {
+			return entry{}, s.explain(err)
+		}
+		if s.members++; s.members > MaxMembers {
+			return entry{}, fmt.Errorf("more than %d members: %w", MaxMembers, ErrLimit)
+		}
+		e, err := s.check(h)
+		if err != nil {
+			return entry{}, err
+		}
+		s.in.end = (s.in.off + e.size + blockSize - 1) / blockSize * blockSize
+		s.in.nonZero = false
+		if h.Typeflag != tar.TypeXGlobalHeader {
+			return e, nil
+		}
+	}
+}
+
+// check turns a header into an entry.
+func (s *scanner) check(h *tar.Header) (entry, error) {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return entry{}, nil
+	}
+	name, err := cleanName(h.Name)
+	if err != nil {
+		return entry{}, err
+	}
+	e := entry{name: name, kind: h.Typeflag, data: s.in.off, size: h.Size}
+	switch h.Typeflag {
+	case tar.TypeReg:
+		if isSparse(h) {
+			return entry{}, fmt.Errorf("member %q is a sparse file: %w", name, ErrInvalid)
+		}
+		if name == "." {
+			return entry{}, fmt.Errorf("member %q is a regular file: %w", h.Name, ErrInvalid)
+		}
+	case tar.TypeDir:
+		e.size = 0
+	case tar.TypeSymlink:
+		e.size, e.link = 0, linkTarget(path.Dir(name), h.Linkname)
+	case tar.TypeLink:
+		e.size, e.link = 0, linkTarget(".", h.Linkname)
+	default:
+		return entry{}, fmt.Errorf("member %q is %s: %w", name, typeName(h.Typeflag), ErrInvalid)
+	}
+	if len(h.Linkname) > MaxMemberName {
+		return entry{}, fmt.Errorf("member %q: its link has more than %d bytes: %w", name, MaxMemberName, ErrLimit)
+	}
+	if s.text += int64(len(name) + len(e.link)); s.text > MaxMetadataBytes {
+		return entry{}, fmt.Errorf("more than %d MiB of member names: %w", MaxMetadataBytes>>20, ErrLimit)
+	}
+	// Every size fits after the offset: archive/tar refuses negative ones, and one more block must not overflow.
+	if e.size > 1<<62 {
+		return entry{}, fmt.Errorf("member %q: size %d: %w", name, e.size, ErrInvalid)
+	}
+	return e, nil
+}
+
+// cleanName is a member's name without "./" and trailing slash.
+func cleanName(name string) (string, error) {
+	if len(name) > MaxMemberName {
+		return "", fmt.Errorf("a member's name has more than %d bytes: %w", MaxMemberName, ErrLimit)
+	}
+	if strings.HasPrefix(name, "/") {
+		return "", fmt.Errorf("member %q has an absolute name: %w", name, ErrInvalid)
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if part == ".." {
+			return "", fmt.Errorf("member %q has .. in its name: %w", name, ErrInvalid)
+		}
+	}
+	return path.Clean(name), nil
+}
+
+func linkTarget(dir, link string) string {
+	target := path.Join(dir, link)
+	if path.IsAbs(link) || target == ".." || strings.HasPrefix(target, "../") {
+		return ""
+	}
+	return target
+}
+
+// isSparse: archive/tar would expand the holes; image archives have no use for them.
+func isSparse(h *tar.Header) bool {
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}
+
+func typeName(flag byte) string {
+	switch flag {
+	case tar.TypeChar, tar.TypeBlock:
+		return "a device"
+	case tar.TypeFifo:
+		return "a FIFO"
+	case tar.TypeGNUSparse:
+		return "a sparse file"
+	default:
+		return fmt.Sprintf("of tar type %q", flag)
+	}
+}
+
+// explain says what an error of archive/tar means.
+func (s *scanner) explain(err error) error {
+	in := s.in
+	switch {
+	case in.err != nil:
+		return in.err
+	case errors.Is(err, errHeaderTooLong), errors.Is(err, tar.ErrFieldTooLong):
+		return fmt.Errorf("tar headers at byte %d have more than %d bytes: %w", in.end, MaxTarHeaderBytes, ErrLimit)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return s.explainEnd()
+	case in.off <= blockSize && !looksLikeTar(in.head):
+		return fmt.Errorf("%s, not a tar archive: %w", looksLike(in.head), ErrInvalid)
+	default:
+		return fmt.Errorf("tar header at byte %d: %w: %w", in.end, err, ErrInvalid)
+	}
+}
+
+// explainEnd tells the ends of a tar apart. Only the first is in archive/tar's eyes.
+func (s *scanner) explainEnd() error {
+	in := s.in
+	beyond := in.off - in.end
+	switch {
+	case beyond >= blockSize && !in.nonZero:
+		s.complete = true
+		return io.EOF
+	case in.off == 0:
+		return fmt.Errorf("an empty file: %w", ErrInvalid)
+	case beyond == 0:
+		return io.EOF
+	case s.members == 0 && !looksLikeTar(in.head):
+		return fmt.Errorf("%s, not a tar archive: %w", looksLike(in.head), ErrInvalid)
+	default:
+		return fmt.Errorf("the tar ends at byte %d within a member: %w", in.off, ErrTruncated)
+	}
+}
+
+// errHeaderTooLong ends archive/tar's reading of one member's headers.
+var errHeaderTooLong = errors.New("tar headers too long")
+
+// tarInput counts and watches what archive/tar reads.
+type tarInput struct {
+	r   io.Reader
+	off int64
+	// end of the last member, its padding included.
+	end int64
+	// nonZero: a byte that is not zero was read after end.
+	nonZero bool
+	// header: archive/tar reads headers now; headerBytes of them so far.
+	header      bool
+	headerBytes int64
+	head        []byte // the first block
+	err         error  // of r itself
+}
+
+// maxHeaderRead leaves room for the header blocks around the extended ones, and
+// for the last byte and the padding of the member before, which archive/tar reads with them.
+const maxHeaderRead = MaxTarHeaderBytes + 8*blockSize
+
+// Read fills p unless r ends, so that a block comes at once.
+func (t *tarInput) Read(p []byte) (int, error) {
+	if t.header {
+		if t.headerBytes += int64(len(p)); t.headerBytes > maxHeaderRead {
+			return 0, errHeaderTooLong
+		}
+	}
+	n, err := io.ReadFull(t.r, p)
+	if t.off < blockSize {
+		t.head = append(t.head, p[:min(n, blockSize-int(t.off))]...)
+	}
+	if t.header && t.off >= t.end && !t.nonZero {
+		t.nonZero = !isZero(p[:n])
+	}
+	t.off += int64(n)
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
+		return 0, io.EOF
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return n, nil // what follows is io.EOF
+	default:
+		t.err = err
+	}
+	return n, err //nolint:wrapcheck // a reader hands errors on
+}
+
+// seekInput lets archive/tar pass over bodies.
+type seekInput struct {
+	*tarInput
+	sk io.Seeker
+}
+
+func (s *seekInput) Seek(offset int64, whence int) (int64, error) {
+	n, err := s.sk.Seek(offset, whence)
+	if err == nil {
+		s.off = n
+	}
+	return n, err //nolint:wrapcheck // archive/tar's
+}
+
+func isZero(p []byte) bool {
+	for _, b := range p {
+		if b != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// expectZeros reads r to its end, which is beyond the tar's.
+func expectZeros(r io.Reader) error {
+	buf := make([]byte, 32<<10)
+	for n := 0; ; {
+		m, err := r.Read(buf)
+		if !isZero(buf[:m]) {
+			return fmt.Errorf("data after the end of the tar: %w", ErrInvalid)
+		}
+		if n += m; n > MaxPaddingBytes {
+			return fmt.Errorf("more than %d MiB of zeros after the end of the tar: %w", MaxPaddingBytes>>20, ErrLimit)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err //nolint:wrapcheck // the reader's own
+		}
+	}
+}
