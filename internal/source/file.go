@@ -1,0 +1,200 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// OpenFile opens a regular file for random access, or a named pipe as a stream.
+func OpenFile(path string) (Blob, error) {
+	if path == "" {
+		return nil, fmt.Errorf("open file: the path is empty: %w", ErrInvalid)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fileError("open", path, err)
+	}
+	switch mode := info.Mode(); {
+	case mode.IsRegular(), mode&fs.ModeNamedPipe != 0:
+	default:
+		return nil, fmt.Errorf("open %q: it is a %s, not a regular file: %w", path, kindOf(mode), ErrInvalid)
+	}
+	f, err := os.Open(path) //nolint:gosec // the caller of the command line chooses the file
+	if err != nil {
+		return nil, fileError("open", path, err)
+	}
+	if info.Mode()&fs.ModeNamedPipe != 0 {
+		return OpenStream(f, path), nil
+	}
+	return newFileBlob(f, path)
+}
+
+// OpenUnder opens the regular file path below the directory dir for random access. Neither ".." nor a
+// symbolic link leads out of dir, and nothing but regular files is opened: path may come from
+// somebody who must not read other files of the node.
+func OpenUnder(dir, path string) (Blob, error) {
+	if !filepath.IsLocal(path) || strings.ContainsRune(path, 0) {
+		return nil, fmt.Errorf("open %q: the path must lead to a file below the archive directory: %w", path, ErrInvalid)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fileError("open archive directory", dir, err)
+	}
+	defer root.Close() //nolint:errcheck // only read through
+
+	info, err := root.Stat(path)
+	if err != nil {
+		return nil, fileError("open", path, err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("open %q: it is a %s, not a regular file: %w", path, kindOf(info.Mode()), ErrInvalid)
+	}
+	// Without O_NONBLOCK a pipe that has taken the file's place since Stat would block for ever.
+	f, err := root.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fileError("open", path, err)
+	}
+	return newFileBlob(f, path)
+}
+
+// fileBlob is a regular file.
+type fileBlob struct {
+	counter
+	f         *os.File
+	name      string
+	size      int64
+	validator string
+}
+
+func newFileBlob(f *os.File, name string) (Blob, error) {
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("it is a %s, not a regular file", kindOf(info.Mode()))
+	}
+	if err != nil {
+		f.Close() //nolint:errcheck,gosec // only read from
+		return nil, fileError("open", name, err)
+	}
+	return &fileBlob{f: f, name: name, size: info.Size(), validator: fileValidator(info)}, nil
+}
+
+func fileValidator(info fs.FileInfo) string {
+	var inode uint64
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		inode = st.Ino
+	}
+	return fmt.Sprintf("%d-%d-%d", info.Size(), info.ModTime().UnixNano(), inode)
+}
+
+func (b *fileBlob) RandomAccess() bool { return true }
+func (b *fileBlob) Size() int64        { return b.size }
+func (b *fileBlob) Validator() string  { return b.validator }
+func (b *fileBlob) String() string     { return b.name }
+func (b *fileBlob) Close() error       { return b.f.Close() } //nolint:wrapcheck // names the file itself
+
+func (b *fileBlob) ReadAt(p []byte, off int64) (int, error) {
+	n, err := b.f.ReadAt(p, off)
+	b.add(n)
+	if err == io.EOF && off+int64(n) < b.size { //nolint:errorlint // os.File returns it bare
+		return n, fmt.Errorf("read %q: the file was cut short: %w", b.name, ErrChanged)
+	}
+	if err != nil && err != io.EOF { //nolint:errorlint // os.File returns it bare
+		return n, fileError("read", b.name, err)
+	}
+	return n, err //nolint:wrapcheck // io.EOF
+}
+
+func (b *fileBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < 0 {
+		return nil, fmt.Errorf("read %q: negative offset: %w", b.name, ErrInvalid)
+	}
+	n = sectionLength(b.size, off, n)
+	return &fileSection{ctx: ctx, b: b, off: off, end: off + n}, nil
+}
+
+// sectionLength gives the length in bytes of a section that ends where the blob ends, at the latest.
+func sectionLength(size, off, n int64) int64 {
+	rest := max(size-off, 0)
+	if n < 0 {
+		return rest
+	}
+	return min(n, rest)
+}
+
+// fileSection reads [off, end) of a file.
+type fileSection struct {
+	ctx      context.Context
+	b        *fileBlob
+	off, end int64
+}
+
+func (s *fileSection) Read(p []byte) (int, error) {
+	if err := s.ctx.Err(); err != nil {
+		return 0, err //nolint:wrapcheck // the caller's own
+	}
+	if s.off == s.end {
+		return 0, s.unchanged()
+	}
+	p = p[:min(int64(len(p)), s.end-s.off)]
+	n, err := s.b.ReadAt(p, s.off)
+	s.off += int64(n)
+	if n > 0 && err == io.EOF { //nolint:errorlint // ReadAt returns it bare
+		err = nil
+	}
+	return n, err
+}
+
+// unchanged is io.EOF for a file that is still the one that was opened. Bytes that were rewritten in
+// place would otherwise be blamed on the archive, as a wrong digest.
+func (s *fileSection) unchanged() error {
+	info, err := s.b.f.Stat()
+	if err != nil {
+		return fileError("read", s.b.name, err)
+	}
+	if fileValidator(info) != s.b.validator {
+		return fmt.Errorf("read %q: size or modification time is not what it was: %w", s.b.name, ErrChanged)
+	}
+	return io.EOF
+}
+
+func (s *fileSection) Close() error { return nil }
+
+// fileError gives an error of the file system its meaning.
+func fileError(op, name string, err error) error {
+	var errno syscall.Errno
+	text, kind := "the path leads out of the archive directory", ErrInvalid
+	switch hasErrno := errors.As(err, &errno); {
+	case errors.Is(err, fs.ErrNotExist), errno == syscall.ENOTDIR:
+		text, kind = "no such file", ErrNotFound
+	case errors.Is(err, fs.ErrPermission):
+		text, kind = "permission denied", ErrDenied
+	case errno == syscall.ELOOP, errno == syscall.ENAMETOOLONG, errno == syscall.EINVAL:
+		text, kind = errno.Error(), ErrInvalid
+	case hasErrno:
+		text, kind = errno.Error(), ErrUnavailable
+	case errors.Is(err, fs.ErrClosed):
+		text, kind = "it is closed", ErrUnavailable
+	}
+	return fmt.Errorf("%s %q: %s: %w", op, name, text, kind)
+}
+
+func kindOf(mode fs.FileMode) string {
+	switch {
+	case mode.IsDir():
+		return "directory"
+	case mode&fs.ModeNamedPipe != 0:
+		return "named pipe"
+	case mode&fs.ModeSocket != 0:
+		return "socket"
+	case mode&fs.ModeDevice != 0:
+		return "device"
+	}
+	return "special file"
+}

@@ -1,0 +1,212 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+)
+
+// defaultIdleTimeout is how long a server may send nothing before the connection counts as broken:
+// longer than an object store takes to bring back a cold object, shorter than anybody's patience.
+const defaultIdleTimeout = 30 * time.Second
+
+// HTTPOptions say where an archive is served and how to be let in. Without credentials none are sent.
+type HTTPOptions struct {
+	URL string // http or https, without user information
+
+	Username, Password string // basic authentication (RFC 7617)
+	BearerToken        string // or a bearer token (RFC 6750)
+
+	CA        []byte // PEM; the only authorities that are trusted, instead of the system's
+	Cert, Key []byte // PEM; the client's own certificate, for a server that asks for one
+
+	IdleTimeout time.Duration // without a single byte; 0 means 30 s
+	BackoffBase time.Duration // upper limit of the first wait; 0 means 250 ms
+	BackoffMax  time.Duration // upper limit of any wait; 0 means 30 s
+}
+
+// httpBlob is an archive on an HTTP server. It gives random access when the server honours Range and
+// tells a validator that later requests can be bound to (RFC 9110, section 13.1.5).
+type httpBlob struct {
+	counter
+	opts      HTTPOptions
+	url       *url.URL
+	client    *http.Client
+	transport *authorizer
+	ctx       context.Context // ends with the context of OpenHTTP, and with Close
+	cancel    context.CancelFunc
+
+	size      int64
+	validator validator
+	cache     windowCache // random access only
+	stream    *response   // otherwise the one response there is
+	reason    string      // why it is a stream
+	taken     atomic.Bool // the stream has its reader
+}
+
+// OpenHTTP sends the first request and finds out what kind of access the server gives. The blob's
+// ReadAt, and its only Section when it is a stream, end with ctx.
+//
+// The first request is a GET with a Range, never a HEAD: a presigned URL allows one method only.
+func OpenHTTP(ctx context.Context, opts HTTPOptions) (Blob, error) {
+	u, err := parseURL(opts.URL)
+	if err != nil {
+		return nil, err
+	}
+	setDefault(&opts.IdleTimeout, defaultIdleTimeout)
+	setDefault(&opts.BackoffBase, defaultBackoffBase)
+	setDefault(&opts.BackoffMax, defaultBackoffMax)
+	b := &httpBlob{opts: opts, url: u}
+	if b.transport, err = newAuthorizer(u, opts); err != nil {
+		return nil, b.errorf(err)
+	}
+	b.client = &http.Client{Transport: b.transport, CheckRedirect: checkRedirect}
+	b.ctx, b.cancel = context.WithCancel(ctx)
+	if err := b.open(); err != nil {
+		b.Close() //nolint:errcheck,gosec // the first error counts
+		return nil, b.errorf(err)
+	}
+	return b, nil
+}
+
+func setDefault(d *time.Duration, value time.Duration) {
+	if *d <= 0 {
+		*d = value
+	}
+}
+
+func (b *httpBlob) RandomAccess() bool { return b.stream == nil }
+func (b *httpBlob) Size() int64        { return b.size }
+func (b *httpBlob) Validator() string  { return b.validator.String() }
+func (b *httpBlob) String() string     { return redact(b.url) }
+func (b *httpBlob) whyStream() string  { return b.reason }
+
+func (b *httpBlob) Close() error {
+	b.cancel()
+	if b.stream != nil {
+		b.stream.Close() //nolint:errcheck,gosec // only read from
+	}
+	b.transport.closeIdle()
+	return nil
+}
+
+// errorf adds the source's name. The caller's own cancellation stays what it is.
+func (b *httpBlob) errorf(err error) error { return fmt.Errorf("get %s: %w", b, err) }
+
+// open decides between random access and a stream.
+func (b *httpBlob) open() error {
+	probe := byteRange{off: 0, n: firstWindow}
+	res, err := b.try(probe)
+	if err != nil {
+		return err
+	}
+	if b.reason = b.acceptProbe(res); b.reason == "" {
+		return b.keepFirstWindow(res)
+	}
+	if res.StatusCode != http.StatusOK {
+		// The answer to the probe is of no use; the same without a range is one representation.
+		res.Close() //nolint:errcheck,gosec // only read from
+		if res, err = b.try(byteRange{n: wholeBlob}); err != nil {
+			return err
+		}
+		if res.StatusCode != http.StatusOK {
+			res.Close() //nolint:errcheck,gosec // only read from
+			return fmt.Errorf("the server answered %d to a request without a range: %w", res.StatusCode, ErrUnavailable)
+		}
+	}
+	b.stream, b.size, b.validator = res, res.ContentLength, validatorOf(res.Header)
+	return nil
+}
+
+// try sends a request that opens the source, several times if need be.
+func (b *httpBlob) try(r byteRange) (*response, error) {
+	wait := b.newBackoff(openAttempts)
+	for {
+		res, err := b.get(b.ctx, r)
+		var temporary *temporaryError
+		if err == nil || !errors.As(err, &temporary) {
+			return res, err
+		}
+		if !wait.again(b.ctx, temporary.after) {
+			return nil, b.gaveUp(b.ctx, wait, temporary)
+		}
+	}
+}
+
+func (b *httpBlob) newBackoff(attempts int) *backoff {
+	return &backoff{base: b.opts.BackoffBase, max: b.opts.BackoffMax, attempts: attempts}
+}
+
+// gaveUp is the error when no attempt is left, or no time for one.
+func (b *httpBlob) gaveUp(ctx context.Context, wait *backoff, last error) error {
+	if err := ctx.Err(); err != nil {
+		return err //nolint:wrapcheck // the caller's own
+	}
+	return fmt.Errorf("%w, after %d attempts: %w", last, wait.failed, ErrUnavailable)
+}
+
+// acceptProbe takes size and validator from the answer to the first range request. It returns why
+// the answer does not promise random access, if so.
+func (b *httpBlob) acceptProbe(res *response) string {
+	switch res.StatusCode {
+	case http.StatusOK:
+		return "the server ignores Range"
+	case http.StatusRequestedRangeNotSatisfiable:
+		return "the server refuses the range of the first bytes"
+	}
+	got, err := parseContentRange(res.Header.Get("Content-Range"))
+	if err != nil || got.off != 0 || got.total < 0 {
+		return "the server sends no usable Content-Range"
+	}
+	if b.validator = validatorOf(res.Header); b.validator.value == "" {
+		return "the server sends neither a strong ETag nor Last-Modified"
+	}
+	b.size = got.total
+	res.n = min(got.n, firstWindow)
+	return ""
+}
+
+// keepFirstWindow reads the answer to the first request into the cache. What is missing when the
+// connection breaks is fetched later, like everything else.
+func (b *httpBlob) keepFirstWindow(res *response) error {
+	defer res.Close() //nolint:errcheck // only read from
+	window := make([]byte, res.n)
+	n, err := io.ReadFull(b.counted(res), window)
+	if ctxErr := b.ctx.Err(); err != nil && ctxErr != nil {
+		return ctxErr //nolint:wrapcheck // the caller's own
+	}
+	b.cache.add(0, window[:n])
+	return nil
+}
+
+// counted counts what is read from r.
+func (b *httpBlob) counted(r io.Reader) io.Reader { return countingReader{r, &b.counter} }
+
+type countingReader struct {
+	io.Reader
+	c *counter
+}
+
+func (r countingReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	r.c.add(n)
+	return n, err //nolint:wrapcheck // adds nothing
+}
+
+func (b *httpBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if !b.RandomAccess() {
+		if off != 0 || n >= 0 || b.taken.Swap(true) {
+			return nil, b.errorf(errStreamOnce)
+		}
+		return newHTTPStream(ctx, b), nil
+	}
+	if off < 0 {
+		return nil, b.errorf(fmt.Errorf("negative offset: %w", ErrInvalid))
+	}
+	return b.section(ctx, off, sectionLength(b.size, off, n)), nil
+}

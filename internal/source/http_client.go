@@ -1,0 +1,168 @@
+package source
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+const (
+	// maxRedirects is net/http's own bound; stores that answer with a presigned URL use one or two.
+	maxRedirects = 10
+	// maxResponseHeader bounds a response's headers in bytes: ten times what servers send.
+	maxResponseHeader = 64 << 10
+	// idleConnTimeout is how long an unused connection is kept for the next range.
+	idleConnTimeout = 30 * time.Second
+)
+
+// parseURL accepts absolute http and https URLs without user information. Its errors never show the
+// URL, which may be a secret by itself (presigned).
+func parseURL(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("the URL cannot be parsed: %w", ErrInvalid)
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, fmt.Errorf("the URL's scheme is %q, not http or https: %w", u.Scheme, ErrInvalid)
+	case u.Hostname() == "":
+		return nil, fmt.Errorf("the URL names no host: %w", ErrInvalid)
+	case u.User != nil:
+		return nil, fmt.Errorf("the URL contains a user name or password; give these as credentials: %w", ErrInvalid)
+	}
+	if err := checkHost(u); err != nil {
+		return nil, fmt.Errorf("the URL's host: %w", err)
+	}
+	return u, nil
+}
+
+// redact gives the parts of a URL that are no secret.
+func redact(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
+}
+
+// authorizer sends credentials to the server that the URL names and to no other, wherever redirects
+// lead: neither a header nor a client certificate.
+type authorizer struct {
+	origin  string // scheme://host:port
+	header  string // Authorization, or empty
+	own     *http.Transport
+	foreign *http.Transport // the same without client certificate
+}
+
+func newAuthorizer(u *url.URL, opts HTTPOptions) (*authorizer, error) {
+	a := &authorizer{origin: originOf(u)}
+	switch basic := opts.Username != "" || opts.Password != ""; {
+	case basic && opts.BearerToken != "":
+		return nil, fmt.Errorf("both a password and a bearer token are given: %w", ErrInvalid)
+	case basic:
+		a.header = "Basic " + base64.StdEncoding.EncodeToString([]byte(opts.Username+":"+opts.Password))
+	case opts.BearerToken != "":
+		a.header = "Bearer " + opts.BearerToken
+	}
+	if strings.ContainsAny(a.header, "\r\n\x00") {
+		return nil, fmt.Errorf("the bearer token contains a line break: %w", ErrInvalid)
+	}
+	config, err := tlsConfig(opts)
+	if err != nil {
+		return nil, err
+	}
+	a.own = newTransport(config)
+	a.foreign = a.own
+	if len(config.Certificates) > 0 {
+		anonymous := config.Clone()
+		anonymous.Certificates = nil
+		a.foreign = newTransport(anonymous)
+	}
+	return a, nil
+}
+
+func (a *authorizer) RoundTrip(req *http.Request) (*http.Response, error) {
+	if originOf(req.URL) != a.origin {
+		return a.foreign.RoundTrip(req) //nolint:wrapcheck // adds nothing
+	}
+	if a.header != "" {
+		req = req.Clone(req.Context())
+		req.Header.Set("Authorization", a.header)
+	}
+	return a.own.RoundTrip(req) //nolint:wrapcheck // adds nothing
+}
+
+func (a *authorizer) closeIdle() {
+	a.own.CloseIdleConnections()
+	a.foreign.CloseIdleConnections()
+}
+
+// originOf is the origin of RFC 6454, section 4: two URLs of one origin are one server.
+func originOf(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return u.Scheme + "://" + net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}
+
+// newTransport speaks HTTP/1.1 only: each range then has its own connection and flow control, and one
+// that breaks takes no other with it. It never asks for compression, so that offsets in the body are
+// offsets in the archive.
+func newTransport(config *tls.Config) *http.Transport {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	return &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            newDialer().DialContext,
+		TLSClientConfig:        config,
+		Protocols:              &protocols,
+		DisableCompression:     true,
+		IdleConnTimeout:        idleConnTimeout,
+		MaxResponseHeaderBytes: maxResponseHeader,
+	}
+}
+
+func tlsConfig(opts HTTPOptions) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if len(opts.CA) > 0 {
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(opts.CA) {
+			return nil, fmt.Errorf("the CA holds no PEM certificate: %w", ErrInvalid)
+		}
+	}
+	if len(opts.Cert) > 0 || len(opts.Key) > 0 {
+		pair, err := tls.X509KeyPair(opts.Cert, opts.Key)
+		if err != nil {
+			// The reason is left out: it could quote the key.
+			return nil, fmt.Errorf("client certificate and key are not a PEM pair that belongs together: %w", ErrInvalid)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
+}
+
+// errRedirect marks redirects that are not followed.
+var errRedirect = errors.New("redirect refused")
+
+// checkRedirect bounds redirects and keeps them from giving away what the first URL protected.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	// net/http puts the former URL there, query included: the secret of a presigned one.
+	req.Header.Del("Referer")
+	switch {
+	case len(via) >= maxRedirects:
+		return fmt.Errorf("%w after %d of them: %w", errRedirect, maxRedirects, ErrUnavailable)
+	case req.URL.Scheme != "http" && req.URL.Scheme != "https":
+		return fmt.Errorf("%w: it leads to another scheme than http and https: %w", errRedirect, ErrInvalid)
+	case req.URL.Scheme == "http" && via[0].URL.Scheme == "https":
+		return fmt.Errorf("%w: it leads from https to http: %w", errRedirect, ErrInvalid)
+	case req.URL.User != nil:
+		return fmt.Errorf("%w: it contains a user name: %w", errRedirect, ErrInvalid)
+	}
+	if err := checkHost(req.URL); err != nil {
+		return fmt.Errorf("%w: %w", errRedirect, err)
+	}
+	return nil
+}

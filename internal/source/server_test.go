@@ -1,0 +1,171 @@
+package source_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/tarlift/tarlift/internal/source"
+)
+
+const (
+	strongETag   = `"v1"`
+	lastModified = "Wed, 01 Jul 2026 10:00:00 GMT"
+)
+
+// server serves one archive as http.ServeContent does, and misbehaves where a test wants it to.
+type server struct {
+	*httptest.Server
+	data []byte
+	// fault looks at the n-th request (from 1) first; true means that it has answered it.
+	fault func(n int, w http.ResponseWriter, r *http.Request) bool
+
+	mu       sync.Mutex
+	requests []*http.Request
+	sent     atomic.Int64 // bytes of bodies
+}
+
+func newServer(t *testing.T, data []byte, fault func(int, http.ResponseWriter, *http.Request) bool) *server {
+	t.Helper()
+	s := &server{data: data, fault: fault}
+	s.Server = httptest.NewServer(s)
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	s.requests = append(s.requests, r)
+	n := len(s.requests)
+	s.mu.Unlock()
+	w = &countingWriter{w, &s.sent}
+	if s.fault != nil && s.fault(n, w, r) {
+		return
+	}
+	w.Header().Set("ETag", strongETag)
+	serveData(w, r, s.data)
+}
+
+func (s *server) seen() []*http.Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.requests
+}
+
+func serveData(w http.ResponseWriter, r *http.Request, data []byte) {
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+}
+
+type countingWriter struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	w.n.Add(int64(len(p))) // before the client can have it
+	return w.ResponseWriter.Write(p)
+}
+
+func (w *countingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// cut answers like serveData, but the connection ends after k bytes of the body.
+func cut(w http.ResponseWriter, r *http.Request, data []byte, k int64) {
+	serveData(&cuttingWriter{w, k}, r, data)
+	abort(w)
+}
+
+// abort breaks the connection; what was written before is sent.
+func abort(w http.ResponseWriter) {
+	http.NewResponseController(w).Flush() //nolint:errcheck // about to break it
+	panic(http.ErrAbortHandler)
+}
+
+type cuttingWriter struct {
+	http.ResponseWriter
+	left int64
+}
+
+func (w *cuttingWriter) Write(p []byte) (int, error) {
+	if int64(len(p)) > w.left {
+		w.ResponseWriter.Write(p[:w.left]) //nolint:errcheck // about to break it
+		abort(w.ResponseWriter)
+	}
+	w.left -= int64(len(p))
+	return w.ResponseWriter.Write(p)
+}
+
+// stall sends the head of the answer and some bytes, and then nothing until the client goes.
+func stall(w http.ResponseWriter, r *http.Request, data []byte, k int64) {
+	serveData(&stallingWriter{w, r.Context(), k}, r, data)
+}
+
+type stallingWriter struct {
+	http.ResponseWriter
+	ctx  context.Context
+	left int64
+}
+
+func (w *stallingWriter) Write(p []byte) (int, error) {
+	if int64(len(p)) > w.left {
+		w.ResponseWriter.Write(p[:w.left])                   //nolint:errcheck // the client may be gone
+		http.NewResponseController(w.ResponseWriter).Flush() //nolint:errcheck // the client may be gone
+		<-w.ctx.Done()
+		panic(http.ErrAbortHandler)
+	}
+	w.left -= int64(len(p))
+	return w.ResponseWriter.Write(p)
+}
+
+// quick are options that do not wait long. The idle timeout is long for every test but those that wait
+// for it: a slow machine must not break connections.
+func quick(url string) source.HTTPOptions {
+	return source.HTTPOptions{
+		URL:         url,
+		IdleTimeout: time.Minute,
+		BackoffBase: time.Microsecond,
+		BackoffMax:  time.Millisecond,
+	}
+}
+
+func openHTTP(t *testing.T, opts source.HTTPOptions) source.Blob {
+	t.Helper()
+	b, err := source.OpenHTTP(t.Context(), opts)
+	if err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	t.Cleanup(func() { closeBlob(t, b) })
+	return b
+}
+
+// plainGet is what a client without remedies sees: one request for a range, read to its end.
+func plainGet(t *testing.T, url string, off, n int64) ([]byte, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusPartialContent {
+		return nil, fmt.Errorf("status %d", res.StatusCode)
+	}
+	return io.ReadAll(res.Body)
+}
+
+// isProbe tells the first request of a blob from those that follow.
+func isProbe(r *http.Request) bool { return strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") }

@@ -1,0 +1,76 @@
+// Package source reads an archive's bytes from where they lie: a file, a stream or an HTTP server.
+//
+// It knows nothing of tar, images or Kubernetes. What it gives is a [Blob]: bytes that can be read
+// at any place, or a single stream where the origin allows no more. A blob stays one blob: when the
+// bytes behind it are replaced while it is being read, reading fails with [ErrChanged] instead of
+// giving a mixture of two archives.
+package source
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+)
+
+// Every error of this package that is not the caller's own cancellation is one of these.
+var (
+	// ErrNotFound: nothing lies there (ENOENT, 404, 410).
+	ErrNotFound = errors.New("source not found")
+	// ErrDenied: it may not be read with these credentials (EACCES, 401, 403, a refused client certificate).
+	ErrDenied = errors.New("access to the source denied")
+	// ErrUnavailable: it could not be read now; a later attempt may succeed.
+	ErrUnavailable = errors.New("source unavailable")
+	// ErrChanged: the source was replaced while it was being read; a new attempt reads the new one.
+	ErrChanged = errors.New("source changed while it was read")
+	// ErrInvalid: this path, URL or credential is not acceptable; no later attempt can succeed.
+	ErrInvalid = errors.New("source not acceptable")
+)
+
+// Blob is the bytes of one archive.
+type Blob interface {
+	// ReadAt is for small reads of metadata: an HTTP blob fetches a little more than was asked for and
+	// keeps it. It needs RandomAccess, and ends with the context that the blob was opened with.
+	io.ReaderAt
+
+	// Section streams n bytes from offset off, or all that follow when n is negative; one that reaches
+	// beyond the end is cut there, as an io.SectionReader is. Sections may be read at the same time.
+	// Without RandomAccess only Section(ctx, 0, -1) is possible, and only once.
+	Section(ctx context.Context, off, n int64) (io.ReadCloser, error)
+
+	// RandomAccess tells whether any place can be read at any time.
+	RandomAccess() bool
+
+	// Size is the number of bytes, -1 if unknown.
+	Size() int64
+
+	// BytesRead is the number of bytes taken from the source so far, read-ahead included.
+	BytesRead() int64
+
+	// Validator changes when the bytes do: a strong ETag, a Last-Modified date, or a file's size,
+	// modification time and inode. It is empty when the source tells none.
+	Validator() string
+
+	// String names the source without secrets: no user, no password, no query string.
+	String() string
+
+	// Close releases what is held. Sections that are still open fail.
+	Close() error
+}
+
+// WhyStream tells in a few words why b gives no random access; empty if it does.
+func WhyStream(b Blob) string {
+	if b.RandomAccess() {
+		return ""
+	}
+	if s, ok := b.(interface{ whyStream() string }); ok {
+		return s.whyStream()
+	}
+	return "the source can only be read from start to end"
+}
+
+// counter counts the bytes that a blob's readers take from the source.
+type counter struct{ n atomic.Int64 }
+
+func (c *counter) add(n int)        { c.n.Add(int64(n)) }
+func (c *counter) BytesRead() int64 { return c.n.Load() }
