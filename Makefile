@@ -4,47 +4,49 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tools build image generate verify lint test test-unit clean
+.PHONY: help tools build image cluster generate verify lint test test-unit clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-# Tests and the harness look for programs here.
-export TARLIFT_TOOLS := $(CURDIR)/bin/tools
-
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 tools: ## Build the tools once per machine (minutes when cold), link them in bin/tools
 	@hack/deps.sh
 	@hack/tools/build.sh
 
+# One tool, for the targets that need no other.
 tool-%:
 	@hack/tools/build.sh $*
 
 build: ## Build the agent: bin/agent, one static file
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/agent ./cmd/agent
 
-image: ## Build the agent's image without a container engine: bin/agent-image.tar
-	go run ./hack/image -name ghcr.io/tarlift/agent:$(VERSION) -ldflags '$(LDFLAGS)' -o bin/agent-image.tar
+image: ## Build the agent's image for amd64 and arm64: bin/agent-image.tar, an OCI archive
+	go run ./hack/image -ldflags '$(LDFLAGS)' -o bin/agent-image.tar
+
+cluster: tools ## Start a cluster of three nodes and a shell in it (needs root)
+	go build -o bin/cluster ./test/cluster/cmd/cluster
+	bin/cluster
 
 generate: tool-controller-gen ## Generate deep copies, apply configurations and CRDs (also the chart's)
 	bin/tools/controller-gen object crd applyconfiguration paths=./api/... output:crd:dir=config/crd
 	mkdir -p charts/tarlift/files/crds
 	cp config/crd/*.yaml charts/tarlift/files/crds/
 
-verify: generate ## Fail if generated files, formatting or go.mod are not as they should be committed
+verify: generate ## Fail unless all that is generated, formatted and tidied is committed
 	@hack/verify.sh
 
 lint: tool-golangci-lint ## Run the linters of .golangci.yml
 	bin/tools/golangci-lint run
 
-test-unit: ## Run the tests that need neither daemon nor root, with the race detector
+test-unit: ## Run the tests that need no daemon, with the race detector
 	go test -race -count=1 ./api/... ./cmd/... ./controllers/... ./hack/... ./internal/...
 
-# One package at a time: each starts daemons, and a whole cluster wants the machine.
-test: tools build test-unit ## Run every test
+# One package at a time: a cluster wants the machine to itself.
+test: tools build test-unit ## Run every test (needs root)
 	go test -count=1 -p 1 -timeout 40m ./test/...
 
-clean: ## Remove bin (the tools stay in the user's cache)
+clean: ## Remove bin; the tools stay in the cache
 	rm -rf bin
