@@ -24,7 +24,7 @@ build: ## Build the agent: bin/agent, one static file
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/agent ./cmd/agent
 
 image: ## Build the agent's image for amd64 and arm64: bin/agent-image.tar, an OCI archive
-	go run ./hack/image -ldflags '$(LDFLAGS)' -o bin/agent-image.tar
+	go run ./hack/image -name ghcr.io/tarlift/agent:$(VERSION) -ldflags '$(LDFLAGS)' -o bin/agent-image.tar
 
 cluster: tools ## Start a cluster of three nodes and a shell in it (needs root)
 	go build -o bin/cluster ./test/cluster/cmd/cluster
