@@ -4,6 +4,7 @@
 # says what to install. When nothing is missing it takes milliseconds.
 set -euo pipefail
 
+PATH+=:/usr/sbin:/sbin # ip is there, and not everybody looks there
 missing=()
 # need PACKAGE TEST... notes Debian's PACKAGE as missing unless TEST succeeds.
 need() {
@@ -12,16 +13,21 @@ need() {
 	"$@" >/dev/null 2>&1 || missing+=("$package")
 }
 
+# have PROGRAM... succeeds if all of them can be found.
+have() {
+	local program
+	for program; do command -v "$program" || return; done
+}
+
 static_seccomp() { [[ -f $(pkg-config --variable=libdir libseccomp)/libseccomp.a ]]; }
 
-need gcc command -v gcc
+need gcc have gcc
 need libc6-dev test -f /usr/include/stdlib.h
-need pkg-config command -v pkg-config
-need libseccomp-dev static_seccomp # runc links it statically
-need iproute2 command -v ip        # addresses of the test cluster's nodes
-need util-linux command -v unshare # the namespaces it lives in
-need util-linux command -v flock   # one build of a tool at a time
-need mount command -v mount
+need pkg-config have pkg-config
+need libseccomp-dev static_seccomp # runc links it
+need iproute2 have ip              # the test cluster's addresses
+need mount have mount umount       # the kubelets run them
+need util-linux have flock         # one build of a tool at a time
 
 [[ ${#missing[@]} -gt 0 ]] || exit 0
 
