@@ -18,14 +18,21 @@ import (
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
+	"go.uber.org/goleak"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
 	"github.com/tarlift/tarlift/internal/source"
 )
+
+func TestMain(m *testing.M) {
+	_ = log.SetLevel("error") // containerd's store warns of file systems without fs-verity
+	goleak.VerifyTestMain(m)
+}
 
 // node is containerd's own content store and metadata database in this process, with an importer on top: what a
 // node has but for the snapshotter, in milliseconds.
@@ -155,7 +162,7 @@ func unchanged(t *testing.T, before, after state) {
 	}
 }
 
-// memory is a source in memory; counting and random access come from the real file source's interface.
+// memory is a source in memory that counts, and fails where a test wants it to.
 type memory struct {
 	*bytes.Reader
 	stream  bool

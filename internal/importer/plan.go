@@ -46,8 +46,7 @@ type PlannedBlob struct {
 	ocispec.Descriptor
 	Present bool `json:"present"` // in the content store: it is not moved
 
-	located bool
-	extent  archive.Extent
+	extent archive.Extent
 }
 
 // PlannedBytes sums the blobs of a plan, in bytes.
@@ -63,7 +62,6 @@ type planner struct {
 	layout   *archive.Layout
 	seen     *archive.MemorySink // what a dry pass over a stream met; nil when the pass stored it
 	match    platforms.MatchComparer
-	read     map[digest.Digest][]byte // metadata read so far, so that it is not fetched twice
 	needed   map[digest.Digest]bool
 	plan     *Plan
 }
@@ -83,8 +81,7 @@ func (i *Importer) plan(ctx context.Context, l *archive.Layout, seen *archive.Me
 	}
 	p := &planner{
 		importer: i, layout: l, seen: seen, match: platforms.Only(i.platform),
-		read: map[digest.Digest][]byte{}, needed: map[digest.Digest]bool{},
-		plan: &Plan{Format: l.Format, IndexDigest: l.IndexDigest},
+		needed: map[digest.Digest]bool{}, plan: &Plan{Format: l.Format, IndexDigest: l.IndexDigest},
 	}
 	var chosen chosenPlatforms
 	var foreign []string
@@ -165,16 +162,15 @@ func (p *planner) add(ctx context.Context, n archive.Named, leaf archive.Leaf) e
 	if err != nil {
 		return err //nolint:wrapcheck // says which member and field
 	}
-	for _, d := range slices.Concat(leaf.Parents, []ocispec.Descriptor{leaf.Descriptor, m.Config}, m.Layers) {
-		if p.needed[d.Digest] {
-			continue
-		}
-		p.needed[d.Digest] = true
-		b, err := p.blob(ctx, d)
-		if err != nil {
+	for _, d := range slices.Concat(leaf.Parents, []ocispec.Descriptor{leaf.Descriptor, m.Config}) {
+		if err := p.need(ctx, d, p.metadata); err != nil {
 			return err
 		}
-		p.plan.Blobs = append(p.plan.Blobs, b)
+	}
+	for _, d := range m.Layers {
+		if err := p.need(ctx, d, p.locate); err != nil {
+			return err
+		}
 	}
 	p.plan.Images = append(p.plan.Images, PlannedImage{
 		Name: n.Name, Source: n.Source, DigestReference: n.DigestReference,
@@ -185,37 +181,49 @@ func (p *planner) add(ctx context.Context, n archive.Named, leaf archive.Leaf) e
 	return nil
 }
 
-// blob looks where a needed blob is: in the store, else in the archive.
-func (p *planner) blob(ctx context.Context, d ocispec.Descriptor) (PlannedBlob, error) {
+// need plans a blob, once: as present in the store, or where find says that it is in the archive.
+func (p *planner) need(ctx context.Context, d ocispec.Descriptor, find func(context.Context, ocispec.Descriptor) (archive.Extent, error)) error {
+	if p.needed[d.Digest] {
+		return nil
+	}
+	p.needed[d.Digest] = true
 	b := PlannedBlob{Descriptor: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}}
 	info, err := p.importer.services.content.Info(ctx, d.Digest)
 	switch {
 	case err == nil:
-		b.Present = true
-	case !errdefs.IsNotFound(err):
-		return b, runtimeError("look up "+d.Digest.String(), err)
-	}
-	b.extent, b.located = p.layout.Locate(d.Digest)
-	if size, ok := p.seen.Size(d.Digest); ok {
-		b.extent.Size, b.located = size, true
-	}
-	if data, ok := p.read[d.Digest]; ok {
-		b.extent.Data, b.located = data, true
-	}
-	size := info.Size
-	switch {
-	case b.Present:
-	case b.extent.Data != nil:
-		size = int64(len(b.extent.Data))
-	case b.located:
-		size = b.extent.Size
+		b.Present, b.extent.Size = true, info.Size
+	case errdefs.IsNotFound(err):
+		if b.extent, err = find(ctx, d); err != nil {
+			return err
+		}
 	default:
-		return b, p.incomplete(d)
+		return runtimeError("look up "+d.Digest.String(), err)
 	}
-	if size != d.Size {
-		return b, fmt.Errorf("descriptor of %s: size is %d, the blob has %d bytes: %w", d.Digest, d.Size, size, archive.ErrInvalid)
+	if b.extent.Size != d.Size {
+		return fmt.Errorf("descriptor of %s: size is %d, the blob has %d bytes: %w", d.Digest, d.Size, b.extent.Size, archive.ErrInvalid)
 	}
-	return b, nil
+	p.plan.Blobs = append(p.plan.Blobs, b)
+	return nil
+}
+
+// metadata reads an index, manifest or config: most have been read already, and they lie side by side.
+func (p *planner) metadata(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
+	data, err := p.layout.ReadBlob(ctx, d, archive.MaxConfigBytes)
+	if errors.Is(err, archive.ErrMissing) {
+		err = p.incomplete(d)
+	}
+	return archive.Extent{Size: int64(len(data)), Data: data}, err
+}
+
+// locate finds a layer without reading it.
+func (p *planner) locate(_ context.Context, d ocispec.Descriptor) (archive.Extent, error) {
+	if e, ok := p.layout.Locate(d.Digest); ok {
+		return e, nil
+	}
+	if size, ok := p.seen.Size(d.Digest); ok {
+		return archive.Extent{Size: size}, nil
+	}
+	return archive.Extent{}, p.incomplete(d)
 }
 
 // incomplete says that a needed blob is nowhere; an archive without an end was most likely cut before it.
@@ -230,25 +238,15 @@ func (p *planner) incomplete(d ocispec.Descriptor) error {
 // fetch reads metadata from the archive, else from the content store: a partial archive may count on content
 // that its receiver has.
 func (p *planner) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-	if data, ok := p.read[d.Digest]; ok {
-		return data, nil
+	data, err := p.layout.ReadBlob(ctx, d, archive.MaxConfigBytes)
+	if !errors.Is(err, archive.ErrMissing) {
+		return data, err //nolint:wrapcheck // says which member
 	}
-	data, err := p.layout.ReadBlob(ctx, d, archive.MaxManifestBytes)
-	if errors.Is(err, archive.ErrMissing) {
-		stored, storeErr := p.importer.readBlob(ctx, d.Digest, archive.MaxManifestBytes)
-		if storeErr != nil {
-			if errdefs.IsNotFound(storeErr) {
-				return nil, err //nolint:wrapcheck // says that the archive lacks it
-			}
-			return nil, storeErr
-		}
-		return stored, nil
+	stored, storeErr := p.importer.readBlob(ctx, d.Digest, archive.MaxConfigBytes)
+	if errdefs.IsNotFound(storeErr) {
+		return nil, err //nolint:wrapcheck // says that the archive lacks it
 	}
-	if err != nil {
-		return nil, err //nolint:wrapcheck // says which member
-	}
-	p.read[d.Digest] = data
-	return data, nil
+	return stored, storeErr
 }
 
 // readBlob reads a blob of at most limit bytes from containerd.

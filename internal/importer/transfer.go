@@ -35,21 +35,20 @@ func (s *session) transfer(ctx context.Context, src source.Blob, p *Plan) error 
 	s.progress.total(p.Bytes.Total)
 	s.progress.phase(PhaseTransferring)
 	for _, b := range p.Blobs {
-		member := b.extent.Member
-		if member == "" {
-			member = b.Digest.String()
-		}
 		err := s.put(ctx, b.Descriptor, func(offset int64) (io.ReadCloser, error) {
-			if b.extent.Data != nil {
+			switch {
+			case b.extent.Data != nil:
 				return io.NopCloser(bytes.NewReader(b.extent.Data[offset:])), nil
-			}
-			if !b.located {
-				return nil, fmt.Errorf("blob %s is neither in the archive nor in the store any more: %w", b.Digest, ErrContentIncomplete)
+			case b.extent.Member == "": // planned as present
+				return nil, fmt.Errorf("the blob has left the store meanwhile: %w", ErrRuntimeUnavailable)
 			}
 			return src.Section(ctx, b.extent.Offset+offset, b.extent.Size-offset)
 		})
+		if err != nil && b.extent.Member != "" {
+			err = fmt.Errorf("member %q: %w", b.extent.Member, err)
+		}
 		if err != nil {
-			return fmt.Errorf("member %q: %w", member, err)
+			return fmt.Errorf("blob %s: %w", b.Digest, err)
 		}
 	}
 	return nil
@@ -118,7 +117,7 @@ func (s *session) fill(ctx context.Context, w content.Writer, d ocispec.Descript
 		return resumed, nil
 	case errdefs.IsFailedPrecondition(err):
 		s.progress.done(-d.Size)
-		return resumed, fmt.Errorf("the bytes are not those of %s: %w", d.Digest, archive.ErrDigestMismatch)
+		return resumed, fmt.Errorf("the bytes have another digest: %w", archive.ErrDigestMismatch)
 	default:
 		return resumed, runtimeError("commit", err)
 	}
