@@ -3,6 +3,7 @@ package importer
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -81,7 +82,7 @@ func testImportGenuine(t *testing.T, a genuine.Archive, stream bool) {
 
 	whole := n.state(t)
 	again, err := n.Import(t.Context(), &memory{Reader: bytes.NewReader(data), stream: stream}, req)
-	if err != nil || !stream && again.Bytes.Written != 0 {
+	if random := !stream && strings.HasSuffix(a.File, ".tar"); err != nil || random && again.Bytes.Written != 0 {
 		t.Errorf("again: %v, %d bytes written", err, again.Bytes.Written)
 	}
 	unchanged(t, whole, n.state(t))
