@@ -130,7 +130,7 @@ func (s *session) copy(w io.Writer, r io.Reader, n int64) error {
 		k, err := io.ReadFull(r, buf[:min(n, int64(len(buf)))])
 		if k > 0 {
 			if _, err := w.Write(buf[:k]); err != nil {
-				return runtimeError("write", err)
+				return writeError(err)
 			}
 			n -= int64(k)
 			s.progress.done(int64(k))
@@ -143,6 +143,15 @@ func (s *session) copy(w io.Writer, r io.Reader, n int64) error {
 		}
 	}
 	return nil
+}
+
+// writeError is the error of writing to an ingest. gRPC tells of a connection that has ended by io.EOF alone, of
+// which containerd's client keeps the text.
+func writeError(err error) error {
+	if strings.HasSuffix(err.Error(), io.EOF.Error()) {
+		return fmt.Errorf("write: the connection to containerd broke: %w", ErrRuntimeUnavailable)
+	}
+	return runtimeError("write", err)
 }
 
 // writer opens an ingest, waiting a little while another writer holds it. content.OpenWriter would wait for ever,

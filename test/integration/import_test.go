@@ -1,0 +1,275 @@
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/importer"
+	"github.com/tarlift/tarlift/internal/source"
+	"github.com/tarlift/tarlift/test/cluster"
+)
+
+const app = "registry.example/team/app:1"
+
+// What was imported is unpacked, pinned in CRI's eyes, survives garbage collection, and is known to be there.
+func TestImportedImageIsCRIs(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
+	path := fileOf(t, tarOf(t, builder.Archive{Images: []builder.Image{image(app, gzipLayer("a", 40_000), gzipLayer("b", 20_000))}}))
+	i, req := r.importer(t), request("1")
+	got, err := i.Import(t.Context(), open(t, path), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	collect(t, r)
+	criImages := runtimeapi.NewImageServiceClient(r.Conn().(grpc.ClientConnInterface))
+	for _, name := range []string{app, "registry.example/team/app@" + got.Images[0].Digest.String()} {
+		status, err := criImages.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status.Image == nil || !status.Image.Pinned {
+			t.Errorf("CRI has %s as %v", name, status.Image)
+		}
+	}
+	image, err := r.GetImage(r.ctx, app)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if unpacked, err := image.IsUnpacked(r.ctx, "overlayfs"); err != nil || !unpacked {
+		t.Errorf("unpacked %v, error %v", unpacked, err)
+	}
+	again, ok, err := i.Imported(t.Context(), req.Owner)
+	if err != nil || !ok || again.IndexDigest != got.IndexDigest {
+		t.Errorf("imported %v %+v, error %v", ok, again, err)
+	}
+	s := r.state(t)
+	if len(s["leases"])+len(s["ingests"]) != 0 || len(s["images"]) != 2 {
+		t.Errorf("state %v", s)
+	}
+	removeLeaf(t, r)
+	if _, ok, err := i.Imported(t.Context(), req.Owner); ok || err != nil {
+		t.Errorf("imported %v without its top snapshot, error %v", ok, err)
+	}
+	if moved, err := i.Import(t.Context(), open(t, path), req); err != nil || moved.Bytes.Written != 0 {
+		t.Errorf("moved %+v, error %v", moved.Bytes, err)
+	}
+	if _, ok, _ := i.Imported(t.Context(), req.Owner); !ok {
+		t.Error("not unpacked again")
+	}
+}
+
+// collect makes containerd collect its garbage.
+func collect(t *testing.T, r *runtime) {
+	t.Helper()
+	l, err := r.LeasesService().Create(r.ctx, leases.WithRandomID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.LeasesService().Delete(r.ctx, l, leases.SynchronousDelete); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// removeLeaf removes a snapshot that is nobody's parent.
+func removeLeaf(t *testing.T, r *runtime) {
+	t.Helper()
+	s := r.SnapshotService("overlayfs")
+	for _, name := range r.state(t)["snapshots"] {
+		if err := s.Remove(r.ctx, name); err == nil {
+			return
+		}
+	}
+	t.Fatal("no snapshot could be removed")
+}
+
+// A layer whose content is not what the config says is found while unpacking, after all has been transferred.
+func TestWrongDiffIDChangesNothing(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{})
+	r.bystander(t)
+	before := r.state(t)
+	_, err := r.importer(t).Import(t.Context(), open(t, fileOf(t, wrongDiffIDs(t))), request("1"))
+	if !errors.Is(err, archive.ErrDigestMismatch) {
+		t.Errorf("error %v", err)
+	}
+	unchanged(t, before, r.state(t))
+}
+
+// The daemon dies while a blob is on its way. The next attempt continues, and a failed one without Keep would
+// have left nothing.
+func TestDaemonKilledDuringTransfer(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{})
+	path := fileOf(t, tarOf(t, builder.Archive{Images: []builder.Image{image(app, gzipLayer("a", 4<<20), gzipLayer("b", 12<<20))}}))
+	i, req := r.importer(t), request("1")
+	req.Keep = true
+	var once sync.Once
+	src := &faulty{Blob: open(t, path), at: 10 << 20, fault: func() error {
+		once.Do(func() { r.Containerd.Kill() })
+		return nil
+	}}
+	_, err := i.Import(t.Context(), src, req)
+	if !errors.Is(err, importer.ErrRuntimeUnavailable) {
+		t.Fatalf("error %v", err)
+	}
+	if err := r.Containerd.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rest := open(t, path)
+	got, err := i.Import(t.Context(), rest, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Bytes.Read > 9<<20 {
+		t.Errorf("read %d bytes again", got.Bytes.Read)
+	}
+	s := r.state(t)
+	if len(s["leases"])+len(s["ingests"]) != 0 {
+		t.Errorf("left behind %v %v", s["leases"], s["ingests"])
+	}
+}
+
+// Importers of the same blobs neither block nor spoil one another.
+func TestImportersSideBySide(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{})
+	path := fileOf(t, tarOf(t, builder.Archive{Images: []builder.Image{image(app, gzipLayer("a", 2<<20), gzipLayer("b", 3<<20))}}))
+	var all errgroup.Group
+	for k := range 4 {
+		i, src := r.importer(t), open(t, path)
+		all.Go(func() error {
+			_, err := i.Import(t.Context(), src, request(fmt.Sprint(k)))
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for k := range 4 {
+		if _, ok, err := r.importer(t).Imported(t.Context(), request(fmt.Sprint(k)).Owner); !ok || err != nil {
+			t.Errorf("archive %d: imported %v, error %v", k, ok, err)
+		}
+	}
+	s := r.state(t)
+	if len(s["leases"])+len(s["ingests"]) != 0 || len(s["images"]) != 2 {
+		t.Errorf("state %v", s)
+	}
+}
+
+// A source that stalls holds up its own import only. With the references that containerd's import derives from
+// member names, the second import would wait for the first.
+func TestStalledImportBlocksNobody(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{})
+	path := fileOf(t, tarOf(t, builder.Archive{Images: []builder.Image{image(app, gzipLayer("a", 2<<20), gzipLayer("b", 3<<20))}}))
+	stalled, release := make(chan struct{}), make(chan struct{})
+	var first errgroup.Group
+	src := &faulty{Blob: open(t, path), at: 1 << 20, fault: func() error {
+		select {
+		case stalled <- struct{}{}:
+			<-release
+		case <-release:
+		}
+		return nil
+	}}
+	i := r.importer(t)
+	first.Go(func() error {
+		_, err := i.Import(t.Context(), src, request("slow"))
+		return err
+	})
+	<-stalled
+	if _, err := i.Import(t.Context(), open(t, path), request("quick")); err != nil {
+		t.Error(err)
+	}
+	if _, ok, _ := i.Imported(t.Context(), request("slow").Owner); ok {
+		t.Error("the stalled import had ended")
+	}
+	close(release)
+	if err := first.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// faulty calls fault before every read of a section once at bytes have been taken from the source.
+type faulty struct {
+	source.Blob
+	at    int64
+	fault func() error
+}
+
+func (f *faulty) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	r, err := f.Blob.Section(ctx, off, n)
+	return &faultySection{r, f}, err
+}
+
+type faultySection struct {
+	io.ReadCloser
+	f *faulty
+}
+
+func (s *faultySection) Read(p []byte) (int, error) {
+	if s.f.BytesRead() >= s.f.at {
+		if err := s.f.fault(); err != nil {
+			return 0, err
+		}
+	}
+	return s.ReadCloser.Read(p)
+}
+
+// wrongDiffIDs is an archive whose config has the diff IDs of its two layers in the wrong order; every digest is
+// that of its blob.
+func wrongDiffIDs(t *testing.T) []byte {
+	t.Helper()
+	b, err := builder.Archive{Images: []builder.Image{{Names: []string{app}, Platforms: []builder.PlatformImage{
+		{Platform: builder.Platform("linux/amd64"), Layers: []builder.Layer{gzipLayer("a", 40_000), gzipLayer("b", 20_000)}},
+	}}}}.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	built := b.Images[0].Platforms[0]
+	config := ocispec.Image{Platform: builder.Platform("linux/amd64"), RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{built.DiffIDs[1], built.DiffIDs[0]}}}
+	members := []builder.Member{builder.FileMember("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))}
+	blob := func(mediaType string, v any) ocispec.Descriptor {
+		data, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
+		members = append(members, builder.FileMember(builder.BlobPath(d.Digest), data))
+		return d
+	}
+	two := specs.Versioned{SchemaVersion: 2}
+	manifest := blob(ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		Versioned: two, MediaType: ocispec.MediaTypeImageManifest,
+		Config: blob(ocispec.MediaTypeImageConfig, config), Layers: built.Layers,
+	})
+	manifest.Annotations = map[string]string{images.AnnotationImageName: app}
+	index, err := json.Marshal(ocispec.Index{Versioned: two, Manifests: []ocispec.Descriptor{manifest}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	members = append(members, builder.FileMember("index.json", index))
+	for _, m := range b.Members {
+		if m.Name == builder.BlobPath(built.Layers[0].Digest) || m.Name == builder.BlobPath(built.Layers[1].Digest) {
+			members = append(members, m)
+		}
+	}
+	data, err := builder.TarBytes(members...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
