@@ -77,7 +77,7 @@ func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
 	for _, tag := range img.RepoTags {
 		name, err := reference.ParseDockerRef(tag)
 		if err != nil {
-			return fmt.Errorf("name %q: %w: %w", tag, err, ErrInvalidName)
+			return fmt.Errorf("name %.200q: %w: %w", tag, err, ErrInvalidName)
 		}
 		d := d
 		d.Annotations = map[string]string{annotationImageName: name.String(), ocispec.AnnotationRefName: tagOf(name)}
@@ -109,10 +109,10 @@ func (l *Layout) dockerConfig(ctx context.Context, img dockerImage) (ocispec.Des
 	}
 	cfg, err := decodeConfig(data)
 	if err != nil {
-		return ocispec.Descriptor{}, config{}, fmt.Errorf("read %q: %w", name, err)
+		return ocispec.Descriptor{}, config{}, fmt.Errorf("read %.200q: %w", name, err)
 	}
 	if len(cfg.RootFS.DiffIDs) != len(img.Layers) {
-		return ocispec.Descriptor{}, config{}, fmt.Errorf("%d layers, but %d diff_ids in %q: %w", len(img.Layers), len(cfg.RootFS.DiffIDs), name, ErrInvalid)
+		return ocispec.Descriptor{}, config{}, fmt.Errorf("%d layers, but %d diff_ids in %.200q: %w", len(img.Layers), len(cfg.RootFS.DiffIDs), name, ErrInvalid)
 	}
 	d := ocispec.Descriptor{MediaType: mediaTypeDockerConfig, Digest: digest.FromBytes(data), Size: int64(len(data))}
 	l.paths[d.Digest] = name
@@ -122,7 +122,7 @@ func (l *Layout) dockerConfig(ctx context.Context, img dockerImage) (ocispec.Des
 func (l *Layout) dockerLayer(ctx context.Context, file string, diffID digest.Digest) (ocispec.Descriptor, error) {
 	// containerd names blobs by SHA-256 when nothing else tells, and so does this.
 	if err := diffID.Validate(); err != nil || diffID.Algorithm() != digest.Canonical {
-		return ocispec.Descriptor{}, fmt.Errorf("diff_id %q: %w", diffID, ErrInvalid)
+		return ocispec.Descriptor{}, fmt.Errorf("diff_id %.200q: %w", diffID, ErrInvalid)
 	}
 	name, err := l.member(file)
 	if err != nil {
@@ -140,10 +140,10 @@ func (l *Layout) dockerLayer(ctx context.Context, file string, diffID digest.Dig
 func (l *Layout) member(p string) (string, error) {
 	name := path.Clean(p)
 	if p == "" || !fs.ValidPath(name) {
-		return "", fmt.Errorf("path %q: %w", p, ErrInvalid)
+		return "", fmt.Errorf("path %.200q: %w", p, ErrInvalid)
 	}
 	if !l.tree.has(name) {
-		return "", fmt.Errorf("member %q: %w", name, l.absent(ErrMissing))
+		return "", fmt.Errorf("member %.200q: %w", name, l.absent(ErrMissing))
 	}
 	return name, nil
 }

@@ -83,7 +83,7 @@ func (l *Layout) decodeOCI(ctx context.Context) error {
 	l.Format = FormatOCI
 	for _, name := range []string{ocispec.ImageLayoutFile, ocispec.ImageIndexFile, blobsDir} {
 		if link := l.tree.linkIn(name); link != "" {
-			return fmt.Errorf("member %q is a link: %w", link, ErrInvalid)
+			return fmt.Errorf("member %.200q is a link: %w", link, ErrInvalid)
 		}
 	}
 	data, err := l.readFile(ctx, ocispec.ImageLayoutFile, MaxManifestBytes)
@@ -95,7 +95,7 @@ func (l *Layout) decodeOCI(ctx context.Context) error {
 		return fmt.Errorf("read %s: %w", ocispec.ImageLayoutFile, err)
 	}
 	if layout.Version != ocispec.ImageLayoutVersion {
-		return fmt.Errorf("read %s: imageLayoutVersion: %q, want %q: %w", ocispec.ImageLayoutFile, layout.Version, ocispec.ImageLayoutVersion, ErrInvalid)
+		return fmt.Errorf("read %s: imageLayoutVersion: %.200q, want %q: %w", ocispec.ImageLayoutFile, layout.Version, ocispec.ImageLayoutVersion, ErrInvalid)
 	}
 	if l.Index, err = l.readFile(ctx, ocispec.ImageIndexFile, MaxManifestBytes); err != nil {
 		return err
@@ -118,7 +118,7 @@ func (l *Layout) readFile(ctx context.Context, name string, limit int64) ([]byte
 		err = fmt.Errorf("not in the archive: %w", l.absent(ErrInvalid))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, fmt.Errorf("read %.200q: %w", name, err)
 	}
 	return data, l.charge(int64(len(data)))
 }
@@ -181,7 +181,7 @@ func (l *Layout) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]
 		return nil, err
 	}
 	if got := d.Algorithm().FromBytes(data); got != d {
-		return nil, fmt.Errorf("member %q has digest %s: %w", l.path(d), got, ErrDigestMismatch)
+		return nil, fmt.Errorf("member %.200q has digest %s: %w", l.path(d), got, ErrDigestMismatch)
 	}
 	if err := l.charge(int64(len(data))); err != nil {
 		return nil, err

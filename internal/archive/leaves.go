@@ -52,7 +52,7 @@ func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, parents []ocis
 	case isManifest(d.MediaType):
 		err = w.visitManifest(ctx, d, parents)
 	case len(parents) == 0:
-		err = fmt.Errorf("media type %q is neither an index nor an image: %w", d.MediaType, ErrInvalid)
+		err = fmt.Errorf("media type %.200q is neither an index nor an image: %w", d.MediaType, ErrInvalid)
 	}
 	if len(parents) > 0 && errors.Is(err, ErrMissing) && !errors.Is(err, ErrTruncated) {
 		return nil
@@ -112,7 +112,7 @@ func (w *walker) platform(ctx context.Context, d ocispec.Descriptor) (*ocispec.P
 	if err != nil {
 		return nil, fmt.Errorf("read manifest %s: %w", d.Digest, err)
 	}
-	if m.ArtifactType != "" || !isConfig(m.Config.MediaType) {
+	if isArtifact(m.ArtifactType) || !isConfig(m.Config.MediaType) {
 		return nil, nil //nolint:nilnil // no image, no fault
 	}
 	if data, err = fetchBounded(ctx, w.fetch, m.Config, MaxConfigBytes); err != nil {
@@ -139,8 +139,13 @@ const (
 	annotationSubject = "io.containerd.manifest.subject"
 )
 
+// isArtifact: go-containerregistry gives images their config's media type for artifactType.
+func isArtifact(artifactType string) bool {
+	return artifactType != "" && !isConfig(artifactType)
+}
+
 func isReferrer(d ocispec.Descriptor) bool {
-	return d.ArtifactType != "" || d.Annotations[annotationReference] != "" || d.Annotations[annotationSubject] != "" ||
+	return isArtifact(d.ArtifactType) || d.Annotations[annotationReference] != "" || d.Annotations[annotationSubject] != "" ||
 		d.Platform != nil && (d.Platform.OS == unknown || d.Platform.Architecture == unknown)
 }
 
@@ -153,14 +158,14 @@ func ReadManifest(ctx context.Context, fetch Fetch, d ocispec.Descriptor) (ocisp
 	}
 	m, err := decodeManifest(data, d.MediaType)
 	if err == nil && !isConfig(m.Config.MediaType) {
-		err = fmt.Errorf("config.mediaType: %q is no image's: %w", m.Config.MediaType, ErrInvalid)
+		err = fmt.Errorf("config.mediaType: %.200q is no image's: %w", m.Config.MediaType, ErrInvalid)
 	}
 	if err == nil && m.Config.Size > MaxConfigBytes {
 		err = fmt.Errorf("config.size: %d, at most %d: %w", m.Config.Size, MaxConfigBytes, ErrLimit)
 	}
 	for i, l := range m.Layers {
 		if err == nil && !isLayer(l.MediaType) {
-			err = fmt.Errorf("layers[%d].mediaType: %q is not known: %w", i, l.MediaType, ErrInvalid)
+			err = fmt.Errorf("layers[%d].mediaType: %.200q is not known: %w", i, l.MediaType, ErrInvalid)
 		}
 	}
 	if err != nil {

@@ -78,7 +78,7 @@ func decodeJSON[T any](data []byte) (T, error) {
 // checkDescriptor tells whether d can name a blob; field is where d stands.
 func checkDescriptor(field string, d ocispec.Descriptor) error {
 	if err := d.Digest.Validate(); err != nil {
-		return fmt.Errorf("%s.digest: %q: %w: %w", field, d.Digest, err, ErrInvalid)
+		return fmt.Errorf("%s.digest: %.200q: %w: %w", field, d.Digest, err, ErrInvalid)
 	}
 	if d.Size < 0 {
 		return fmt.Errorf("%s.size: %d: %w", field, d.Size, ErrInvalid)
@@ -106,7 +106,7 @@ func decodeIndex(data []byte, mediaType string) (ocispec.Index, error) {
 	case idx.SchemaVersion != 2:
 		return idx.Index, fmt.Errorf("schemaVersion: %d, want 2: %w", idx.SchemaVersion, ErrInvalid)
 	case idx.MediaType != "" && idx.MediaType != mediaType:
-		return idx.Index, fmt.Errorf("mediaType: %q, want %q: %w", idx.MediaType, mediaType, ErrInvalid)
+		return idx.Index, fmt.Errorf("mediaType: %.200q, want %q: %w", idx.MediaType, mediaType, ErrInvalid)
 	case idx.Config != nil || idx.Layers != nil || idx.Schema != nil:
 		return idx.Index, fmt.Errorf("an index with config or layers: %w", ErrInvalid)
 	case len(idx.Manifests) > MaxDescriptors:
@@ -136,7 +136,7 @@ func decodeManifest(data []byte, mediaType string) (ocispec.Manifest, error) {
 	case m.SchemaVersion != 2:
 		return m.Manifest, fmt.Errorf("schemaVersion: %d, want 2: %w", m.SchemaVersion, ErrInvalid)
 	case m.MediaType != "" && m.MediaType != mediaType:
-		return m.Manifest, fmt.Errorf("mediaType: %q, want %q: %w", m.MediaType, mediaType, ErrInvalid)
+		return m.Manifest, fmt.Errorf("mediaType: %.200q, want %q: %w", m.MediaType, mediaType, ErrInvalid)
 	case m.Manifests != nil || m.Schema != nil:
 		return m.Manifest, fmt.Errorf("a manifest with manifests or fsLayers: %w", ErrInvalid)
 	case len(m.Layers) > MaxLayers:

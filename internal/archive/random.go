@@ -39,7 +39,7 @@ func ReadTree(ctx context.Context, r Random, size int64) (Tree, error) {
 			return nil, err
 		}
 		if e.size > size-e.data {
-			return nil, fmt.Errorf("member %q ends beyond the end of the file, at byte %d: %w", e.name, size, ErrTruncated)
+			return nil, fmt.Errorf("member %.200q ends beyond the end of the file, at byte %d: %w", e.name, size, ErrTruncated)
 		}
 		switch {
 		case e.kind == tar.TypeReg:
@@ -152,7 +152,7 @@ func (t *randomTree) Layer(ctx context.Context, name string, diffID digest.Diges
 	}
 	d, err := t.hash(ctx, x)
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("read layer %q: %w", name, err)
+		return ocispec.Descriptor{}, fmt.Errorf("read layer %.200q: %w", name, err)
 	}
 	t.layers[at] = ocispec.Descriptor{MediaType: mediaTypeDockerLayerGzip, Digest: d, Size: x.size}
 	return t.layers[at], nil

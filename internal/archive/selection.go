@@ -61,11 +61,13 @@ func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
 		return nil, err
 	}
 	var out []Named
+	var unnamed error
 	seen := map[string]ocispec.Descriptor{}
 	for i, d := range manifests {
 		n, ok, err := c.name(d)
 		if err != nil && len(s.Include) > 0 {
-			continue // it has no name that a glob could match
+			unnamed = err // no glob can match it
+			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read %s: manifests[%d]: %w", ocispec.ImageIndexFile, i, err)
@@ -75,7 +77,7 @@ func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
 		}
 		other, twice := seen[n.Name]
 		if twice && other.Digest != d.Digest {
-			return nil, fmt.Errorf("name %q stands for two images, %s and %s: %w", n.Name, other.Digest, d.Digest, ErrInvalidName)
+			return nil, fmt.Errorf("name %.200q stands for two images, %s and %s: %w", n.Name, other.Digest, d.Digest, ErrInvalidName)
 		}
 		if twice {
 			continue
@@ -84,6 +86,9 @@ func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
 		if out = append(out, n); len(out) > MaxNames {
 			return nil, fmt.Errorf("more than %d names: %w", MaxNames, ErrLimit)
 		}
+	}
+	if len(out) == 0 && unnamed != nil {
+		return nil, fmt.Errorf("no image of %d is selected: %w", len(manifests), unnamed)
 	}
 	if len(out) == 0 {
 		return nil, fmt.Errorf("no image of %d is selected: %w", len(manifests), ErrInvalidName)
@@ -107,7 +112,7 @@ func (s Selection) compile() (compiled, error) {
 			err = fmt.Errorf("it has a tag or a digest")
 		}
 		if err != nil {
-			return c, fmt.Errorf("base name %q: %w: %w", s.BaseName, err, ErrInvalidName)
+			return c, fmt.Errorf("base name %.200q: %w: %w", s.BaseName, err, ErrInvalidName)
 		}
 	}
 	if c.include, err = compileGlobs(s.Include); err != nil {
@@ -151,7 +156,7 @@ func compileGlobs(globs []string) (*regexp.Regexp, error) {
 func (r Rename) validate() error {
 	from, to := strings.HasSuffix(r.From, "/"), strings.HasSuffix(r.To, "/")
 	if from != to {
-		return fmt.Errorf("from %q, to %q: only one ends in a slash: %w", r.From, r.To, ErrInvalidName)
+		return fmt.Errorf("from %.200q, to %.200q: only one ends in a slash: %w", r.From, r.To, ErrInvalidName)
 	}
 	for _, n := range []string{r.From, r.To} {
 		if from {
@@ -173,7 +178,7 @@ func (c compiled) name(d ocispec.Descriptor) (n Named, ok bool, err error) {
 	if source == nil || !c.matches(source.String()) {
 		return Named{}, false, nil
 	}
-	final, err := c.rename(source)
+	final, err := c.rename(source, d)
 	if err != nil {
 		return Named{}, false, err
 	}
@@ -184,7 +189,7 @@ func (c compiled) name(d ocispec.Descriptor) (n Named, ok bool, err error) {
 	if c.DigestReferences {
 		ref, err := reference.WithDigest(reference.TrimNamed(final), d.Digest)
 		if err != nil {
-			return Named{}, false, fmt.Errorf("name %q: %w: %w", n.Name, err, ErrInvalidName)
+			return Named{}, false, fmt.Errorf("name %.200q: %w: %w", n.Name, err, ErrInvalidName)
 		}
 		if ref.String() != n.Name {
 			n.DigestReference = ref.String()
@@ -210,7 +215,7 @@ func (c compiled) sourceName(d ocispec.Descriptor) (name reference.Named, namele
 	case strings.ContainsAny(ref, "/:"):
 		name, err = parseName(ref, d)
 	case ref != "" && c.base == nil:
-		err = fmt.Errorf("image %s has only the tag %q, %s: %w", d.Digest, ref, needsBaseName, ErrInvalidName)
+		err = fmt.Errorf("image %s has only the tag %.200q, %s: %w", d.Digest, ref, needsBaseName, ErrInvalidName)
 	case ref != "":
 		if name, err = reference.WithTag(c.base, ref); err != nil {
 			err = fmt.Errorf("tag %.200q: %w: %w", ref, err, ErrInvalidName)
@@ -243,8 +248,8 @@ func parseName(s string, d ocispec.Descriptor) (reference.Named, error) {
 	return name, nil
 }
 
-// rename applies the first rule that matches. A digest stays.
-func (c compiled) rename(name reference.Named) (reference.Named, error) {
+// rename applies the first rule that matches.
+func (c compiled) rename(name reference.Named, d ocispec.Descriptor) (reference.Named, error) {
 	old := name.String()
 	for _, r := range c.Rename {
 		rest, ok := strings.CutPrefix(old, r.From)
@@ -258,9 +263,9 @@ func (c compiled) rename(name reference.Named) (reference.Named, error) {
 		case !ok:
 			continue
 		}
-		to, err := reference.ParseDockerRef(r.To + rest)
+		to, err := parseName(r.To+rest, d)
 		if err != nil {
-			return nil, fmt.Errorf("name %q, renamed to %.200q: %w: %w", old, r.To+rest, err, ErrInvalidName)
+			return nil, fmt.Errorf("rename %.200q: %w", old, err)
 		}
 		return to, nil
 	}

@@ -86,7 +86,7 @@ func (t *streamTree) add(ctx context.Context, s *scanner, e entry) error {
 		return body.fault(err)
 	}
 	if claimed != "" && f.digest != claimed {
-		return fmt.Errorf("member %q has digest %s: %w", e.name, f.digest, ErrDigestMismatch)
+		return fmt.Errorf("member %.200q has digest %s: %w", e.name, f.digest, ErrDigestMismatch)
 	}
 	// archive/tar would count what is left as headers.
 	if _, err := io.Copy(io.Discard, body); err != nil {
@@ -138,9 +138,9 @@ func (b *body) Read(p []byte) (int, error) {
 	case b.s.in.err != nil:
 		b.err = b.s.in.err
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		b.err = fmt.Errorf("the tar ends at byte %d within member %q: %w", b.s.in.off, b.name, ErrTruncated)
+		b.err = fmt.Errorf("the tar ends at byte %d within member %.200q: %w", b.s.in.off, b.name, ErrTruncated)
 	default:
-		b.err = fmt.Errorf("read member %q: %w: %w", b.name, err, ErrInvalid)
+		b.err = fmt.Errorf("read member %.200q: %w: %w", b.name, err, ErrInvalid)
 	}
 	return n, b.err
 }
@@ -150,7 +150,7 @@ func (b *body) fault(err error) error {
 	if b.err != nil {
 		return b.err
 	}
-	return fmt.Errorf("member %q: %w", b.name, err)
+	return fmt.Errorf("member %.200q: %w", b.name, err)
 }
 
 func (t *streamTree) ReadFile(ctx context.Context, name string, limit int64) ([]byte, error) {
@@ -166,10 +166,10 @@ func (t *streamTree) ReadFile(ctx context.Context, name string, limit int64) ([]
 	data, err := t.sink.Get(ctx, f.digest, limit)
 	if errors.Is(err, fs.ErrNotExist) {
 		// It was there a moment ago: not an absent member, which callers may put up with.
-		return nil, fmt.Errorf("member %q was not kept: %v: %w", name, err, ErrInvalid) //nolint:errorlint // see above
+		return nil, fmt.Errorf("member %.200q was not kept: %v: %w", name, err, ErrInvalid) //nolint:errorlint // see above
 	}
 	if err != nil {
-		return nil, fmt.Errorf("member %q: %w", name, err)
+		return nil, fmt.Errorf("member %.200q: %w", name, err)
 	}
 	return data, nil
 }
@@ -183,7 +183,7 @@ func (t *streamTree) Layer(_ context.Context, name string, diffID digest.Digest)
 		return ocispec.Descriptor{MediaType: mediaTypeDockerLayerGzip, Digest: f.digest, Size: f.size}, nil
 	}
 	if f.digest != diffID {
-		return ocispec.Descriptor{}, fmt.Errorf("layer %q has digest %s, its config says %s: %w", name, f.digest, diffID, ErrDigestMismatch)
+		return ocispec.Descriptor{}, fmt.Errorf("layer %.200q has digest %s, its config says %s: %w", name, f.digest, diffID, ErrDigestMismatch)
 	}
 	return ocispec.Descriptor{MediaType: mediaTypeDockerLayer, Digest: f.digest, Size: f.size}, nil
 }

@@ -85,10 +85,10 @@ func (s *scanner) check(h *tar.Header) (entry, error) {
 	switch h.Typeflag {
 	case tar.TypeReg:
 		if isSparse(h) {
-			return entry{}, fmt.Errorf("member %q is a sparse file: %w", name, ErrInvalid)
+			return entry{}, fmt.Errorf("member %.200q is a sparse file: %w", name, ErrInvalid)
 		}
 		if name == "." {
-			return entry{}, fmt.Errorf("member %q is a regular file: %w", h.Name, ErrInvalid)
+			return entry{}, fmt.Errorf("member %.200q is a regular file: %w", h.Name, ErrInvalid)
 		}
 	case tar.TypeDir:
 		e.size = 0
@@ -97,17 +97,17 @@ func (s *scanner) check(h *tar.Header) (entry, error) {
 	case tar.TypeLink:
 		e.size, e.link = 0, linkTarget(".", h.Linkname)
 	default:
-		return entry{}, fmt.Errorf("member %q is %s: %w", name, typeName(h.Typeflag), ErrInvalid)
+		return entry{}, fmt.Errorf("member %.200q is %s: %w", name, typeName(h.Typeflag), ErrInvalid)
 	}
 	if len(h.Linkname) > MaxMemberName {
-		return entry{}, fmt.Errorf("member %q: its link has more than %d bytes: %w", name, MaxMemberName, ErrLimit)
+		return entry{}, fmt.Errorf("member %.200q: its link has more than %d bytes: %w", name, MaxMemberName, ErrLimit)
 	}
 	if s.text += int64(len(name) + len(e.link)); s.text > MaxMetadataBytes {
 		return entry{}, fmt.Errorf("more than %d MiB of member names: %w", MaxMetadataBytes>>20, ErrLimit)
 	}
 	// Every size fits after the offset: archive/tar refuses negative ones, and one more block must not overflow.
 	if e.size > 1<<62 {
-		return entry{}, fmt.Errorf("member %q: size %d: %w", name, e.size, ErrInvalid)
+		return entry{}, fmt.Errorf("member %.200q: size %d: %w", name, e.size, ErrInvalid)
 	}
 	return e, nil
 }
@@ -118,11 +118,11 @@ func cleanName(name string) (string, error) {
 		return "", fmt.Errorf("a member's name has more than %d bytes: %w", MaxMemberName, ErrLimit)
 	}
 	if strings.HasPrefix(name, "/") {
-		return "", fmt.Errorf("member %q has an absolute name: %w", name, ErrInvalid)
+		return "", fmt.Errorf("member %.200q has an absolute name: %w", name, ErrInvalid)
 	}
 	for part := range strings.SplitSeq(name, "/") {
 		if part == ".." {
-			return "", fmt.Errorf("member %q has .. in its name: %w", name, ErrInvalid)
+			return "", fmt.Errorf("member %.200q has .. in its name: %w", name, ErrInvalid)
 		}
 	}
 	return path.Clean(name), nil

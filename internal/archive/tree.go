@@ -3,6 +3,7 @@ package archive
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -37,7 +38,7 @@ type Tree interface {
 	// between two members.
 	Complete() bool
 
-	// has tells whether there is a regular member or a link of this name.
+	// has tells whether there is a regular member of this name, or a link that leads to one (or in a circle).
 	has(name string) bool
 	// linkIn gives the first link with this name or, when it ends in a slash, below it; or "".
 	linkIn(name string) string
@@ -99,19 +100,18 @@ func (m *members[F]) resolve(name string) (string, F, error) {
 		}
 		to, ok := m.links[at]
 		if !ok {
-			return "", none, fmt.Errorf("member %q: %w", name, fs.ErrNotExist)
+			return "", none, fmt.Errorf("member %.200q: %w", name, fs.ErrNotExist)
 		}
 		at = to
 	}
-	return "", none, fmt.Errorf("member %q: links lead round in a circle: %w", name, ErrInvalid)
+	return "", none, fmt.Errorf("member %.200q: links lead round in a circle: %w", name, ErrInvalid)
 }
 
 func (m *members[F]) Complete() bool { return m.complete }
 
 func (m *members[F]) has(name string) bool {
-	_, file := m.files[name]
-	_, link := m.links[name]
-	return file || link
+	_, _, err := m.resolve(name)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func (m *members[F]) linkIn(name string) string {
@@ -129,5 +129,5 @@ func (m *members[F]) linkIn(name string) string {
 func isLink(e entry) bool { return e.kind == tar.TypeSymlink || e.kind == tar.TypeLink }
 
 func tooLarge(name string, size, limit int64) error {
-	return fmt.Errorf("member %q has %d bytes, at most %d are read: %w", name, size, limit, ErrLimit)
+	return fmt.Errorf("member %.200q has %d bytes, at most %d are read: %w", name, size, limit, ErrLimit)
 }
