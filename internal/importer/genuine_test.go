@@ -3,6 +3,7 @@ package importer
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -86,6 +87,41 @@ func testImportGenuine(t *testing.T, a genuine.Archive, stream bool) {
 		t.Errorf("again: %v, %d bytes written", err, again.Bytes.Written)
 	}
 	unchanged(t, whole, n.state(t))
+}
+
+// TestImportGenuineElsewhere: an archive of one platform of an index is of no use
+// to nodes of the others, though the index names them.
+func TestImportGenuineElsewhere(t *testing.T) {
+	archives, err := genuine.Archives()
+	if err != nil {
+		t.Fatal(err)
+	}
+	partial := 0
+	for _, a := range archives {
+		img := a.Images[0]
+		for platform := range strings.FieldsSeq(img.Platforms) {
+			if slices.Contains(strings.Fields(img.Present), platform) {
+				continue
+			}
+			partial++
+			t.Run(a.File+" on "+platform, func(t *testing.T) {
+				n := newNode(t, platform)
+				before := n.state(t)
+				data, err := a.Data()
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = n.Import(t.Context(), &memory{Reader: bytes.NewReader(data)}, wanted(owner))
+				if !errors.Is(err, ErrContentIncomplete) {
+					t.Errorf("%v, want ErrContentIncomplete", err)
+				}
+				unchanged(t, before, n.state(t))
+			})
+		}
+	}
+	if partial == 0 {
+		t.Error("no archive is partial")
+	}
 }
 
 // namesOf gives the images that an import reports, and those that it publishes:

@@ -109,11 +109,8 @@ func (s *session) publishOne(ctx context.Context, n publication, req Request, r 
 	if req.Pin {
 		img.Labels[labelPinned] = valuePinned
 	}
-	old, err := store.Get(ctx, n.Name)
-	if errdefs.IsNotFound(err) {
-		if _, err := store.Create(ctx, img); err != nil {
-			return nil, runtimeError("create", err)
-		}
+	_, err = store.Create(ctx, img)
+	if err == nil {
 		return func(ctx context.Context) error {
 			if err := store.Delete(ctx, n.Name, images.DeleteTarget(&n.Target)); err != nil && !errdefs.IsNotFound(err) {
 				return runtimeError("take back "+n.Name, err)
@@ -121,6 +118,10 @@ func (s *session) publishOne(ctx context.Context, n publication, req Request, r 
 			return nil
 		}, nil
 	}
+	if !errdefs.IsAlreadyExists(err) {
+		return nil, runtimeError("create", err)
+	}
+	old, err := store.Get(ctx, n.Name)
 	if err != nil {
 		return nil, runtimeError("look up", err)
 	}
