@@ -4,7 +4,9 @@ package chart_test
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -22,11 +24,16 @@ const (
 	namespace = "tarlift-system"
 )
 
+// tools is the directory of the programs that `make tools` builds.
+func tools() string {
+	return cmp.Or(os.Getenv("TARLIFT_TOOLS"), root+"/bin/tools")
+}
+
 // helm runs helm and returns its standard output, and its standard error as
 // error text.
 func helm(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	path, err := filepath.Abs(root + "/bin/tools/helm")
+	path, err := filepath.Abs(filepath.Join(tools(), "helm"))
 	if err != nil {
 		t.Fatal(err)
 	}

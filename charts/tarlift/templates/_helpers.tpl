@@ -65,12 +65,12 @@ IPv4 too, and IPv6 needs them.
 {{- end }}
 
 {{- define "tarlift.ports" -}}
+- name: health
+  containerPort: {{ .health }}
 {{- if .metrics }}
 - name: metrics
   containerPort: {{ .metrics }}
 {{- end }}
-- name: health
-  containerPort: {{ .health }}
 {{- end }}
 
 {{- define "tarlift.probes" -}}
@@ -84,7 +84,7 @@ readinessProbe:
   httpGet:
     path: /readyz
     port: health
-  periodSeconds: 10
+  periodSeconds: 5
   timeoutSeconds: 5
 {{- end }}
 

@@ -1,0 +1,86 @@
+package chart_test
+
+import (
+	"net"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// A flag that the agent does not know would be found out by a crash loop. With
+// --help, it parses all others and runs nothing.
+func TestAgentKnowsItsFlags(t *testing.T) {
+	agent := filepath.Join(t.TempDir(), "agent")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", agent, root+"/cmd/agent")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the agent: %v\n%s", err, out)
+	}
+	run := func(args ...string) (string, error) {
+		out, err := exec.CommandContext(t.Context(), agent, append(args, "--help")...).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := run("node", "--no-such-flag"); err == nil {
+		t.Fatalf("--help hides unknown flags:\n%s", out)
+	}
+	for name, values := range valueSets {
+		t.Run(name, func(t *testing.T) {
+			for role, pod := range pods(t, render(t, values...)) {
+				if out, err := run(expand(t, pod.Spec.Containers[0])...); err != nil {
+					t.Errorf("%s: %v\n%s", role, err, out)
+				}
+			}
+		})
+	}
+}
+
+// expand returns a container's arguments as the kubelet hands them over.
+func expand(t *testing.T, c corev1.Container) []string {
+	t.Helper()
+	var env []string
+	for _, e := range c.Env {
+		value := e.Value
+		if from := e.ValueFrom; from != nil {
+			value = map[string]string{
+				"status.podIP": "fd00::1", "spec.nodeName": "node-a", "metadata.namespace": namespace,
+			}[from.FieldRef.FieldPath]
+		}
+		env = append(env, "$("+e.Name+")", value)
+	}
+	var args []string
+	for _, a := range c.Args {
+		a = strings.NewReplacer(env...).Replace(a)
+		if strings.Contains(a, "$(") {
+			t.Errorf("%s names a variable that is not there", a)
+		}
+		args = append(args, a)
+	}
+	return args
+}
+
+// The addresses are written as IPv6 needs them, whatever the pod's is.
+func TestListenAddresses(t *testing.T) {
+	for role, pod := range pods(t, render(t)) {
+		c := pod.Spec.Containers[0]
+		var listeners int
+		for _, arg := range expand(t, c) {
+			flag, address, _ := strings.Cut(arg, "=")
+			if !strings.HasSuffix(flag, "-bind-address") {
+				continue
+			}
+			listeners++
+			if host, _, err := net.SplitHostPort(address); err != nil || host != "fd00::1" {
+				t.Errorf("%s listens on %q (%v), want the pod's address", role, address, err)
+			}
+			address = strings.ReplaceAll(address, "fd00::1", "127.0.0.1")
+			if host, _, err := net.SplitHostPort(address); err != nil || host != "127.0.0.1" {
+				t.Errorf("%s cannot listen on %q: %v", role, address, err)
+			}
+		}
+		if listeners != 2 {
+			t.Errorf("%s has %d listeners, want metrics and health", role, listeners)
+		}
+	}
+}
