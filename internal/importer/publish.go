@@ -111,12 +111,7 @@ func (s *session) publishOne(ctx context.Context, n publication, req Request, r 
 	}
 	_, err = store.Create(ctx, img)
 	if err == nil {
-		return func(ctx context.Context) error {
-			if err := store.Delete(ctx, n.Name, images.DeleteTarget(&n.Target)); err != nil && !errdefs.IsNotFound(err) {
-				return runtimeError("take back "+n.Name, err)
-			}
-			return nil
-		}, nil
+		return func(ctx context.Context) error { return s.unpublish(ctx, img, ownerLabel(req.Owner)) }, nil
 	}
 	if !errdefs.IsAlreadyExists(err) {
 		return nil, runtimeError("create", err)
@@ -129,6 +124,28 @@ func (s *session) publishOne(ctx context.Context, n publication, req Request, r 
 		return nil, err
 	}
 	return s.update(ctx, old, img, req)
+}
+
+// unpublish takes back a name that this session created. Another import may have come to share it meanwhile: then
+// only the session's own label goes.
+func (s *session) unpublish(ctx context.Context, img images.Image, label string) error {
+	now, err := s.services.images.Get(ctx, img.Name)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err == nil {
+		delete(now.Labels, label)
+		if _, shared := otherOwners(now.Labels, Owner{}); shared {
+			img.Labels = map[string]string{label: ""}
+			_, err = s.services.images.Update(ctx, img, "labels."+label)
+		} else {
+			err = s.services.images.Delete(ctx, img.Name, images.DeleteTarget(&img.Target))
+		}
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return runtimeError("take back "+img.Name, err)
+	}
+	return nil
 }
 
 // update changes only the keys that are ours: foreign labels stay. A name that moves to another target loses the

@@ -161,6 +161,45 @@ func TestFailedPublishIsTakenBack(t *testing.T) {
 	}
 }
 
+// A name that another archive came to share while this import was publishing is not taken from it.
+func TestTakingBackLeavesSharedNames(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	b := build(t, twoImages())
+	whole, left := n.services.images, 1
+	n.services.images = failingImages{whole, &left}
+	other := &node{newImporter(n.client, "k8s.io", "", n.platform), n.db}
+	req := wanted(owner)
+	n.services.images = sharing{n.services.images, func() {
+		if _, err := other.Import(t.Context(), blobOf(t, b, false), wanted(named("other", "9"))); err != nil {
+			t.Error(err)
+		}
+	}}
+	if _, err := n.Import(t.Context(), blobOf(t, b, false), req); !errors.Is(err, errInjected) {
+		t.Fatalf("error %v", err)
+	}
+	n.services.images = whole
+	if _, ok, err := n.Imported(t.Context(), named("other", "9")); !ok || err != nil {
+		t.Errorf("the other archive's import is whole: %v, error %v", ok, err)
+	}
+	if img := n.image(t, appName); img.Labels[ownerLabel(owner)] != "" {
+		t.Errorf("labels %v", img.Labels)
+	}
+}
+
+// sharing calls between after each name that is created.
+type sharing struct {
+	images.Store
+	between func()
+}
+
+func (s sharing) Create(ctx context.Context, i images.Image) (images.Image, error) {
+	img, err := s.Store.Create(ctx, i)
+	if err == nil {
+		s.between()
+	}
+	return img, err
+}
+
 func TestImported(t *testing.T) {
 	b := build(t, twoImages())
 	for _, tc := range []struct {
