@@ -52,6 +52,8 @@ const (
 	ReasonSourceUnavailable = "SourceUnavailable"
 	// ReasonRuntimeUnavailable: the node's containerd does not answer.
 	ReasonRuntimeUnavailable = "RuntimeUnavailable"
+	// ReasonInvalidSelector: spec.nodeSelector holds a key or value that no label can have.
+	ReasonInvalidSelector = "InvalidSelector"
 	// ReasonImportFailed: an error that no other reason describes; the message tells more.
 	ReasonImportFailed = "ImportFailed"
 )

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/controllers"
+)
+
+const (
+	// leaseName is the Lease that controllers elect their leader by; the role allows no other.
+	leaseName = "controller.tarlift.dev"
+	// shutdownTimeout is how long a stopping process waits for a running import to end and for Events to be sent.
+	// It is below the 30 s that the kubelet leaves a pod.
+	shutdownTimeout = 20 * time.Second
+)
+
+// controllerFlags are the flags of `agent controller`.
+type controllerFlags struct {
+	listen                  listenFlags
+	leaderElect             bool
+	leaderElectionNamespace string
+}
+
+func newControllerCommand() *cobra.Command {
+	var f controllerFlags
+	cmd := &cobra.Command{
+		Use:   "controller",
+		Short: "Sum up what the nodes report in the status of ImageArchives",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.leaderElect && f.leaderElectionNamespace == "" {
+				return usagef("--leader-election-namespace, or POD_NAMESPACE in the environment, is missing")
+			}
+			return runController(cmd.Context(), f)
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(&f.leaderElect, "leader-elect", false, "work only while holding a Lease, so that several may run")
+	flags.StringVar(&f.leaderElectionNamespace, "leader-election-namespace", os.Getenv("POD_NAMESPACE"),
+		"`namespace` of the Lease (default: $POD_NAMESPACE)")
+	f.listen.add(flags, ":9463", ":9464")
+	return cmd
+}
+
+func runController(ctx context.Context, f controllerFlags) error {
+	config, err := clientConfig()
+	if err != nil {
+		return err
+	}
+	mgr, err := newControllerManager(config, f)
+	if err != nil {
+		return err
+	}
+	r := &controllers.ArchiveReconciler{Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("tarlift-controller")}
+	if err := r.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	return runManager(ctx, mgr)
+}
+
+func newControllerManager(config *rest.Config, f controllerFlags) (ctrl.Manager, error) {
+	options := ctrl.Options{
+		Scheme:                        newScheme(),
+		Metrics:                       f.listen.metrics(),
+		HealthProbeBindAddress:        f.listen.health,
+		LeaderElection:                f.leaderElect,
+		LeaderElectionReleaseOnCancel: true,
+		GracefulShutdownTimeout:       ptr.To(shutdownTimeout),
+		Cache:                         controllers.ArchiveCache(),
+	}
+	if f.leaderElect {
+		lock, err := newLeaderLock(config, f.leaderElectionNamespace)
+		if err != nil {
+			return nil, err
+		}
+		options.LeaderElectionResourceLockInterface = lock
+	}
+	mgr, err := ctrl.NewManager(config, options)
+	if err != nil {
+		return nil, fmt.Errorf("create manager: %w", err)
+	}
+	return mgr, addProbes(mgr)
+}
+
+// newLeaderLock makes the lock without the Events that the manager's own one emits, which would need a right to the
+// old Event API.
+func newLeaderLock(config *rest.Config, namespace string) (resourcelock.Interface, error) {
+	client, err := coordinationv1.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("create client for leader election: %w", err)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("leader election: %w", err)
+	}
+	return &resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Name: leaseName, Namespace: namespace},
+		Client:     client,
+		LockConfig: resourcelock.ResourceLockConfig{Identity: host + "_" + string(uuid.NewUUID())},
+	}, nil
+}
+
+// listenFlags are where a process serves metrics and probes.
+type listenFlags struct {
+	metricsAddress, health string
+}
+
+func (f *listenFlags) add(flags *pflag.FlagSet, metrics, health string) {
+	flags.StringVar(&f.metricsAddress, "metrics-bind-address", metrics, "`address` to serve metrics on, 0 for none")
+	flags.StringVar(&f.health, "health-probe-bind-address", health, "`address` to serve /healthz and /readyz on, 0 for none")
+}
+
+func (f *listenFlags) metrics() metricsserver.Options {
+	return metricsserver.Options{BindAddress: f.metricsAddress}
+}
+
+func newScheme() *runtime.Scheme {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			panic(err) // only a wrong build registers two types under one name
+		}
+	}
+	return scheme
+}
+
+// clientConfig finds the API server: a pod's service account, or $KUBECONFIG.
+func clientConfig() (*rest.Config, error) {
+	setLogger()
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	config.UserAgent = rest.DefaultKubernetesUserAgent()
+	return config, nil
+}
+
+// setLogger sends all logs to standard error, a JSON object a line.
+func setLogger() {
+	log := logr.FromSlogHandler(slog.NewJSONHandler(os.Stderr, nil))
+	ctrl.SetLogger(log)
+	klog.SetLogger(log)
+}
+
+// runManager runs until ctx ends, which is the regular end.
+func runManager(ctx context.Context, mgr ctrl.Manager) error {
+	err := mgr.Start(ctx)
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("run: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/internal/importer"
+)
+
+// nodeFlags are the flags of `agent node`.
+type nodeFlags struct {
+	listen          listenFlags
+	containerd      importer.Options
+	nodeName        string
+	secretNamespace string
+	archiveDir      string
+}
+
+func newNodeCommand() *cobra.Command {
+	var f nodeFlags
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Import the ImageArchives that select this node, and report in its NodeImageState",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.nodeName == "" {
+				return usagef("--node-name, or NODE_NAME in the environment, is missing")
+			}
+			return runNode(cmd.Context(), f)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of this Node (default: $NODE_NAME)")
+	flags.StringVar(&f.containerd.Address, "address", "/run/containerd/containerd.sock", "containerd's `socket`")
+	flags.StringVar(&f.containerd.Namespace, "namespace", "k8s.io", "containerd's namespace `name`; the kubelet looks into k8s.io")
+	flags.StringVar(&f.containerd.Platform, "platform", "", "`platform` to take, such as linux/arm64 (default: this machine's)")
+	flags.StringVar(&f.containerd.Snapshotter, "snapshotter", "", "snapshotter `name` to unpack with (default: containerd's)")
+	flags.StringVar(&f.archiveDir, "archive-dir", "", "`directory` of spec.source.file (default: no such sources)")
+	flags.StringVar(&f.secretNamespace, "secret-namespace", os.Getenv("POD_NAMESPACE"),
+		"`namespace` of the Secrets that sources name (default: $POD_NAMESPACE)")
+	f.listen.add(flags, ":9461", ":9462")
+	return cmd
+}
+
+func runNode(ctx context.Context, f nodeFlags) error {
+	config, err := clientConfig()
+	if err != nil {
+		return err
+	}
+	containerd, err := importer.New(f.containerd)
+	if err != nil {
+		return err
+	}
+	defer containerd.Close() //nolint:errcheck // the process ends
+	mgr, err := newNodeManager(config, f)
+	if err != nil {
+		return err
+	}
+	r := &controllers.NodeReconciler{
+		Client:   mgr.GetClient(),
+		Recorder: mgr.GetEventRecorder("tarlift-node"),
+		Importer: containerd,
+		Sources:  controllers.Sources{Secrets: mgr.GetAPIReader(), Namespace: f.secretNamespace, ArchiveDir: f.archiveDir},
+		NodeName: f.nodeName,
+		Metrics:  metrics.Registry,
+	}
+	if err := r.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	return runManager(ctx, mgr)
+}
+
+func newNodeManager(config *rest.Config, f nodeFlags) (ctrl.Manager, error) {
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
+		Scheme:                  newScheme(),
+		Metrics:                 f.listen.metrics(),
+		HealthProbeBindAddress:  f.listen.health,
+		GracefulShutdownTimeout: ptr.To(shutdownTimeout),
+		Cache:                   controllers.NodeCache(f.nodeName),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create manager: %w", err)
+	}
+	return mgr, addProbes(mgr)
+}
+
+// addProbes makes a process live while it answers at all, and ready once it has seen the API server's objects. Of
+// containerd neither depends: restarting the agent would not mend it.
+func addProbes(mgr ctrl.Manager) error {
+	if err := mgr.AddHealthzCheck("ping", func(*http.Request) error { return nil }); err != nil {
+		return fmt.Errorf("add liveness probe: %w", err)
+	}
+	err := mgr.AddReadyzCheck("caches", func(req *http.Request) error {
+		ctx, cancel := context.WithTimeout(req.Context(), time.Second)
+		defer cancel()
+		if !mgr.GetCache().WaitForCacheSync(ctx) {
+			return fmt.Errorf("the caches are not filled yet")
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("add readiness probe: %w", err)
+	}
+	return nil
+}

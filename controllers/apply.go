@@ -1,0 +1,90 @@
+package controllers
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	v1alpha1ac "github.com/tarlift/tarlift/api/v1alpha1/applyconfiguration/api/v1alpha1"
+)
+
+const (
+	nodeFieldOwner       = client.FieldOwner("tarlift-node")
+	controllerFieldOwner = client.FieldOwner("tarlift-controller")
+)
+
+// cacheLag is how long a cache may take to show an object after its creation.
+const cacheLag = 2 * time.Second
+
+// writtenState is what this process has written to its NodeImageState. The cache shows it a little later, and
+// until then comparing with the cache would write it again.
+type writtenState struct {
+	uid             types.UID
+	resourceVersion string
+	status          *v1alpha1.NodeImageStateStatus
+	when            time.Time
+}
+
+// latest is the status as the API server has it, or how long to wait until the cache can tell.
+func (w *writtenState) latest(view *nodeView, now time.Time) (*v1alpha1.NodeImageStateStatus, time.Duration) {
+	switch {
+	case view.state == nil && w.status != nil && now.Sub(w.when) < cacheLag:
+		return nil, cacheLag
+	case view.state == nil:
+		return &v1alpha1.NodeImageStateStatus{}, 0
+	case w.status != nil && w.uid == view.state.UID && !newer(view.state.ResourceVersion, w.resourceVersion):
+		return w.status, 0
+	}
+	return &view.state.Status, 0
+}
+
+// newer says whether a is later than b. Where that cannot be said, a is taken for later.
+func newer(a, b string) bool {
+	c, err := resourceversion.CompareResourceVersion(a, b)
+	return err != nil || c > 0
+}
+
+// write applies the status, after creating the object where there is none. It belongs to the Node, so that it goes
+// with it; what is left of an earlier Node of the name the garbage collector removes.
+func (w *writtenState) write(ctx context.Context, c client.Client, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) error {
+	name := view.node.Name
+	if view.state == nil {
+		err := c.Create(ctx, &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{
+			Name:            name,
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: view.node.UID}},
+		}})
+		if client.IgnoreAlreadyExists(err) != nil {
+			return err
+		}
+	}
+	object := v1alpha1ac.NodeImageState(name).WithStatus(v1alpha1ac.NodeImageStateStatus())
+	if err := convert(status, object.Status); err != nil {
+		return err
+	}
+	if err := c.Status().Apply(ctx, object, nodeFieldOwner, client.ForceOwnership); err != nil {
+		return err
+	}
+	w.uid, w.resourceVersion = ptr.Deref(object.UID, ""), ptr.Deref(object.ResourceVersion, "")
+	w.status, w.when = status, now
+	return nil
+}
+
+// convert makes an apply configuration of a status: both have the same JSON.
+func convert(status, configuration any) error {
+	b, err := json.Marshal(status)
+	if err != nil {
+		return fmt.Errorf("encode status: %w", err)
+	}
+	if err := json.Unmarshal(b, configuration); err != nil {
+		return fmt.Errorf("encode status: %w", err)
+	}
+	return nil
+}

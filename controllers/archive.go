@@ -1,0 +1,220 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	v1alpha1ac "github.com/tarlift/tarlift/api/v1alpha1/applyconfiguration/api/v1alpha1"
+)
+
+const (
+	// rollUpInterval is the least time between two writes of an archive's status that only move counts.
+	rollUpInterval = 10 * time.Second
+	// rollUpRate bounds what such a write costs: it reaches every agent, so with more nodes it may be made less
+	// often, once in (nodes / rollUpRate) seconds.
+	rollUpRate = 100
+)
+
+// ArchiveReconciler sums up NodeImageStates and Nodes in the status of ImageArchives.
+type ArchiveReconciler struct {
+	// Client reads from a cache: ImageArchives, NodeImageStates and the metadata of Nodes.
+	Client   client.Client
+	Recorder events.EventRecorder
+
+	written map[string]writtenStatus // by the archive's name
+	now     func() time.Time
+}
+
+// writtenStatus is the last write of one archive's status by this process, which the cache shows a little later.
+type writtenStatus struct {
+	uid             types.UID
+	resourceVersion string
+	status          *v1alpha1.ImageArchiveStatus
+	when            time.Time
+}
+
+// SetupWithManager adds the reconciler to a manager.
+func (r *ArchiveReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	r.now, r.written = time.Now, map[string]writtenStatus{}
+	err := ctrl.NewControllerManagedBy(mgr).
+		Named("imagearchive").
+		For(&v1alpha1.ImageArchive{}).
+		Watches(&v1alpha1.NodeImageState{}, listedArchives).
+		WatchesMetadata(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.allArchives),
+			builder.WithPredicates(predicate.LabelChangedPredicate{})).
+		WithOptions(controller.Options{
+			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
+		}).
+		Complete(r)
+	if err != nil {
+		return fmt.Errorf("set up the archive controller: %w", err)
+	}
+	return nil
+}
+
+// listedArchives maps a NodeImageState to the archives of which it says something else than before.
+var listedArchives = handler.Funcs{
+	CreateFunc: func(_ context.Context, e event.CreateEvent, q workqueue.TypedRateLimitingInterface[ctrl.Request]) {
+		enqueueChanged(q, nil, e.Object)
+	},
+	UpdateFunc: func(_ context.Context, e event.UpdateEvent, q workqueue.TypedRateLimitingInterface[ctrl.Request]) {
+		enqueueChanged(q, e.ObjectOld, e.ObjectNew)
+	},
+	DeleteFunc: func(_ context.Context, e event.DeleteEvent, q workqueue.TypedRateLimitingInterface[ctrl.Request]) {
+		enqueueChanged(q, e.Object, nil)
+	},
+}
+
+func enqueueChanged(q workqueue.TypedRateLimitingInterface[ctrl.Request], before, after client.Object) {
+	entries := func(o client.Object) map[string]*v1alpha1.ArchiveState {
+		m := map[string]*v1alpha1.ArchiveState{}
+		if state, ok := o.(*v1alpha1.NodeImageState); ok {
+			for i := range state.Status.Archives {
+				m[state.Status.Archives[i].Name] = &state.Status.Archives[i]
+			}
+		}
+		return m
+	}
+	was, is := entries(before), entries(after)
+	for name, e := range is {
+		if !equality.Semantic.DeepEqual(was[name], e) {
+			q.Add(ctrl.Request{NamespacedName: types.NamespacedName{Name: name}})
+		}
+		delete(was, name)
+	}
+	for name := range was {
+		q.Add(ctrl.Request{NamespacedName: types.NamespacedName{Name: name}})
+	}
+}
+
+func (r *ArchiveReconciler) allArchives(ctx context.Context, _ client.Object) []ctrl.Request {
+	var list v1alpha1.ImageArchiveList
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		ctrl.LoggerFrom(ctx).Error(err, "List ImageArchives")
+		return nil
+	}
+	requests := make([]ctrl.Request, len(list.Items))
+	for i := range list.Items {
+		requests[i].Name = list.Items[i].Name
+	}
+	return requests
+}
+
+// Reconcile sums up one archive.
+func (r *ArchiveReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	var archive v1alpha1.ImageArchive
+	if err := r.Client.Get(ctx, req.NamespacedName, &archive); err != nil {
+		delete(r.written, req.Name)
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	last := r.latest(&archive)
+	now := r.now()
+	status, err := r.sumUp(ctx, &archive, now)
+	if err != nil || equality.Semantic.DeepEqual(&archive.Status, status) {
+		return ctrl.Result{}, err
+	}
+	if wait := rollUpWait(&archive.Status, status, now.Sub(last)); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
+	}
+	return ctrl.Result{}, r.write(ctx, &archive, status, now)
+}
+
+// latest puts the status that was written last into an archive for which the cache shows an older one. It returns
+// the time of that write.
+func (r *ArchiveReconciler) latest(archive *v1alpha1.ImageArchive) time.Time {
+	w := r.written[archive.Name]
+	if w.uid != archive.UID {
+		return time.Time{}
+	}
+	if !newer(archive.ResourceVersion, w.resourceVersion) {
+		archive.Status = *w.status.DeepCopy()
+	}
+	return w.when
+}
+
+// sumUp lists from the cache without copying, which for thousands of nodes would cost more than the counting.
+func (r *ArchiveReconciler) sumUp(ctx context.Context, archive *v1alpha1.ImageArchive, now time.Time) (*v1alpha1.ImageArchiveStatus, error) {
+	var nodes metav1.PartialObjectMetadataList
+	nodes.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NodeList"))
+	if err := r.Client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	var list v1alpha1.NodeImageStateList
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("list NodeImageStates: %w", err)
+	}
+	states := make(map[string]*v1alpha1.NodeImageState, len(list.Items))
+	for i := range list.Items {
+		states[list.Items[i].Name] = &list.Items[i]
+	}
+	return rollUp(archive, nodes.Items, states, now), nil
+}
+
+// rollUpWait is how long a write has to wait when the last one was made since ago, 0 for not at all. A change of
+// Ready or Stalled, or another generation, does not wait.
+func rollUpWait(before, after *v1alpha1.ImageArchiveStatus, since time.Duration) time.Duration {
+	for _, typ := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionStalled} {
+		if isTrue(before.Conditions, typ) != isTrue(after.Conditions, typ) {
+			return 0
+		}
+	}
+	if before.ObservedGeneration != after.ObservedGeneration {
+		return 0
+	}
+	interval := max(rollUpInterval, time.Duration(after.Nodes.Desired)*time.Second/rollUpRate)
+	return max(0, interval-since)
+}
+
+func (r *ArchiveReconciler) write(ctx context.Context, archive *v1alpha1.ImageArchive, status *v1alpha1.ImageArchiveStatus, now time.Time) error {
+	// The UID keeps the write from creating a status for a later archive of the same name.
+	object := v1alpha1ac.ImageArchive(archive.Name).WithUID(archive.UID).WithStatus(v1alpha1ac.ImageArchiveStatus())
+	if err := convert(status, object.Status); err != nil {
+		return err
+	}
+	err := r.Client.Status().Apply(ctx, object, controllerFieldOwner, client.ForceOwnership)
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil // deleted meanwhile: its event brings what is next
+	}
+	if err != nil {
+		return fmt.Errorf("write status of ImageArchive %s: %w", archive.Name, err)
+	}
+	r.written[archive.Name] = writtenStatus{archive.UID, ptr.Deref(object.ResourceVersion, ""), status, now}
+	r.announce(archive, status)
+	return nil
+}
+
+// announce tells by an Event that an archive has become ready, or stalls.
+func (r *ArchiveReconciler) announce(archive *v1alpha1.ImageArchive, status *v1alpha1.ImageArchiveStatus) {
+	became := func(typ string) bool {
+		return isTrue(status.Conditions, typ) && !isTrue(archive.Status.Conditions, typ)
+	}
+	ready := findCondition(status.Conditions, v1alpha1.ConditionReady)
+	switch {
+	case became(v1alpha1.ConditionReady):
+		note := fmt.Sprintf("%s: %s", count(int(status.ImageCount), "image"), ready.Message)
+		if a := status.Artifact; a != nil && a.Size > 0 {
+			note += ", from an archive of " + a.DisplaySize
+		}
+		r.Recorder.Eventf(archive, nil, corev1.EventTypeNormal, ready.Reason, "RollUp", "%s", note)
+	case became(v1alpha1.ConditionStalled):
+		r.Recorder.Eventf(archive, nil, corev1.EventTypeWarning, ready.Reason, "RollUp", "%s", clip(ready.Message))
+	}
+}

@@ -1,0 +1,274 @@
+// Package controllers keeps nodes as ImageArchives want them: NodeReconciler imports archives on one node and
+// reports in its NodeImageState, ArchiveReconciler sums up all NodeImageStates in the archives' status.
+//
+// Only this package reads specs, writes status, emits Events and counts metrics; those below it are a library.
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	ctrlsource "sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/internal/importer"
+)
+
+// NodeReconciler imports the archives that select one node and reports in the node's own NodeImageState. There is
+// one request, for the node: whatever happens, the whole is looked at.
+type NodeReconciler struct {
+	// Client reads from a cache: ImageArchives, and the metadata of the node and its NodeImageState.
+	Client   client.Client
+	Recorder events.EventRecorder
+	Importer Importer
+	Sources  Sources
+	NodeName string
+	Metrics  prometheus.Registerer
+
+	worker *worker
+	agenda *agenda // nil until the first reconcile
+	state  writtenState
+	pacer  pacer
+	now    func() time.Time
+	jitter func() float64
+}
+
+// progressPoll is how often the progress of a running import is looked at, to see whether it is worth a write.
+const progressPoll = 2 * time.Second
+
+// apiRetry bounds the wait after a failed call of the API server. Imports go on meanwhile.
+const apiRetryBase, apiRetryLimit = 500 * time.Millisecond, 30 * time.Second
+
+// SetupWithManager adds the reconciler and its worker to a manager.
+func (r *NodeReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	r.now, r.jitter = time.Now, rand.Float64
+	r.worker = &worker{importer: r.Importer, open: r.Sources.Open, metrics: newMetrics(r.Metrics)}
+	if err := mgr.Add(r.worker); err != nil {
+		return fmt.Errorf("add worker: %w", err)
+	}
+	request := ctrl.Request{NamespacedName: types.NamespacedName{Name: r.NodeName}}
+	toNode := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
+		return []ctrl.Request{request}
+	})
+	err := ctrl.NewControllerManagedBy(mgr).
+		Named("node").
+		Watches(&v1alpha1.ImageArchive{}, toNode, builder.WithPredicates(archiveChanged)).
+		Watches(&v1alpha1.NodeImageState{}, toNode).
+		WatchesMetadata(&corev1.Node{}, toNode, builder.WithPredicates(predicate.LabelChangedPredicate{})).
+		WatchesRawSource(ctrlsource.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
+			r.worker.onWake(func() { q.Add(request) })
+			return nil
+		})).
+		WithOptions(controller.Options{
+			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
+		}).
+		Complete(r)
+	if err != nil {
+		return fmt.Errorf("set up the node controller: %w", err)
+	}
+	return nil
+}
+
+// archiveChanged leaves out what the roll-up writes: else each of its writes would wake every agent's reconciler.
+var archiveChanged = predicate.Or(predicate.GenerationChangedPredicate{}, predicate.Funcs{
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		const key = v1alpha1.AnnotationReconcileRequestedAt
+		return e.ObjectOld.GetAnnotations()[key] != e.ObjectNew.GetAnnotations()[key]
+	},
+})
+
+// Reconcile looks at all archives of the node: it takes in what has changed, gives the worker its next job, and
+// reports.
+func (r *NodeReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	view, err := r.look(ctx)
+	if err != nil || view.node == nil {
+		return ctrl.Result{}, err
+	}
+	now := r.now()
+	r.takeIn(ctx, view, now)
+	wait := r.steer(ctx, now)
+	later, err := r.report(ctx, view, now)
+	return ctrl.Result{RequeueAfter: sooner(wait, later)}, err
+}
+
+// nodeView is what the API server says that concerns one node.
+type nodeView struct {
+	node     *metav1.PartialObjectMetadata // nil: not there
+	state    *v1alpha1.NodeImageState      // nil: not there
+	archives []*v1alpha1.ImageArchive      // those that select the node
+}
+
+// look reads from the cache. An archive whose selector cannot be read selects no node; its status says so.
+func (r *NodeReconciler) look(ctx context.Context) (*nodeView, error) {
+	view := &nodeView{}
+	key := client.ObjectKey{Name: r.NodeName}
+	node := nodeMetadata()
+	if err := r.Client.Get(ctx, key, node); err != nil {
+		return view, client.IgnoreNotFound(err)
+	}
+	view.node = node
+	state := &v1alpha1.NodeImageState{}
+	switch err := r.Client.Get(ctx, key, state); {
+	case err == nil:
+		view.state = state
+	case client.IgnoreNotFound(err) != nil:
+		return view, err
+	}
+	var list v1alpha1.ImageArchiveList
+	if err := r.Client.List(ctx, &list); err != nil {
+		return view, err
+	}
+	for i := range list.Items {
+		a := &list.Items[i]
+		if selector, err := nodeSelector(a); err == nil && a.DeletionTimestamp.IsZero() && selector.Matches(labels.Set(node.Labels)) {
+			view.archives = append(view.archives, a)
+		}
+	}
+	return view, nil
+}
+
+// nodeSelector is what selects an archive's nodes; absent means all, unlike with other uses of a LabelSelector.
+func nodeSelector(a *v1alpha1.ImageArchive) (labels.Selector, error) {
+	if a.Spec.NodeSelector == nil {
+		return labels.Everything(), nil
+	}
+	return metav1.LabelSelectorAsSelector(a.Spec.NodeSelector)
+}
+
+// takeIn updates what is known by what has been seen and by what the worker has done.
+func (r *NodeReconciler) takeIn(ctx context.Context, view *nodeView, now time.Time) {
+	if r.agenda == nil {
+		r.agenda = newAgenda(r.jitter)
+		if view.state != nil {
+			r.agenda.restore(&view.state.Status)
+		}
+	}
+	r.agenda.follow(view.archives, now)
+	if o := r.worker.collect(); o != nil {
+		news := r.agenda.learn(o, now)
+		r.announce(ctx, view, o, news)
+	}
+}
+
+// steer keeps the worker at the most urgent job. It returns when another one will be due, 0 for unknown.
+func (r *NodeReconciler) steer(ctx context.Context, now time.Time) time.Duration {
+	running, _ := r.worker.running()
+	start, stop, wait := r.agenda.next(running, now)
+	if stop {
+		ctrl.LoggerFrom(ctx).Info("Stopping an import that is no longer wanted", "archive", running.owner.Name)
+		r.worker.stop()
+	}
+	if start != nil && r.worker.begin(start) {
+		r.agenda.started(start, now)
+		if start.kind == jobImport {
+			ctrl.LoggerFrom(ctx).Info("Importing", "archive", start.owner.Name, "generation", start.owner.Generation)
+		}
+	}
+	return wait
+}
+
+// announce tells of a job's end by an Event on the NodeImageState, by metrics and in the log. A failure like the
+// one before is no news.
+func (r *NodeReconciler) announce(ctx context.Context, view *nodeView, o *outcome, news bool) {
+	log := ctrl.LoggerFrom(ctx).WithValues("archive", o.job.owner.Name)
+	if o.job.kind == jobImport {
+		r.worker.metrics.count(o)
+	}
+	switch {
+	case o.stopped:
+	case o.err != nil:
+		reason, terminal := Classify(o.err)
+		text := errorText(o.err)
+		log.Info("Failed", "job", o.job.kind.String(), "reason", reason, "terminal", terminal, "error", text)
+		if news && o.job.archive != nil {
+			r.event(view, o.job.archive, corev1.EventTypeWarning, reason, text)
+		}
+	case o.job.kind == jobImport:
+		text := summary(o)
+		log.Info("Imported", "summary", text)
+		r.event(view, o.job.archive, corev1.EventTypeNormal, v1alpha1.ReasonImported, text)
+	}
+}
+
+func (r *NodeReconciler) event(view *nodeView, archive *v1alpha1.ImageArchive, typ, reason, note string) {
+	if view.state != nil {
+		r.Recorder.Eventf(view.state, archive, typ, reason, "Import", "%s: %s", archive.Name, note)
+	}
+}
+
+func summary(o *outcome) string {
+	b := o.result.Bytes
+	size := func(n int64) string {
+		if n == 0 {
+			return "nothing"
+		}
+		return displaySize(n)
+	}
+	return fmt.Sprintf("%s imported in %s: %s read, %s written, %s skipped", count(len(o.result.Images), "image"),
+		o.duration.Round(100*time.Millisecond), size(b.Read), size(b.Written), size(b.Skipped))
+}
+
+// report writes the node's status if it says something new and it is time for that. It returns when it will be, 0
+// for unknown.
+func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Time) (time.Duration, error) {
+	running, progress := r.worker.running()
+	var poll time.Duration
+	if running != nil && running.kind == jobImport {
+		poll = progressPoll
+	}
+	written, wait := r.state.latest(view, now)
+	if wait > 0 {
+		return wait, nil
+	}
+	current := r.agenda.status(running, progress, now)
+	c := compare(written, current)
+	if c == noChange {
+		r.pacer.settled()
+		return poll, nil
+	}
+	if wait := r.pacer.wait(c, now, largest(view.archives), r.jitter); wait > 0 {
+		return sooner(poll, wait), nil
+	}
+	if err := r.state.write(ctx, r.Client, view, current, now); err != nil {
+		return 0, fmt.Errorf("write status of NodeImageState %s: %w", r.NodeName, err)
+	}
+	r.pacer.wrote(now)
+	return poll, nil
+}
+
+// largest is how many nodes the most widely selecting archive selects: about as many agents write as this one does.
+func largest(archives []*v1alpha1.ImageArchive) int32 {
+	var n int32
+	for _, a := range archives {
+		if a.Status.Nodes != nil {
+			n = max(n, a.Status.Nodes.Desired)
+		}
+	}
+	return n
+}
+
+// sooner is the smaller of two waits, of which 0 means none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
+}
+
+var _ Importer = (*importer.Importer)(nil)

@@ -1,0 +1,197 @@
+package controllers
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/internal/importer"
+)
+
+// status is what the node has to report now. running is what the worker does, if anything, and how far it is.
+func (a *agenda) status(running *job, progress importer.Progress, now time.Time) *v1alpha1.NodeImageStateStatus {
+	s := &v1alpha1.NodeImageStateStatus{Containerd: a.runtime.DeepCopy()}
+	ready := 0
+	for _, rec := range a.oldestFirst() {
+		current := running != nil && running.kind == jobImport && running.uid == rec.archive.UID &&
+			running.owner.SpecHash == rec.owner.SpecHash
+		if current {
+			rec.entry.Bytes = &v1alpha1.ArchiveBytes{Total: progress.Total, Done: progress.Done, Skipped: progress.Skipped}
+		}
+		if rec.done {
+			ready++
+		}
+		rec.entry.LastError = nil
+		if rec.failure != nil {
+			rec.entry.LastError = rec.failure.DeepCopy()
+		}
+		rec.entry.Conditions = mergeConditions(rec.entry.Conditions, rec.archive.Generation, now, rec.conditions(current, progress.Phase)...)
+		s.Archives = append(s.Archives, *rec.entry.DeepCopy())
+	}
+	slices.SortFunc(s.Archives, func(x, y v1alpha1.ArchiveState) int { return strings.Compare(x.Name, y.Name) })
+	s.Summary = fmt.Sprintf("%d/%d", ready, len(s.Archives))
+	return s
+}
+
+// conditions describe a record. While an attempt that follows a failed one runs, Ready keeps telling the failure:
+// whether that is over only the attempt's end tells, and else each retry would cost two writes.
+func (r *record) conditions(running bool, phase importer.Phase) []metav1.Condition {
+	doing := condition(v1alpha1.ConditionReconciling, metav1.ConditionTrue, v1alpha1.ReasonPending, "waits for its turn")
+	switch {
+	case running:
+		doing.Reason, doing.Message = v1alpha1.ReasonImporting, string(phase)
+	case r.failure != nil:
+		doing.Message = "will be tried again"
+	}
+	failed := func(typ string, status metav1.ConditionStatus) metav1.Condition {
+		return condition(typ, status, r.failure.Reason, r.failure.Message)
+	}
+	notReady := func(reason, message string) metav1.Condition {
+		return condition(v1alpha1.ConditionReady, metav1.ConditionFalse, reason, message)
+	}
+	switch {
+	case r.done:
+		return []metav1.Condition{condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonImported,
+			count(int(r.entry.ImageCount), "image")+" complete")}
+	case r.archive.Spec.Suspend:
+		return []metav1.Condition{notReady(v1alpha1.ReasonSuspended, "spec.suspend is set")}
+	case r.failure != nil && r.failure.terminal:
+		return []metav1.Condition{failed(v1alpha1.ConditionReady, metav1.ConditionFalse), failed(v1alpha1.ConditionStalled, metav1.ConditionTrue)}
+	case r.failure != nil:
+		return []metav1.Condition{failed(v1alpha1.ConditionReady, metav1.ConditionFalse), doing}
+	case running:
+		return []metav1.Condition{notReady(v1alpha1.ReasonImporting, "the import is running"), doing}
+	}
+	return []metav1.Condition{notReady(doing.Reason, doing.Message), doing}
+}
+
+func condition(typ string, status metav1.ConditionStatus, reason, message string) metav1.Condition {
+	return metav1.Condition{Type: typ, Status: status, Reason: reason, Message: message}
+}
+
+// mergeConditions completes the conditions that hold now by the generation and by the times since when they hold,
+// which old ones tell.
+func mergeConditions(old []metav1.Condition, generation int64, now time.Time, current ...metav1.Condition) []metav1.Condition {
+	for i := range current {
+		c := &current[i]
+		c.ObservedGeneration, c.LastTransitionTime = generation, *timestamp(now)
+		if o := findCondition(old, c.Type); o != nil && o.Status == c.Status {
+			c.LastTransitionTime = o.LastTransitionTime
+		}
+	}
+	return current
+}
+
+func findCondition(list []metav1.Condition, typ string) *metav1.Condition {
+	for i := range list {
+		if list[i].Type == typ {
+			return &list[i]
+		}
+	}
+	return nil
+}
+
+func isTrue(list []metav1.Condition, typ string) bool {
+	c := findCondition(list, typ)
+	return c != nil && c.Status == metav1.ConditionTrue
+}
+
+func hasReason(list []metav1.Condition, typ, reason string) bool {
+	c := findCondition(list, typ)
+	return c != nil && c.Reason == reason
+}
+
+// change says how much a status differs from the one that was written.
+type change int
+
+const (
+	noChange change = iota
+	// progressChange is what may wait: bytes, attempts, and what exactly is being done.
+	progressChange
+	// stateChange is what people and the roll-up wait for.
+	stateChange
+)
+
+// progressStep is the part of an archive that is worth a write, in percent.
+const progressStep = 10
+
+// compare says what kind of write a new status is worth.
+func compare(written, current *v1alpha1.NodeImageStateStatus) change {
+	if !equality.Semantic.DeepEqual(stateOf(written), stateOf(current)) {
+		return stateChange
+	}
+	for i := range current.Archives {
+		if progressed(&written.Archives[i], &current.Archives[i]) {
+			return progressChange
+		}
+	}
+	return noChange
+}
+
+// stateOf is a status without what changes in the course of an attempt.
+func stateOf(s *v1alpha1.NodeImageStateStatus) *v1alpha1.NodeImageStateStatus {
+	s = s.DeepCopy()
+	for i := range s.Archives {
+		e := &s.Archives[i]
+		e.Bytes, e.Attempts, e.StartTime = nil, 0, nil
+		e.Conditions = slices.DeleteFunc(e.Conditions, func(c metav1.Condition) bool { return c.Type == v1alpha1.ConditionReconciling })
+	}
+	return s
+}
+
+func progressed(written, current *v1alpha1.ArchiveState) bool {
+	x, y := *written, *current
+	x.Bytes, y.Bytes = nil, nil
+	if !equality.Semantic.DeepEqual(&x, &y) {
+		return true
+	}
+	before, after := written.Bytes, current.Bytes
+	switch {
+	case before == nil || after == nil:
+		return before != after
+	case before.Total != after.Total:
+		return true
+	}
+	moved := after.Done + after.Skipped - before.Done - before.Skipped
+	return moved != 0 && moved*100 >= after.Total*progressStep
+}
+
+const (
+	// settleTime lets changes that follow each other at once become one write.
+	settleTime = 200 * time.Millisecond
+	// progressInterval is the least time between two writes that tell progress only.
+	progressInterval = 10 * time.Second
+	// clusterWriteRate is how many status writes a second all agents together may ask of an API server: what 5,000
+	// nodes have to tell then takes it 50 s.
+	clusterWriteRate = 100
+)
+
+// pacer rations the writes of one node's status.
+type pacer struct {
+	last time.Time // of the last write
+	due  time.Time // of the change of state that waits to be written; zero for none
+}
+
+// wait is how long a write has to wait, 0 for not at all. nodes is how many agents have the same to tell about the
+// same time; jitter in [0, 1) is where among them this one is.
+func (p *pacer) wait(c change, now time.Time, nodes int32, jitter func() float64) time.Duration {
+	window := time.Duration(nodes) * time.Second / clusterWriteRate
+	if c == stateChange {
+		if p.due.IsZero() {
+			p.due = now.Add(settleTime + time.Duration(jitter()*float64(window)))
+		}
+		return max(0, p.due.Sub(now))
+	}
+	p.settled()
+	return max(0, p.last.Add(max(progressInterval, window)).Sub(now))
+}
+
+// settled notes that there is nothing to write.
+func (p *pacer) settled() { p.due = time.Time{} }
+
+func (p *pacer) wrote(now time.Time) { *p = pacer{last: now} }

@@ -1,0 +1,177 @@
+package controllers
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+)
+
+// maxFailures is how many failing nodes an archive's status shows: enough to see what is wrong, while the status
+// stays small however many nodes there are.
+const maxFailures = 10
+
+// rollUp sums up what the nodes say about an archive. nodes are all Nodes, states all NodeImageStates by name; a
+// selected node that has not reported on this generation is pending.
+func rollUp(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, states map[string]*v1alpha1.NodeImageState, now time.Time) *v1alpha1.ImageArchiveStatus {
+	s := &v1alpha1.ImageArchiveStatus{ObservedGeneration: a.Generation}
+	selector, err := nodeSelector(a)
+	if err != nil {
+		message := "spec.nodeSelector: " + errorText(err)
+		s.Nodes = &v1alpha1.NodeCounts{Summary: "0/0"}
+		s.Conditions = mergeConditions(a.Status.Conditions, a.Generation, now,
+			condition(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonInvalidSelector, message),
+			condition(v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonInvalidSelector, message))
+		return s
+	}
+	var t tally
+	for i := range nodes {
+		if node := &nodes[i]; selector.Matches(labels.Set(node.Labels)) {
+			t.add(node.Name, entryFor(a, states[node.Name]))
+		}
+	}
+	t.sort()
+	s.Nodes = &t.counts
+	s.Nodes.Summary = fmt.Sprintf("%d/%d", s.Nodes.Ready, s.Nodes.Desired)
+	for _, f := range t.failures[:min(len(t.failures), maxFailures)] {
+		s.Failures = append(s.Failures, f.NodeFailure)
+	}
+	if len(t.artifacts) > 0 {
+		best := t.artifacts[0]
+		s.Artifact, s.ImageCount = &best.Artifact, best.images
+	}
+	s.Conditions = mergeConditions(a.Status.Conditions, a.Generation, now, t.conditions(a)...)
+	return s
+}
+
+// entryFor is what a node says about this generation of an archive, nil for nothing.
+func entryFor(a *v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) *v1alpha1.ArchiveState {
+	if state == nil {
+		return nil
+	}
+	for i := range state.Status.Archives {
+		if e := &state.Status.Archives[i]; e.UID == a.UID && e.ObservedGeneration == a.Generation {
+			return e
+		}
+	}
+	return nil
+}
+
+// tally is what is counted over the selected nodes.
+type tally struct {
+	counts    v1alpha1.NodeCounts
+	failures  []nodeFailure
+	artifacts []nodeArtifact // that ready nodes have imported
+}
+
+type nodeFailure struct {
+	v1alpha1.NodeFailure
+	stalled bool
+}
+
+type nodeArtifact struct {
+	v1alpha1.Artifact
+	images int32
+	nodes  int // that have it
+}
+
+func (t *tally) add(node string, e *v1alpha1.ArchiveState) {
+	t.counts.Desired++
+	switch {
+	case e == nil:
+		t.counts.Pending++
+	case isTrue(e.Conditions, v1alpha1.ConditionReady):
+		t.counts.Ready++
+		t.addArtifact(e)
+	case e.LastError != nil:
+		t.counts.Failed++
+		t.failures = append(t.failures, nodeFailure{
+			NodeFailure: v1alpha1.NodeFailure{Node: node, Reason: e.LastError.Reason, Message: e.LastError.Message},
+			stalled:     isTrue(e.Conditions, v1alpha1.ConditionStalled),
+		})
+	case hasReason(e.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonImporting):
+		t.counts.Importing++
+	default:
+		t.counts.Pending++
+	}
+}
+
+// addArtifact counts an archive under the digest of its index.json. Whether a node also knows the digest of the
+// whole depends on how it read it, and the number of images on its platform.
+func (t *tally) addArtifact(e *v1alpha1.ArchiveState) {
+	i := slices.IndexFunc(t.artifacts, func(x nodeArtifact) bool { return x.IndexDigest == e.IndexDigest })
+	if i < 0 {
+		i = len(t.artifacts)
+		t.artifacts = append(t.artifacts, nodeArtifact{Artifact: v1alpha1.Artifact{IndexDigest: e.IndexDigest}})
+	}
+	x := &t.artifacts[i]
+	x.nodes++
+	x.images = max(x.images, e.ImageCount)
+	x.Digest = max(x.Digest, e.Digest)
+	x.Size = max(x.Size, e.Size)
+	x.DisplaySize = displaySize(x.Size)
+}
+
+// sort makes the order independent of that of the nodes: what most nodes have first, and what stalls first.
+func (t *tally) sort() {
+	slices.SortFunc(t.artifacts, func(x, y nodeArtifact) int {
+		return cmp.Or(cmp.Compare(y.nodes, x.nodes), strings.Compare(x.IndexDigest, y.IndexDigest))
+	})
+	slices.SortFunc(t.failures, func(x, y nodeFailure) int {
+		if x.stalled != y.stalled {
+			return map[bool]int{true: -1, false: 1}[x.stalled]
+		}
+		return strings.Compare(x.Node, y.Node)
+	})
+}
+
+func (t *tally) conditions(a *v1alpha1.ImageArchive) []metav1.Condition {
+	c := &t.counts
+	message := t.message()
+	notReady := func(reason, message string) metav1.Condition {
+		return condition(v1alpha1.ConditionReady, metav1.ConditionFalse, reason, message)
+	}
+	switch {
+	case c.Ready == c.Desired:
+		return []metav1.Condition{condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonImported, message)}
+	case len(t.failures) > 0 && t.failures[0].stalled:
+		f := t.failures[0]
+		message = fmt.Sprintf("%s; %s: %s", message, f.Node, f.Message)
+		return []metav1.Condition{notReady(f.Reason, message), condition(v1alpha1.ConditionStalled, metav1.ConditionTrue, f.Reason, message)}
+	case a.Spec.Suspend:
+		return []metav1.Condition{notReady(v1alpha1.ReasonSuspended, "spec.suspend is set; "+message)}
+	case len(t.failures) > 0:
+		f := t.failures[0]
+		return []metav1.Condition{notReady(f.Reason, fmt.Sprintf("%s; %s: %s", message, f.Node, f.Message)),
+			condition(v1alpha1.ConditionReconciling, metav1.ConditionTrue, v1alpha1.ReasonImporting, message)}
+	}
+	return []metav1.Condition{notReady(v1alpha1.ReasonImporting, message),
+		condition(v1alpha1.ConditionReconciling, metav1.ConditionTrue, v1alpha1.ReasonImporting, message)}
+}
+
+// message counts in words; states in which no node is are left out.
+func (t *tally) message() string {
+	c := &t.counts
+	if c.Desired == 0 {
+		return "no node is selected"
+	}
+	s := fmt.Sprintf("%d of %s ready", c.Ready, count(int(c.Desired), "node"))
+	for _, part := range []struct {
+		n    int32
+		what string
+	}{{c.Importing, "importing"}, {c.Failed, "failed"}, {c.Pending, "pending"}} {
+		if part.n > 0 {
+			s += fmt.Sprintf(", %d %s", part.n, part.what)
+		}
+	}
+	if n := len(t.artifacts); n > 1 {
+		s += fmt.Sprintf("; the nodes have %d different archives", n)
+	}
+	return s
+}

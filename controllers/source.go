@@ -1,0 +1,151 @@
+package controllers
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer"
+	"github.com/tarlift/tarlift/internal/source"
+)
+
+// Sources opens what spec.source describes. The errors are those of package source.
+type Sources struct {
+	// Secrets reads single Secrets; it must not cache, since agents may only get Secrets, not list or watch them.
+	Secrets client.Reader
+	// Namespace of the Secrets.
+	Namespace string
+	// ArchiveDir is the directory on the node that file sources lie in. Empty: there are none.
+	ArchiveDir string
+}
+
+// Open is the one switch from a spec to a source.
+func (s Sources) Open(ctx context.Context, spec v1alpha1.Source) (source.Blob, error) {
+	switch {
+	case spec.HTTP != nil:
+		o, err := s.httpOptions(ctx, spec.HTTP)
+		if err != nil {
+			return nil, err
+		}
+		return source.OpenHTTP(ctx, o)
+	case spec.File != nil:
+		if s.ArchiveDir == "" {
+			return nil, fmt.Errorf("open %q: this agent has no archive directory: %w", spec.File.Path, source.ErrInvalid)
+		}
+		return source.OpenUnder(s.ArchiveDir, spec.File.Path)
+	}
+	return nil, fmt.Errorf("spec.source: of no kind that this agent knows: %w", source.ErrInvalid)
+}
+
+func (s Sources) httpOptions(ctx context.Context, spec *v1alpha1.HTTPSource) (source.HTTPOptions, error) {
+	o := source.HTTPOptions{URL: spec.URL}
+	if ref := spec.SecretRef; ref != nil {
+		data, err := s.secret(ctx, ref.Name, "username", "password", "bearerToken")
+		if err != nil {
+			return o, fmt.Errorf("spec.source.http.secretRef: %w", err)
+		}
+		o.Username, o.Password = string(data["username"]), string(data["password"])
+		o.BearerToken = string(data["bearerToken"])
+	}
+	if ref := spec.CertSecretRef; ref != nil {
+		data, err := s.secret(ctx, ref.Name, "ca.crt", "tls.crt", "tls.key")
+		if err != nil {
+			return o, fmt.Errorf("spec.source.http.certSecretRef: %w", err)
+		}
+		o.CA, o.Cert, o.Key = data["ca.crt"], data["tls.crt"], data["tls.key"]
+	}
+	return o, nil
+}
+
+// secret returns the data of a Secret that is labelled for this use and has at least one of the keys. Of the API
+// server's own error no text is kept: it differs from attempt to attempt.
+func (s Sources) secret(ctx context.Context, name string, keys ...string) (map[string][]byte, error) {
+	var secret corev1.Secret
+	err := s.Secrets.Get(ctx, types.NamespacedName{Namespace: s.Namespace, Name: name}, &secret)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case apierrors.IsNotFound(err):
+		return nil, fmt.Errorf("secret %q does not exist in namespace %q: %w", name, s.Namespace, source.ErrDenied)
+	case apierrors.IsForbidden(err):
+		return nil, fmt.Errorf("the agent may not read secret %q in namespace %q: %w", name, s.Namespace, source.ErrDenied)
+	case err != nil:
+		return nil, fmt.Errorf("the API server did not give secret %q: %w", name, source.ErrUnavailable)
+	case secret.Labels[v1alpha1.LabelSource] != "true":
+		return nil, fmt.Errorf("secret %q lacks the label %s=true: %w", name, v1alpha1.LabelSource, source.ErrDenied)
+	}
+	for _, k := range keys {
+		if len(secret.Data[k]) > 0 {
+			return secret.Data, nil
+		}
+	}
+	return nil, fmt.Errorf("secret %q has none of the keys %q: %w", name, keys, source.ErrDenied)
+}
+
+// requestFor says to the importer what a spec wants.
+func requestFor(a *v1alpha1.ImageArchive) importer.Request {
+	spec := &a.Spec
+	return importer.Request{
+		Owner:       ownerOf(a),
+		Digest:      digest.Digest(spec.Digest),
+		IndexDigest: digest.Digest(spec.IndexDigest),
+		Selection:   selectionOf(&spec.Images),
+		Unpack:      ptr.Deref(spec.Unpack, true),
+		Pin:         ptr.Deref(spec.Pin, true),
+		Replace:     spec.ConflictPolicy == v1alpha1.ConflictReplace,
+		Keep:        true,
+	}
+}
+
+func selectionOf(images *v1alpha1.ImageSelection) archive.Selection {
+	s := archive.Selection{
+		BaseName:         images.BaseName,
+		Include:          images.Include,
+		Exclude:          images.Exclude,
+		DigestReferences: ptr.Deref(images.DigestReferences, true),
+	}
+	for _, r := range images.Rename {
+		s.Rename = append(s.Rename, archive.Rename{From: r.From, To: r.To})
+	}
+	return s
+}
+
+func ownerOf(a *v1alpha1.ImageArchive) importer.Owner {
+	return importer.Owner{Name: a.Name, UID: string(a.UID), Generation: a.Generation, SpecHash: specHash(&a.Spec)}
+}
+
+// specHash identifies what of a spec decides an import: all but nodeSelector and suspend. It is recorded in
+// containerd and must stay what it is for a spec of today in every later version, or each node would import
+// everything again. So its members are listed here, with a field that is added later left out while it has its
+// default value.
+func specHash(spec *v1alpha1.ImageArchiveSpec) string {
+	wanted := struct {
+		Source      v1alpha1.Source
+		Digest      string
+		IndexDigest string
+		Images      v1alpha1.ImageSelection
+		Unpack, Pin bool
+		Replace     bool
+	}{
+		spec.Source, spec.Digest, spec.IndexDigest, spec.Images,
+		ptr.Deref(spec.Unpack, true), ptr.Deref(spec.Pin, true), spec.ConflictPolicy == v1alpha1.ConflictReplace,
+	}
+	wanted.Images.DigestReferences = ptr.To(ptr.Deref(spec.Images.DigestReferences, true))
+	b, err := json.Marshal(wanted)
+	if err != nil {
+		panic(err) // strings and booleans always encode
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
