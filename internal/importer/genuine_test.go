@@ -29,7 +29,10 @@ func TestImportGenuine(t *testing.T) {
 			if stream {
 				name = a.File + "/stream"
 			}
-			t.Run(name, func(t *testing.T) { testImportGenuine(t, a, stream) })
+			t.Run(name, func(t *testing.T) {
+				t.Parallel() // the content store waits for the disk most of the time
+				testImportGenuine(t, a, stream)
+			})
 		}
 	}
 }
@@ -105,6 +108,7 @@ func TestImportGenuineElsewhere(t *testing.T) {
 			}
 			partial++
 			t.Run(a.File+" on "+platform, func(t *testing.T) {
+				t.Parallel()
 				n := newNode(t, platform)
 				before := n.state(t)
 				data, err := a.Data()

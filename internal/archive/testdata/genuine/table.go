@@ -10,6 +10,7 @@ const (
 	localWeb = "localhost/web:1.0"
 	app      = "localhost:5000/team/app:1.0"
 	tool     = "localhost:5000/team/tool:2.1"
+	attested = "localhost:5000/team/attested:1.0"
 	appCopy  = "registry.example/team/app:1.0"
 	webCopy  = "registry.example/team/web:1.0"
 
@@ -99,4 +100,42 @@ var table = []Archive{
 		Images: []Image{{Name: "localhost:5000/team/app@", CtrName: app + "@", Platforms: "linux/arm64"}}},
 	{File: "regctl-ocidir.tar", Why: "a layout directory with bare tags", Format: oci, NeedsBaseName: true,
 		Images: []Image{{Name: BaseName + ":1.0", Platforms: appPlatforms}, {Name: BaseName + ":2.1"}}},
+
+	{File: "buildkit-oci.tar", Why: "the full name is in io.containerd.image.name, the tag in org.opencontainers.image.ref.name", Format: oci,
+		Images: []Image{{Name: webCopy}}},
+	{File: "buildkit-oci-nameless.tar", Why: "no name", Format: oci, NeedsBaseName: true,
+		Images: []Image{{Name: nameless}}},
+	{File: "buildkit-oci-names.tar", Why: "two names of one image", Format: oci,
+		Images: []Image{{Name: webCopy}, {Name: "docker.io/library/web:latest"}}},
+	{File: "buildkit-oci-multi.tar", Why: "two platforms", Format: oci,
+		Images: []Image{{Name: webCopy, Platforms: webPlatforms}}},
+	{File: "buildkit-oci-attest.tar", Why: "attestations beside the platforms", Format: oci,
+		Images: []Image{{Name: webCopy, Platforms: webPlatforms}}},
+	{File: "buildkit-oci-dockertypes.tar", Why: "docker's media types in an OCI layout", Format: oci,
+		Images: []Image{{Name: webCopy, Platforms: webPlatforms}}},
+	{File: "buildkit-oci-zstd.tar", Why: "layers in zstd", Format: oci,
+		Images: []Image{{Name: webCopy}}},
+	{File: "buildkit-oci-uncompressed.tar", Why: "layers without compression", Format: oci,
+		Images: []Image{{Name: webCopy}}},
+	{File: "buildkit-docker.tar", Why: "both layouts in one", Format: oci,
+		Images: []Image{{Name: webCopy}}},
+	{File: "buildkit-docker-nameless.tar", Why: "both layouts, RepoTags is null", Format: oci, NeedsBaseName: true,
+		Images: []Image{{Name: nameless}}},
+
+	{File: "ctr-single.tar", Why: "both layouts in one, docker's media types", Format: oci,
+		Images: []Image{{Name: tool}}},
+	{File: "ctr-all-platforms.tar", Why: "an index with all its platforms", Format: oci,
+		Images: []Image{{Name: app, Platforms: appPlatforms}}},
+	{File: "ctr-one-platform.tar", Why: "an index with the content of one platform, through the transfer service", Format: oci, Node: "linux/arm64",
+		Images: []Image{{Name: app, Platforms: appPlatforms, Present: "linux/arm64"}}},
+	{File: "ctr-one-platform-local.tar", Why: "the same by the client", Format: oci, Node: "linux/arm64",
+		Images: []Image{{Name: app, Platforms: appPlatforms, Present: "linux/arm64"}}},
+	{File: "ctr-pulled-one-platform.tar", Why: "the same of an image that was pulled for one platform", Format: oci, Node: "linux/arm64",
+		Images: []Image{{Name: app, Platforms: appPlatforms, Present: "linux/arm64"}}},
+	{File: "ctr-attested.tar", Why: "attestations beside the platforms", Format: oci,
+		Images: []Image{{Name: attested, Platforms: webPlatforms}}},
+	{File: "ctr-attested-one-platform.tar", Why: "one platform of an index with attestations", Format: oci,
+		Images: []Image{{Name: attested, Platforms: webPlatforms, Present: "linux/amd64"}}},
+	{File: "ctr-images.tar", Why: "several images, one of them partial, without manifest.json", Format: oci,
+		Images: []Image{{Name: app, Platforms: appPlatforms, Present: "linux/amd64"}, {Name: tool}, {Name: "registry.example/team/tool:2.1"}}},
 }
