@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tarlift/tarlift/internal/importer"
+)
+
+func newImportCommand() *cobra.Command {
+	var (
+		flags importFlags
+		input inputFlags
+		show  = newChoice(progressAuto, progressPlain, progressNone)
+	)
+	cmd := &cobra.Command{
+		Use:   "import [flags] FILE|URL|-",
+		Short: "Import an archive's images into this machine's containerd",
+		Long: `Import an archive's images into this machine's containerd: complete or not at all, and only what is missing.
+
+The archive is a file, an http or https URL, or standard input (-): an OCI image layout or a docker archive,
+as a plain tar or compressed by gzip or zstd. From a plain tar in a file, or on a server that honours Range,
+only the blobs of this machine's platform that containerd lacks are read.
+
+Exit code 0: the images are there. 1: it failed, and nothing was changed. 2: wrong usage. 130: interrupted, and
+nothing was changed.`,
+		Example: `  agent import images.tar
+  agent import --include 'registry.example/app/**' https://files.example/images.tar
+  zstd -dc images.tar.zst | agent import --base-name registry.example/app -`,
+		Args: cobra.ExactArgs(1),
+	}
+	flags.add(cmd.Flags())
+	input.add(cmd.Flags())
+	cmd.Flags().Var(&show, "progress", "how to show progress on standard error")
+	output := addOutput(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		started := time.Now()
+		request, err := flags.request()
+		if err != nil {
+			return err
+		}
+		progress := newProgress(show.value, cmd.ErrOrStderr())
+		request.Progress = progress.report
+		result, err := importArchive(cmd.Context(), flags.containerd, input, args[0], cmd.InOrStdin(), request)
+		progress.stop()
+		if err != nil {
+			return err
+		}
+		return printImported(cmd.OutOrStdout(), output.value, result, time.Since(started))
+	}
+	return cmd
+}
+
+// importArchive opens source and containerd, and imports the one into the other.
+func importArchive(ctx context.Context, o importer.Options, input inputFlags, arg string, in io.Reader,
+	r importer.Request,
+) (importer.Result, error) {
+	blob, err := input.open(ctx, arg, in)
+	if err != nil {
+		return importer.Result{}, err
+	}
+	defer blob.Close() //nolint:errcheck // only read
+	imp, err := importer.New(o)
+	if err != nil {
+		return importer.Result{}, err
+	}
+	defer imp.Close() //nolint:errcheck // the import is done by then
+	return imp.Import(ctx, blob, r)
+}
+
+// imported is what -o json prints.
+type imported struct {
+	Images          []importer.Image `json:"images"`
+	Bytes           importer.Bytes   `json:"bytes"`
+	DurationSeconds float64          `json:"durationSeconds"`
+}
+
+func printImported(w io.Writer, format string, r importer.Result, took time.Duration) error {
+	if format == outputJSON {
+		return printJSON(w, imported{r.Images, r.Bytes, took.Round(time.Millisecond).Seconds()})
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, "IMAGE\tDIGEST")
+	for _, img := range r.Images {
+		fmt.Fprintf(t, "%s\t%s\n", img.Name, img.Digest)
+	}
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("print the result: %w", err)
+	}
+	_, err := fmt.Fprintf(w, "\n%s read, %s written, %s were there already; %s\n",
+		size(r.Bytes.Read), size(r.Bytes.Written), size(r.Bytes.Skipped), took.Round(time.Millisecond*10))
+	return err //nolint:wrapcheck // says what could not be written
+}

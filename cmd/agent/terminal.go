@@ -1,0 +1,9 @@
+package main
+
+import "golang.org/x/sys/unix"
+
+// hasWindow tells whether a file descriptor is a terminal: only these have terminal attributes.
+func hasWindow(fd uintptr) bool {
+	_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS) //nolint:gosec // descriptors are small
+	return err == nil
+}
