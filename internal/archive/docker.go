@@ -77,7 +77,7 @@ func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
 	for _, tag := range img.RepoTags {
 		name, err := reference.ParseDockerRef(tag)
 		if err != nil {
-			return fmt.Errorf("name %.200q: %w: %w", tag, err, ErrInvalidName)
+			return fmt.Errorf("name %.200q: %s: %w", tag, reason(err), ErrInvalidName)
 		}
 		d := d
 		d.Annotations = map[string]string{annotationImageName: name.String(), ocispec.AnnotationRefName: tagOf(name)}

@@ -145,6 +145,9 @@ func (l *Layout) charge(n int64) error {
 // error is ErrMissing, ErrLimit above limit bytes or MaxMetadataBytes in all,
 // ErrDigestMismatch, or ErrInvalid for a wrong size. Callers must not change the bytes.
 func (l *Layout) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error) {
+	if err := d.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("read blob: digest %.200q: %s: %w", d.Digest, reason(err), ErrInvalid)
+	}
 	data, err := l.readBlob(ctx, d.Digest, limit)
 	if err == nil && int64(len(data)) != d.Size {
 		err = fmt.Errorf("it has %d bytes, its descriptor says %d: %w", len(data), d.Size, ErrInvalid)
@@ -167,9 +170,6 @@ func (l *Layout) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]
 			return nil, tooLarge(l.path(d), int64(len(data)), limit)
 		}
 		return data, nil
-	}
-	if err := d.Validate(); err != nil {
-		return nil, fmt.Errorf("%q: %w: %w", d, err, ErrInvalid)
 	}
 	data, err := l.tree.ReadFile(ctx, l.path(d), limit)
 	switch {

@@ -18,12 +18,17 @@ type MemorySink struct {
 	kept     int64
 }
 
+// statementHead is where an in-toto statement shows its type. Statements are JSON too, but never needed, and those
+// about the packages in an image are as large as all metadata together may be.
+const statementHead = 64
+
 // NewMemorySink makes an empty sink.
 func NewMemorySink() *MemorySink {
 	return &MemorySink{metadata: map[digest.Digest][]byte{}, sizes: map[digest.Digest]int64{}}
 }
 
-// Put hashes a member and keeps it if it is a JSON object: indexes, manifests and configs are, layers are not.
+// Put hashes a member and keeps it if it is a JSON object: indexes, manifests and configs are, layers are not. Statements of
+// in-toto are dropped.
 func (m *MemorySink) Put(_ context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
 	algorithm := digest.Canonical
 	if claimed != "" {
@@ -31,13 +36,13 @@ func (m *MemorySink) Put(_ context.Context, claimed digest.Digest, size int64, r
 	}
 	sum := algorithm.Digester()
 	r = io.TeeReader(r, sum.Hash())
-	head := make([]byte, min(size, 1))
+	head := make([]byte, min(size, statementHead))
 	if _, err := io.ReadFull(r, head); err != nil {
 		return "", fmt.Errorf("read: %w", err)
 	}
 	var kept bytes.Buffer
 	var to io.Writer = io.Discard
-	if keep := string(head) == "{" && size <= MaxConfigBytes; keep {
+	if keep := bytes.HasPrefix(head, []byte("{")) && !bytes.Contains(head, []byte(`"_type"`)) && size <= MaxConfigBytes; keep {
 		if m.kept += size; m.kept > MaxMetadataBytes {
 			return "", fmt.Errorf("more than %d bytes of metadata: %w", int64(MaxMetadataBytes), ErrLimit)
 		}

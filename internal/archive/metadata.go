@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"unicode"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -50,8 +51,18 @@ func isLayer(mediaType string) bool {
 	}
 }
 
-// maxReason bounds what a JSON decoder says: it quotes keys of the document.
-const maxReason = 200
+// reason is what a parser says, which may repeat what it was given: shortened,
+// and without characters that do not print.
+func reason(err error) string {
+	const most = 200
+	text := []rune(err.Error())
+	for i, r := range text {
+		if !unicode.IsPrint(r) {
+			text[i] = unicode.ReplacementChar
+		}
+	}
+	return string(text[:min(len(text), most)])
+}
 
 // decodeJSON reads one document. Refused are duplicate keys, anything behind it,
 // and keys that encoding/json, with which containerd reads, would take for
@@ -69,8 +80,7 @@ func decodeJSON[T any](data []byte) (T, error) {
 		err = errors.New("a key has the wrong case")
 	}
 	if err != nil {
-		reason := err.Error()
-		return strict, fmt.Errorf("%.*s: %w", maxReason, reason, ErrInvalid)
+		return strict, fmt.Errorf("%s: %w", reason(err), ErrInvalid)
 	}
 	return strict, nil
 }
@@ -78,7 +88,7 @@ func decodeJSON[T any](data []byte) (T, error) {
 // checkDescriptor tells whether d can name a blob; field is where d stands.
 func checkDescriptor(field string, d ocispec.Descriptor) error {
 	if err := d.Digest.Validate(); err != nil {
-		return fmt.Errorf("%s.digest: %.200q: %w: %w", field, d.Digest, err, ErrInvalid)
+		return fmt.Errorf("%s.digest: %.200q: %s: %w", field, d.Digest, reason(err), ErrInvalid)
 	}
 	if d.Size < 0 {
 		return fmt.Errorf("%s.size: %d: %w", field, d.Size, ErrInvalid)

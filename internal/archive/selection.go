@@ -112,7 +112,7 @@ func (s Selection) compile() (compiled, error) {
 			err = fmt.Errorf("it has a tag or a digest")
 		}
 		if err != nil {
-			return c, fmt.Errorf("base name %.200q: %w: %w", s.BaseName, err, ErrInvalidName)
+			return c, fmt.Errorf("base name %.200q: %s: %w", s.BaseName, reason(err), ErrInvalidName)
 		}
 	}
 	if c.include, err = compileGlobs(s.Include); err != nil {
@@ -148,7 +148,7 @@ func compileGlobs(globs []string) (*regexp.Regexp, error) {
 	}
 	re, err := regexp.Compile(`^(?:` + strings.Join(parts, "|") + `)$`)
 	if err != nil {
-		return nil, fmt.Errorf("globs: %w: %w", err, ErrInvalidName)
+		return nil, fmt.Errorf("globs: %s: %w", reason(err), ErrInvalidName)
 	}
 	return re, nil
 }
@@ -163,7 +163,7 @@ func (r Rename) validate() error {
 			n += "x" // a prefix of names is one with anything behind it
 		}
 		if _, err := reference.ParseDockerRef(n); err != nil {
-			return fmt.Errorf("%q: %w: %w", n, err, ErrInvalidName)
+			return fmt.Errorf("%q: %s: %w", n, reason(err), ErrInvalidName)
 		}
 	}
 	return nil
@@ -189,7 +189,7 @@ func (c compiled) name(d ocispec.Descriptor) (n Named, ok bool, err error) {
 	if c.DigestReferences {
 		ref, err := reference.WithDigest(reference.TrimNamed(final), d.Digest)
 		if err != nil {
-			return Named{}, false, fmt.Errorf("name %.200q: %w: %w", n.Name, err, ErrInvalidName)
+			return Named{}, false, fmt.Errorf("name %.200q: %s: %w", n.Name, reason(err), ErrInvalidName)
 		}
 		if ref.String() != n.Name {
 			n.DigestReference = ref.String()
@@ -218,7 +218,7 @@ func (c compiled) sourceName(d ocispec.Descriptor) (name reference.Named, namele
 		err = fmt.Errorf("image %s has only the tag %.200q, %s: %w", d.Digest, ref, needsBaseName, ErrInvalidName)
 	case ref != "":
 		if name, err = reference.WithTag(c.base, ref); err != nil {
-			err = fmt.Errorf("tag %.200q: %w: %w", ref, err, ErrInvalidName)
+			err = fmt.Errorf("tag %.200q: %s: %w", ref, reason(err), ErrInvalidName)
 		}
 	case isReferrer(d):
 		return nil, false, nil
@@ -227,7 +227,7 @@ func (c compiled) sourceName(d ocispec.Descriptor) (name reference.Named, namele
 	default:
 		nameless = true
 		if name, err = reference.WithDigest(c.base, d.Digest); err != nil {
-			err = fmt.Errorf("digest %.200q: %w: %w", d.Digest, err, ErrInvalidName)
+			err = fmt.Errorf("digest %.200q: %s: %w", d.Digest, reason(err), ErrInvalidName)
 		}
 	}
 	if err != nil {
@@ -240,7 +240,7 @@ func (c compiled) sourceName(d ocispec.Descriptor) (name reference.Named, namele
 func parseName(s string, d ocispec.Descriptor) (reference.Named, error) {
 	name, err := reference.ParseDockerRef(s)
 	if err != nil {
-		return nil, fmt.Errorf("name %.200q: %w: %w", s, err, ErrInvalidName)
+		return nil, fmt.Errorf("name %.200q: %s: %w", s, reason(err), ErrInvalidName)
 	}
 	if c, ok := name.(reference.Digested); ok && c.Digest() != d.Digest {
 		return nil, fmt.Errorf("name %.200q is that of another image, this one is %s: %w", s, d.Digest, ErrInvalidName)
