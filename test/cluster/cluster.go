@@ -86,6 +86,9 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		return nil, errors.Join(err, c.Stop())
 	}
 	if err := c.up(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("start a cluster: %w: %w", context.Cause(ctx), err)
+		}
 		return nil, errors.Join(err, c.Stop())
 	}
 	c.progress.say("the cluster is up")
@@ -139,8 +142,7 @@ exec nsenter --target "$pid" --mount --net --uts --pid -- "$@"
 
 // up starts everything, as far as possible at the same time.
 func (c *Cluster) up(ctx context.Context) error {
-	commands := "address add " + ControlPlaneIP + "/32 dev lo\n"
-	if err := ipBatch(startHere, commands); err != nil {
+	if err := ipBatch(startHere, "address add "+ControlPlaneIP+"/32 dev lo\n"); err != nil {
 		return err
 	}
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil { // from node to node
@@ -152,10 +154,7 @@ func (c *Cluster) up(ctx context.Context) error {
 	if len(c.Nodes) > 0 {
 		g.Go(func() error { return c.startNodes(ctx, apiUp) })
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return nil
+	return g.Wait()
 }
 
 // startNodes bootstraps all nodes, and when the API server answers starts their

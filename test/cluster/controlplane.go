@@ -77,6 +77,8 @@ func (c *Cluster) makeControlPlane() error {
 		"--kubelet-preferred-address-types=InternalIP", "--kubelet-certificate-authority=" + pki("ca.crt"),
 		"--kubelet-client-certificate=" + pki("apiserver-kubelet.crt"), "--kubelet-client-key=" + pki("apiserver-kubelet.key"),
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true", "--profiling=false",
+		// Else open watches hold its end up for a minute.
+		"--shutdown-watch-termination-grace-period=1s",
 	}, httpClient(admin), "https://"+ControlPlaneIP+"/readyz")
 
 	// Their health needs no identity, and their certificates are made by themselves.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 
@@ -68,6 +69,13 @@ func inside(run func() int) int {
 	for _, name := range []string{stageEnv, "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"} {
 		os.Unsetenv(name)
 	}
+	// What somebody killed leaves in here goes, too.
+	temp := filepath.Join(workDir, "tmp")
+	if err := os.Mkdir(temp, 0o777); err != nil {
+		fmt.Fprintln(os.Stderr, "cluster:", err)
+		return 1
+	}
+	os.Setenv("TMPDIR", temp)
 	return run()
 }
 

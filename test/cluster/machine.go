@@ -63,11 +63,8 @@ func (m *machine) enter(dir string, binds []bind) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWPID); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
-	// Private: nothing shows outside. Then shared: pods ask for propagation between them and their node.
-	for _, propagation := range []uintptr{unix.MS_PRIVATE, unix.MS_SHARED} {
-		if err := unix.Mount("", "/", "", unix.MS_REC|propagation, ""); err != nil {
-			return fmt.Errorf("change mount propagation: %w", err)
-		}
+	if err := detachMounts(); err != nil {
+		return err
 	}
 	for _, b := range binds {
 		if err := os.MkdirAll(b.to, 0o755); err != nil { // below a scratch directory
@@ -75,9 +72,6 @@ func (m *machine) enter(dir string, binds []bind) error {
 		}
 		if err := unix.Mount(b.from, b.to, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("bind %s: %w", b.to, err)
-		}
-		if err := unix.Mount("", b.to, "", unix.MS_SHARED, ""); err != nil {
-			return fmt.Errorf("share %s: %w", b.to, err)
 		}
 	}
 	if err := unix.Sethostname([]byte(m.name)); err != nil {

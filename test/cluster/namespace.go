@@ -52,8 +52,8 @@ func catchSignals() {
 
 // furnish gives the new namespace its mounts and its loopback interface.
 func furnish(dir string) error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+	if err := detachMounts(); err != nil {
+		return err
 	}
 	if err := mountProc(); err != nil {
 		return err
@@ -75,6 +75,18 @@ func furnish(dir string) error {
 		}
 	}
 	return loopbackUp()
+}
+
+// detachMounts lets this mount namespace follow what is mounted and unmounted in
+// the one it was copied from, but never the other way round. It is a source in
+// turn, for nodes and for pods that ask for propagation.
+func detachMounts() error {
+	for _, propagation := range []uintptr{unix.MS_SLAVE, unix.MS_SHARED} {
+		if err := unix.Mount("", "/", "", unix.MS_REC|propagation, ""); err != nil {
+			return fmt.Errorf("change mount propagation: %w", err)
+		}
+	}
+	return nil
 }
 
 // coverWithScratch mounts an overlay on target whose changes go to dir.

@@ -28,6 +28,7 @@ func pauseArchive(ctx context.Context, dir string) ([]byte, error) {
 	// Without modules: there is no network in here.
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, source)
 	cmd.Dir = dir
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it has children and files of its own
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GO111MODULE=off", "GOFLAGS=", "GOWORK=off", "GOTOOLCHAIN=local")
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build pause: %w: %s", err, output)
