@@ -140,5 +140,5 @@ func (d *decompressor) explain(err error) error {
 }
 
 func (d *decompressor) Close() error {
-	return d.close() //nolint:wrapcheck // the decoders' Close gives no errors
+	return d.close()
 }

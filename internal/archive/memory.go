@@ -41,7 +41,7 @@ func (m *MemorySink) Put(_ context.Context, claimed digest.Digest, size int64, r
 		return "", fmt.Errorf("read: %w", err)
 	}
 	var kept bytes.Buffer
-	var to io.Writer = io.Discard
+	to := io.Discard
 	if keep := bytes.HasPrefix(head, []byte("{")) && !bytes.Contains(head, []byte(`"_type"`)) && size <= MaxConfigBytes; keep {
 		if m.kept += size; m.kept > MaxMetadataBytes {
 			return "", fmt.Errorf("more than %d bytes of metadata: %w", int64(MaxMetadataBytes), ErrLimit)

@@ -68,7 +68,7 @@ func ReadTree(ctx context.Context, r Random, size int64) (Tree, error) {
 func (t *randomTree) checkPadding(ctx context.Context, off, n int64) (err error) {
 	rc, err := t.r.Section(ctx, off, n)
 	if err != nil {
-		return err //nolint:wrapcheck // the source's own
+		return err
 	}
 	defer closing(rc, &err)
 	return expectZeros(rc)
@@ -165,7 +165,7 @@ func (t *randomTree) Layer(ctx context.Context, name string, diffID digest.Diges
 func (t *randomTree) hash(ctx context.Context, x extent) (d digest.Digest, err error) {
 	rc, err := t.r.Section(ctx, x.off, x.size)
 	if err != nil {
-		return "", err //nolint:wrapcheck // the source's own
+		return "", err
 	}
 	defer closing(rc, &err)
 	sum := digest.Canonical.Digester()

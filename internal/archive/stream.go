@@ -133,8 +133,8 @@ type body struct {
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.s.tr.Read(p)
 	switch {
-	case err == nil || err == io.EOF: //nolint:errorlint // io.Reader's end is io.EOF itself
-		return n, err
+	case err == nil || err == io.EOF:
+		return n, err //nolint:wrapcheck // a reader hands errors on
 	case b.s.in.err != nil:
 		b.err = b.s.in.err
 	case errors.Is(err, io.ErrUnexpectedEOF):
