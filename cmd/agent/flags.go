@@ -135,7 +135,7 @@ func readSecret(flag, path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
 	if err == nil && len(data) > maxSecretFile {
 		err = errors.New("the file is too large for that")

@@ -64,12 +64,12 @@ func importArchive(ctx context.Context, o importer.Options, input inputFlags, ar
 	if err != nil {
 		return importer.Result{}, err
 	}
-	defer blob.Close() //nolint:errcheck // only read
+	defer blob.Close()
 	imp, err := importer.New(o)
 	if err != nil {
 		return importer.Result{}, err
 	}
-	defer imp.Close() //nolint:errcheck // the import is done by then
+	defer imp.Close()
 	return imp.Import(ctx, blob, r)
 }
 

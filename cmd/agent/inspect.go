@@ -48,7 +48,7 @@ blobs it would move, and which it would not, because they are there. Nothing is 
 		if err != nil {
 			return err
 		}
-		defer blob.Close() //nolint:errcheck // only read
+		defer blob.Close()
 		if plan && !blob.RandomAccess() && !isURL(args[0]) {
 			return usagef("--plan reads the archive twice, and %s can be read only once", blob)
 		}
@@ -148,7 +148,7 @@ func openArchive(ctx context.Context, blob source.Blob) (openedArchive, error) {
 	head := make([]byte, sniffBytes)
 	n, err := blob.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return openedArchive{}, err
+		return openedArchive{}, fmt.Errorf("read the first bytes: %w", err)
 	}
 	if archive.Sniff(head[:n]) != archive.Uncompressed {
 		return streamArchive(ctx, blob)
@@ -167,7 +167,7 @@ func streamArchive(ctx context.Context, blob source.Blob) (openedArchive, error)
 	if err != nil {
 		return openedArchive{}, err
 	}
-	defer raw.Close() //nolint:errcheck // only read
+	defer raw.Close()
 	buffered := bufio.NewReader(raw)
 	head, err := buffered.Peek(sniffBytes)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -178,7 +178,7 @@ func streamArchive(ctx context.Context, blob source.Blob) (openedArchive, error)
 	if err != nil {
 		return openedArchive{}, err
 	}
-	defer plain.Close() //nolint:errcheck // only read
+	defer plain.Close()
 	tree, err := archive.StreamTree(ctx, plain, a.seen)
 	if err != nil {
 		return openedArchive{}, err
@@ -261,13 +261,13 @@ func planImport(ctx context.Context, o importer.Options, input inputFlags, arg s
 		if err != nil {
 			return nil, err
 		}
-		defer again.Close() //nolint:errcheck // only read
+		defer again.Close()
 		blob = again
 	}
 	imp, err := importer.New(o)
 	if err != nil {
 		return nil, err
 	}
-	defer imp.Close() //nolint:errcheck // only asked
+	defer imp.Close()
 	return imp.Plan(ctx, blob, r)
 }

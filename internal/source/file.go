@@ -47,7 +47,7 @@ func OpenUnder(dir, path string) (Blob, error) {
 	if err != nil {
 		return nil, fileError("open archive directory", dir, err)
 	}
-	defer root.Close() //nolint:errcheck // only read through
+	defer root.Close()
 
 	info, err := root.Stat(path)
 	if err != nil {
@@ -79,7 +79,7 @@ func newFileBlob(f *os.File, name string) (Blob, error) {
 		err = fmt.Errorf("it is a %s, not a regular file", kindOf(info.Mode()))
 	}
 	if err != nil {
-		f.Close() //nolint:errcheck,gosec // only read from
+		f.Close() //nolint:gosec // only read from
 		return nil, fileError("open", name, err)
 	}
 	return &fileBlob{f: f, name: name, size: info.Size(), validator: fileValidator(info)}, nil
@@ -102,10 +102,10 @@ func (b *fileBlob) Close() error       { return b.f.Close() } //nolint:wrapcheck
 func (b *fileBlob) ReadAt(p []byte, off int64) (int, error) {
 	n, err := b.f.ReadAt(p, off)
 	b.add(n)
-	if err == io.EOF && off+int64(n) < b.size { //nolint:errorlint // os.File returns it bare
+	if err == io.EOF && off+int64(n) < b.size {
 		return n, fmt.Errorf("read %q: the file was cut short: %w", b.name, ErrChanged)
 	}
-	if err != nil && err != io.EOF { //nolint:errorlint // os.File returns it bare
+	if err != nil && err != io.EOF {
 		return n, fileError("read", b.name, err)
 	}
 	return n, err //nolint:wrapcheck // io.EOF

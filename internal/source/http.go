@@ -68,7 +68,7 @@ func OpenHTTP(ctx context.Context, opts HTTPOptions) (Blob, error) {
 	b.client = &http.Client{Transport: b.transport, CheckRedirect: checkRedirect}
 	b.ctx, b.cancel = context.WithCancel(ctx)
 	if err := b.open(); err != nil {
-		b.Close() //nolint:errcheck,gosec // the first error counts
+		b.Close() //nolint:gosec // the first error counts
 		return nil, b.errorf(err)
 	}
 	return b, nil
@@ -89,7 +89,7 @@ func (b *httpBlob) whyStream() string  { return b.reason }
 func (b *httpBlob) Close() error {
 	b.cancel()
 	if b.stream != nil {
-		b.stream.Close() //nolint:errcheck,gosec // only read from
+		b.stream.Close() //nolint:gosec // only read from
 	}
 	b.transport.closeIdle()
 	return nil
@@ -110,12 +110,12 @@ func (b *httpBlob) open() error {
 	}
 	if res.StatusCode != http.StatusOK {
 		// The answer to the probe is of no use; the same without a range is one representation.
-		res.Close() //nolint:errcheck,gosec // only read from
+		res.Close() //nolint:gosec // only read from
 		if res, err = b.try(byteRange{n: wholeBlob}); err != nil {
 			return err
 		}
 		if res.StatusCode != http.StatusOK {
-			res.Close() //nolint:errcheck,gosec // only read from
+			res.Close() //nolint:gosec // only read from
 			return fmt.Errorf("the server answered %d to a request without a range: %w", res.StatusCode, ErrUnavailable)
 		}
 	}
@@ -174,7 +174,7 @@ func (b *httpBlob) acceptProbe(res *response) string {
 // keepFirstWindow reads the answer to the first request into the cache. What is missing when the
 // connection breaks is fetched later, like everything else.
 func (b *httpBlob) keepFirstWindow(res *response) error {
-	defer res.Close() //nolint:errcheck // only read from
+	defer res.Close()
 	window := make([]byte, res.n)
 	n, err := io.ReadFull(b.counted(res), window)
 	if ctxErr := b.ctx.Err(); err != nil && ctxErr != nil {

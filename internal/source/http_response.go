@@ -61,7 +61,7 @@ func (b *httpBlob) get(ctx context.Context, r byteRange) (*response, error) {
 	}
 	out := &response{Response: res, n: r.n, watch: w}
 	if err := statusError(res); err != nil {
-		out.Close() //nolint:errcheck,gosec // only read from
+		out.Close() //nolint:gosec // only read from
 		return nil, err
 	}
 	return out, nil
@@ -194,7 +194,7 @@ func parseContentRange(value string) (contentRange, error) {
 		if err != nil || last >= t {
 			return contentRange{}, errContentRange
 		}
-		total = int64(t) //nolint:gosec // at most 62 bits
+		total = int64(t)
 	}
-	return contentRange{byteRange{int64(first), int64(last - first + 1)}, total}, nil //nolint:gosec // at most 62 bits
+	return contentRange{byteRange{int64(first), int64(last - first + 1)}, total}, nil
 }

@@ -82,7 +82,7 @@ func (s *httpSection) readBody(p []byte) int {
 
 func (s *httpSection) drop() {
 	if s.body != nil {
-		s.body.Close() //nolint:errcheck,gosec // only read from
+		s.body.Close() //nolint:gosec // only read from
 		s.body = nil
 	}
 }
@@ -103,7 +103,7 @@ func (s *httpSection) connect() error {
 			return nil
 		}
 		if res != nil {
-			res.Close() //nolint:errcheck,gosec // only read from
+			res.Close() //nolint:gosec // only read from
 		}
 		if !errors.As(err, &s.broken) {
 			return err

@@ -246,8 +246,7 @@ func TestHTTPResume(t *testing.T) {
 			serveData(w, r, data)
 		}},
 		"gives half of each range": {why: "RFC 9110 15.3.7 allows a part of it", fault: func(_ int, w http.ResponseWriter, r *http.Request) {
-			var first, last int
-			fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last)
+			first, last := rangeOf(r)
 			r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", first, (first+last)/2))
 			serveData(w, r, data)
 		}},
@@ -255,8 +254,7 @@ func TestHTTPResume(t *testing.T) {
 			cut(w, r, data, 60_000)
 		}},
 		"short body without a length": {why: "a clean end that comes too early", fault: func(_ int, w http.ResponseWriter, r *http.Request) {
-			var first, last int
-			fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last)
+			first, last := rangeOf(r)
 			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, len(data)))
 			w.WriteHeader(http.StatusPartialContent)
 			http.NewResponseController(w).Flush()
@@ -442,7 +440,7 @@ func TestHTTPCancel(t *testing.T) {
 	data := randomBytes(300_000)
 	reached := make(chan struct{}, 10)
 	var hang atomic.Bool
-	srv := newServer(t, data, func(_ int, w http.ResponseWriter, r *http.Request) bool {
+	srv := newServer(t, data, func(_ int, _ http.ResponseWriter, r *http.Request) bool {
 		if !hang.Load() {
 			return false
 		}

@@ -117,7 +117,7 @@ func TestHTTPSPrivateCA(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			certPEM, keyPEM := ca.issue(t, tc.host, tc.notAfter)
-			srv := newTLSServer(t, certPEM, keyPEM, &tls.Config{}, dataHandler(data)) //nolint:gosec // a test
+			srv := newTLSServer(t, certPEM, keyPEM, &tls.Config{}, dataHandler(data))
 			opts := quick(srv.URL)
 			opts.CA = tc.trust
 			b, err := source.OpenHTTP(t.Context(), opts)
@@ -141,12 +141,12 @@ func TestHTTPSClientCertificate(t *testing.T) {
 
 	// The other server takes any client certificate, and tells whether it was shown one.
 	var shown atomic.Int64
-	elsewhere := newTLSServer(t, serverCert, serverKey, &tls.Config{ClientAuth: tls.RequestClientCert}, //nolint:gosec // a test
+	elsewhere := newTLSServer(t, serverCert, serverKey, &tls.Config{ClientAuth: tls.RequestClientCert},
 		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			shown.Add(int64(len(r.TLS.PeerCertificates)))
 			dataHandler(data)(w, r)
 		}))
-	srv := newTLSServer(t, serverCert, serverKey, &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients}, //nolint:gosec // a test
+	srv := newTLSServer(t, serverCert, serverKey, &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients},
 		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/elsewhere" {
 				http.Redirect(w, r, elsewhere.URL, http.StatusFound)
@@ -179,7 +179,7 @@ func TestHTTPSIsNotDowngraded(t *testing.T) {
 	plain := newServer(t, randomBytes(1000), nil)
 	ca := newAuthority(t)
 	certPEM, keyPEM := ca.issue(t, loopback, inAnHour)
-	srv := newTLSServer(t, certPEM, keyPEM, &tls.Config{}, http.RedirectHandler(plain.URL, http.StatusFound)) //nolint:gosec // a test
+	srv := newTLSServer(t, certPEM, keyPEM, &tls.Config{}, http.RedirectHandler(plain.URL, http.StatusFound))
 	opts := quick(srv.URL)
 	opts.CA = ca.pem
 	if _, err := source.OpenHTTP(t.Context(), opts); !errors.Is(err, source.ErrInvalid) {

@@ -110,6 +110,6 @@ func (b *httpBlob) fetch(p []byte, off int64) (int, error) {
 
 func (b *httpBlob) readFull(p []byte, off int64) (int, error) {
 	s := b.section(b.ctx, off, int64(len(p)))
-	defer s.Close()          //nolint:errcheck // only read from
+	defer s.Close()
 	return io.ReadFull(s, p) //nolint:wrapcheck // section names the source
 }

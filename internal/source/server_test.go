@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -84,7 +83,7 @@ func cut(w http.ResponseWriter, r *http.Request, data []byte, k int64) {
 
 // abort breaks the connection; what was written before is sent.
 func abort(w http.ResponseWriter) {
-	http.NewResponseController(w).Flush() //nolint:errcheck // about to break it
+	http.NewResponseController(w).Flush()
 	panic(http.ErrAbortHandler)
 }
 
@@ -95,7 +94,7 @@ type cuttingWriter struct {
 
 func (w *cuttingWriter) Write(p []byte) (int, error) {
 	if int64(len(p)) > w.left {
-		w.ResponseWriter.Write(p[:w.left]) //nolint:errcheck // about to break it
+		w.ResponseWriter.Write(p[:w.left])
 		abort(w.ResponseWriter)
 	}
 	w.left -= int64(len(p))
@@ -115,8 +114,8 @@ type stallingWriter struct {
 
 func (w *stallingWriter) Write(p []byte) (int, error) {
 	if int64(len(p)) > w.left {
-		w.ResponseWriter.Write(p[:w.left])                   //nolint:errcheck // the client may be gone
-		http.NewResponseController(w.ResponseWriter).Flush() //nolint:errcheck // the client may be gone
+		w.ResponseWriter.Write(p[:w.left])
+		http.NewResponseController(w.ResponseWriter).Flush()
 		<-w.ctx.Done()
 		panic(http.ErrAbortHandler)
 	}
@@ -167,5 +166,10 @@ func plainGet(t *testing.T, url string, off, n int64) ([]byte, error) {
 	return io.ReadAll(res.Body)
 }
 
-// isProbe tells the first request of a blob from those that follow.
-func isProbe(r *http.Request) bool { return strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") }
+// rangeOf gives the first and the last byte that a request asks for.
+func rangeOf(r *http.Request) (first, last int) {
+	if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); err != nil {
+		panic(err)
+	}
+	return first, last
+}
