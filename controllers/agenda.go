@@ -169,7 +169,7 @@ func (a *agenda) next(running *job, now time.Time) (start *job, stop bool, wait 
 			return &job{kind: jobImport, uid: rec.archive.UID, archive: rec.archive, owner: rec.owner}, false, 0
 		}
 	}
-	if a.runtime == nil && due(a.probe) {
+	if a.runtime == nil && len(records) == 0 && due(a.probe) { // checks ask for it as well
 		return &job{kind: jobProbe}, false, 0
 	}
 	return nil, false, wait

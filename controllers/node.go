@@ -44,6 +44,7 @@ type NodeReconciler struct {
 	worker *worker
 	agenda *agenda // nil until the first reconcile
 	state  writtenState
+	notes  []note // Events that wait for the object that they are about
 	pacer  pacer
 	now    func() time.Time
 	jitter func() float64
@@ -162,8 +163,9 @@ func (r *NodeReconciler) takeIn(ctx context.Context, view *nodeView, now time.Ti
 	r.agenda.follow(view.archives, now)
 	if o := r.worker.collect(); o != nil {
 		news := r.agenda.learn(o, now)
-		r.announce(ctx, view, o, news)
+		r.announce(ctx, o, news)
 	}
+	r.sendNotes(view)
 }
 
 // steer keeps the worker at the most urgent job. It returns when another one will be due, 0 for unknown.
@@ -185,7 +187,7 @@ func (r *NodeReconciler) steer(ctx context.Context, now time.Time) time.Duration
 
 // announce tells of a job's end by an Event on the NodeImageState, by metrics and in the log. A failure like the
 // one before is no news.
-func (r *NodeReconciler) announce(ctx context.Context, view *nodeView, o *outcome, news bool) {
+func (r *NodeReconciler) announce(ctx context.Context, o *outcome, news bool) {
 	log := ctrl.LoggerFrom(ctx).WithValues("archive", o.job.owner.Name)
 	if o.job.kind == jobImport {
 		r.worker.metrics.count(o)
@@ -197,19 +199,30 @@ func (r *NodeReconciler) announce(ctx context.Context, view *nodeView, o *outcom
 		text := errorText(o.err)
 		log.Info("Failed", "job", o.job.kind.String(), "reason", reason, "terminal", terminal, "error", text)
 		if news && o.job.archive != nil {
-			r.event(view, o.job.archive, corev1.EventTypeWarning, reason, text)
+			r.notes = append(r.notes, note{o.job.archive, corev1.EventTypeWarning, reason, text})
 		}
 	case o.job.kind == jobImport:
 		text := summary(o)
 		log.Info("Imported", "summary", text)
-		r.event(view, o.job.archive, corev1.EventTypeNormal, v1alpha1.ReasonImported, text)
+		r.notes = append(r.notes, note{o.job.archive, corev1.EventTypeNormal, v1alpha1.ReasonImported, text})
 	}
 }
 
-func (r *NodeReconciler) event(view *nodeView, archive *v1alpha1.ImageArchive, typ, reason, note string) {
-	if view.state != nil {
-		r.Recorder.Eventf(view.state, archive, typ, reason, "Import", "%s: %s", archive.Name, note)
+// note is an Event about this node and an archive.
+type note struct {
+	archive           *v1alpha1.ImageArchive
+	typ, reason, text string
+}
+
+// sendNotes emits the Events that wait. Only the very first import may end before the NodeImageState is there.
+func (r *NodeReconciler) sendNotes(view *nodeView) {
+	if view.state == nil {
+		return
 	}
+	for _, n := range r.notes {
+		r.Recorder.Eventf(view.state, n.archive, n.typ, n.reason, "Import", "%s: %s", n.archive.Name, n.text)
+	}
+	r.notes = nil
 }
 
 func summary(o *outcome) string {

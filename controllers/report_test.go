@@ -1,0 +1,138 @@
+package controllers
+
+import (
+	"testing"
+	"time"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/internal/importer"
+)
+
+func statusWith(edit func(*v1alpha1.ArchiveState)) *v1alpha1.NodeImageStateStatus {
+	e := v1alpha1.ArchiveState{
+		Name: "a", UID: "u", ObservedGeneration: 1, Attempts: 1, StartTime: timestamp(epoch),
+		Conditions: mergeConditions(nil, 1, epoch,
+			condition("Ready", "False", "Importing", "the import is running"),
+			condition("Reconciling", "True", "Importing", "transferring")),
+		Bytes: &v1alpha1.ArchiveBytes{Total: 1000, Done: 100, Skipped: 50},
+	}
+	edit(&e)
+	return &v1alpha1.NodeImageStateStatus{Summary: "0/1", Archives: []v1alpha1.ArchiveState{e}}
+}
+
+func TestCompare(t *testing.T) {
+	written := statusWith(func(*v1alpha1.ArchiveState) {})
+	for _, test := range []struct {
+		why  string
+		edit func(*v1alpha1.ArchiveState)
+		want change
+	}{
+		{"nothing", func(*v1alpha1.ArchiveState) {}, noChange},
+		{"9 percent", func(e *v1alpha1.ArchiveState) { e.Bytes.Done += 90; e.Bytes.Skipped += 9 }, noChange},
+		{"10 percent", func(e *v1alpha1.ArchiveState) { e.Bytes.Done += 90; e.Bytes.Skipped += 10 }, progressChange},
+		{"the total is known now", func(e *v1alpha1.ArchiveState) { e.Bytes.Total++ }, progressChange},
+		{"unknown total, nothing moved", func(e *v1alpha1.ArchiveState) { e.Bytes = &v1alpha1.ArchiveBytes{Done: 100, Skipped: 50} }, progressChange},
+		{"another phase", func(e *v1alpha1.ArchiveState) { e.Conditions[1].Message = "unpacking" }, progressChange},
+		{"waiting for a retry", func(e *v1alpha1.ArchiveState) { e.Conditions[1].Reason = "Pending" }, progressChange},
+		{"another attempt", func(e *v1alpha1.ArchiveState) { e.Attempts++ }, progressChange},
+		{"another generation", func(e *v1alpha1.ArchiveState) { e.ObservedGeneration++ }, stateChange},
+		{"another reason", func(e *v1alpha1.ArchiveState) { e.Conditions[0].Reason = "SourceNotFound" }, stateChange},
+		{"another message", func(e *v1alpha1.ArchiveState) { e.Conditions[0].Message = "other" }, stateChange},
+		{"an error", func(e *v1alpha1.ArchiveState) { e.LastError = &v1alpha1.ImportError{} }, stateChange},
+		{"stalled", func(e *v1alpha1.ArchiveState) { e.Conditions[1] = condition("Stalled", "True", "Truncated", "") }, stateChange},
+		{"an archive more", func(e *v1alpha1.ArchiveState) { e.Name = "b" }, stateChange},
+	} {
+		if got := compare(written, statusWith(test.edit)); got != test.want {
+			t.Errorf("%s: %v, want %v", test.why, got, test.want)
+		}
+	}
+	unknown := func(done int64) *v1alpha1.NodeImageStateStatus {
+		return statusWith(func(e *v1alpha1.ArchiveState) { e.Bytes = &v1alpha1.ArchiveBytes{Done: done} })
+	}
+	if compare(unknown(5), unknown(5)) != noChange || compare(unknown(5), unknown(6)) != progressChange {
+		t.Error("with an unknown total, any byte is progress, and none is not")
+	}
+}
+
+func TestPacer(t *testing.T) {
+	half := func() float64 { return 0.5 }
+	for _, test := range []struct {
+		why   string
+		c     change
+		since time.Duration // the last write
+		nodes int32
+		want  time.Duration
+	}{
+		{"a change of state: what follows at once comes along", stateChange, 0, 3, settleTime + 15*time.Millisecond},
+		{"a change of state, long after the last", stateChange, time.Hour, 3, settleTime + 15*time.Millisecond},
+		{"a change of state on 5,000 nodes is spread over 50 s", stateChange, time.Hour, 5000, settleTime + 25*time.Second},
+		{"progress right after a write", progressChange, time.Second, 3, 9 * time.Second},
+		{"progress after 10 s", progressChange, 10 * time.Second, 3, 0},
+		{"progress on 5,000 nodes", progressChange, 10 * time.Second, 5000, 40 * time.Second},
+	} {
+		p := pacer{last: epoch}
+		if got := p.wait(test.c, epoch.Add(test.since), test.nodes, half); got != test.want {
+			t.Errorf("%s: waits %s, want %s", test.why, got, test.want)
+		}
+	}
+}
+
+func TestPacerKeepsItsAppointment(t *testing.T) {
+	p := pacer{}
+	one := func() float64 { return 1 }
+	if got := p.wait(stateChange, epoch, 1000, one); got != settleTime+10*time.Second {
+		t.Fatalf("waits %s", got)
+	}
+	if got := p.wait(stateChange, epoch.Add(4*time.Second), 1000, one); got != settleTime+6*time.Second {
+		t.Errorf("a second change put it off: %s", got)
+	}
+	if got := p.wait(stateChange, epoch.Add(time.Minute), 1000, one); got != 0 {
+		t.Errorf("late, and waits %s", got)
+	}
+	p.wrote(epoch.Add(time.Minute))
+	if got := p.wait(stateChange, epoch.Add(time.Minute), 0, one); got != settleTime {
+		t.Errorf("the next change waits %s", got)
+	}
+	p.settled()
+	if got := p.wait(stateChange, epoch.Add(2*time.Minute), 0, one); got != settleTime {
+		t.Errorf("after a change that was taken back the next waits %s", got)
+	}
+}
+
+// An import of 100 s whose progress is looked at ten times a second costs ten writes, not a thousand.
+func TestProgressIsRationed(t *testing.T) {
+	b := newBench(t, newArchive("a", 0))
+	b.expect("check a")
+	b.end(absent)
+	b.expect("import a")
+	written := b.status(b.running, importer.Progress{Total: 1000}, b.now)
+	p := pacer{last: b.now}
+	writes := 0
+	for done := range int64(1000) {
+		b.pass(100 * time.Millisecond)
+		current := b.status(b.running, importer.Progress{Total: 1000, Done: done}, b.now)
+		if c := compare(written, current); c != noChange && p.wait(c, b.now, 3, noJitter) == 0 {
+			writes++
+			written = current
+			p.wrote(b.now)
+		}
+	}
+	if writes < 5 || writes > 10 {
+		t.Errorf("%d writes", writes)
+	}
+}
+
+func TestConditionTimes(t *testing.T) {
+	later := epoch.Add(time.Hour)
+	old := mergeConditions(nil, 1, epoch, condition("Ready", "False", "Pending", "x"), condition("Reconciling", "True", "Pending", "x"))
+	now := mergeConditions(old, 2, later, condition("Ready", "False", "Truncated", "y"), condition("Stalled", "True", "Truncated", "y"))
+	if !now[0].LastTransitionTime.Time.Equal(epoch) || now[0].ObservedGeneration != 2 {
+		t.Errorf("Ready stayed False: %+v", now[0])
+	}
+	if !now[1].LastTransitionTime.Time.Equal(later) || len(now) != 2 {
+		t.Errorf("Stalled is new: %+v", now[1:])
+	}
+	if now = mergeConditions(now, 2, later, condition("Ready", "True", "Imported", "")); !now[0].LastTransitionTime.Time.Equal(later) {
+		t.Errorf("Ready became True: %+v", now[0])
+	}
+}

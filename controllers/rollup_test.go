@@ -1,0 +1,229 @@
+package controllers
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+)
+
+// saying is what a node says about the archive "a" in its first generation.
+type saying func(*v1alpha1.ArchiveState)
+
+func saysReady(e *v1alpha1.ArchiveState) {
+	e.Conditions = []metav1.Condition{condition("Ready", "True", "Imported", "2 images complete")}
+	e.IndexDigest, e.Size, e.ImageCount = "sha256:1", 45<<20, 2
+}
+
+func saysImporting(e *v1alpha1.ArchiveState) {
+	e.Conditions = []metav1.Condition{condition("Ready", "False", "Importing", ""), condition("Reconciling", "True", "Importing", "")}
+}
+
+func saysPending(e *v1alpha1.ArchiveState) {
+	e.Conditions = []metav1.Condition{condition("Ready", "False", "Pending", ""), condition("Reconciling", "True", "Pending", "")}
+}
+
+func saysRetrying(e *v1alpha1.ArchiveState) {
+	e.Conditions = []metav1.Condition{condition("Ready", "False", "SourceNotFound", "no"), condition("Reconciling", "True", "Importing", "")}
+	e.LastError = &v1alpha1.ImportError{Reason: "SourceNotFound", Message: "no"}
+}
+
+func saysStalled(e *v1alpha1.ArchiveState) {
+	e.Conditions = []metav1.Condition{condition("Ready", "False", "Truncated", "cut"), condition("Stalled", "True", "Truncated", "cut")}
+	e.LastError = &v1alpha1.ImportError{Reason: "Truncated", Message: "cut"}
+}
+
+func saysSuspended(e *v1alpha1.ArchiveState) {
+	e.Conditions = []metav1.Condition{condition("Ready", "False", "Suspended", "")}
+}
+
+func of(generation int64, uid string, s saying) saying {
+	return func(e *v1alpha1.ArchiveState) {
+		s(e)
+		e.ObservedGeneration = generation
+		e.UID = newArchive(uid, 0).UID
+	}
+}
+
+// cluster makes nodes n0, n1, … that say these things; nil is a node without an agent.
+func cluster(sayings ...saying) (nodes []metav1.PartialObjectMetadata, states map[string]*v1alpha1.NodeImageState) {
+	states = map[string]*v1alpha1.NodeImageState{}
+	for i, s := range sayings {
+		name := fmt.Sprintf("n%d", i)
+		node := metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"n": fmt.Sprint(i)}}}
+		nodes = append(nodes, node)
+		if s == nil {
+			continue
+		}
+		e := v1alpha1.ArchiveState{Name: "a", UID: "uid-a", ObservedGeneration: 1}
+		s(&e)
+		state := &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		state.Status.Archives = []v1alpha1.ArchiveState{{Name: "other", UID: "uid-other"}, e}
+		states[name] = state
+	}
+	return nodes, states
+}
+
+func TestRollUpConditions(t *testing.T) {
+	suspended := func(a *v1alpha1.ImageArchive) { a.Spec.Suspend = true }
+	selecting := func(values ...string) func(*v1alpha1.ImageArchive) {
+		return func(a *v1alpha1.ImageArchive) {
+			a.Spec.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+				{Key: "n", Operator: "In", Values: values},
+			}}
+		}
+	}
+	for _, test := range []struct {
+		why     string
+		edit    func(*v1alpha1.ImageArchive)
+		sayings []saying
+		want    string
+		counts  v1alpha1.NodeCounts
+	}{
+		{"all ready", nil, []saying{saysReady, saysReady}, "Ready=True/Imported",
+			v1alpha1.NodeCounts{Desired: 2, Ready: 2, Summary: "2/2"}},
+		{"no nodes", nil, nil, "Ready=True/Imported",
+			v1alpha1.NodeCounts{Summary: "0/0"}},
+		{"a node without an agent is pending", nil, []saying{saysReady, nil}, "Ready=False/Importing Reconciling=True/Importing",
+			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Pending: 1, Summary: "1/2"}},
+		{"a node in its queue is pending", nil, []saying{saysReady, saysPending}, "Ready=False/Importing Reconciling=True/Importing",
+			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Pending: 1, Summary: "1/2"}},
+		{"an import runs", nil, []saying{saysReady, saysImporting}, "Ready=False/Importing Reconciling=True/Importing",
+			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Importing: 1, Summary: "1/2"}},
+		{"what was ready for an earlier generation is pending", nil, []saying{of(0, "a", saysReady)}, "Ready=False/Importing Reconciling=True/Importing",
+			v1alpha1.NodeCounts{Desired: 1, Pending: 1, Summary: "0/1"}},
+		{"what was ready for an earlier object is pending", nil, []saying{of(1, "b", saysReady)}, "Ready=False/Importing Reconciling=True/Importing",
+			v1alpha1.NodeCounts{Desired: 1, Pending: 1, Summary: "0/1"}},
+		{"a failure that is tried again", nil, []saying{saysReady, saysRetrying}, "Ready=False/SourceNotFound Reconciling=True/Importing",
+			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Failed: 1, Summary: "1/2"}},
+		{"one stalled node stalls the archive", nil, []saying{saysRetrying, saysImporting, saysStalled}, "Ready=False/Truncated Stalled=True/Truncated",
+			v1alpha1.NodeCounts{Desired: 3, Importing: 1, Failed: 2, Summary: "0/3"}},
+		{"suspended before the end", suspended, []saying{saysReady, saysSuspended}, "Ready=False/Suspended",
+			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Pending: 1, Summary: "1/2"}},
+		{"suspended after the end", suspended, []saying{saysReady, saysReady}, "Ready=True/Imported",
+			v1alpha1.NodeCounts{Desired: 2, Ready: 2, Summary: "2/2"}},
+		{"nodes that are not selected do not count", selecting("0", "2"), []saying{saysReady, saysStalled, saysReady}, "Ready=True/Imported",
+			v1alpha1.NodeCounts{Desired: 2, Ready: 2, Summary: "2/2"}},
+		{"an empty selector selects all", func(a *v1alpha1.ImageArchive) { a.Spec.NodeSelector = &metav1.LabelSelector{} }, []saying{saysReady},
+			"Ready=True/Imported", v1alpha1.NodeCounts{Desired: 1, Ready: 1, Summary: "1/1"}},
+		{"a selector that no label can match", selecting("not a value"), []saying{saysReady}, "Ready=False/InvalidSelector Stalled=True/InvalidSelector",
+			v1alpha1.NodeCounts{Summary: "0/0"}},
+	} {
+		a := newArchive("a", 0)
+		if test.edit != nil {
+			test.edit(a)
+		}
+		nodes, states := cluster(test.sayings...)
+		s := rollUp(a, nodes, states, epoch)
+		if got := short(s.Conditions); got != test.want {
+			t.Errorf("%s: %q, want %q", test.why, got, test.want)
+		}
+		if diff := cmp.Diff(&test.counts, s.Nodes); diff != "" {
+			t.Errorf("%s: counts (-want +got):\n%s", test.why, diff)
+		}
+		if s.ObservedGeneration != 1 {
+			t.Errorf("%s: observes %d", test.why, s.ObservedGeneration)
+		}
+	}
+}
+
+func TestRollUpFailures(t *testing.T) {
+	var sayings []saying
+	for range 15 {
+		sayings = append(sayings, saysRetrying)
+	}
+	sayings[7], sayings[9] = saysStalled, saysReady
+	nodes, states := cluster(sayings...)
+	s := rollUp(newArchive("a", 0), nodes, states, epoch)
+	var got []string
+	for _, f := range s.Failures {
+		got = append(got, f.Node)
+	}
+	want := []string{"n7", "n0", "n1", "n10", "n11", "n12", "n13", "n14", "n2", "n3"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("failures: what stalls first, then by name, ten at most (-want +got):\n%s", diff)
+	}
+	if f := s.Failures[0]; f.Reason != "Truncated" || f.Message != "cut" {
+		t.Errorf("failure %+v", f)
+	}
+	if m := s.Conditions[0].Message; m != "1 of 15 nodes ready, 14 failed; n7: cut" {
+		t.Errorf("message %q", m)
+	}
+}
+
+// The order in which nodes are listed, which is that of a map, must not show.
+func TestRollUpIsDeterministic(t *testing.T) {
+	other := func(e *v1alpha1.ArchiveState) { saysReady(e); e.IndexDigest = "sha256:0" }
+	nodes, states := cluster(saysReady, other, saysRetrying, saysStalled, nil, saysImporting)
+	a := newArchive("a", 0)
+	first := rollUp(a, nodes, states, epoch)
+	for i := range nodes {
+		nodes[0], nodes[i] = nodes[i], nodes[0]
+		if diff := cmp.Diff(first, rollUp(a, nodes, states, epoch)); diff != "" {
+			t.Fatalf("another order, another status:\n%s", diff)
+		}
+	}
+}
+
+func TestRollUpArtifact(t *testing.T) {
+	full := func(e *v1alpha1.ArchiveState) { saysReady(e); e.Digest = "sha256:f" }
+	other := func(e *v1alpha1.ArchiveState) { saysReady(e); e.IndexDigest, e.Size, e.ImageCount = "sha256:0", 7, 9 }
+	fewer := func(e *v1alpha1.ArchiveState) { saysReady(e); e.Size, e.ImageCount = 0, 1 }
+	want := &v1alpha1.Artifact{IndexDigest: "sha256:1", Size: 45 << 20, DisplaySize: "45MiB"}
+	wantFull := want.DeepCopy()
+	wantFull.Digest = "sha256:f"
+	for _, test := range []struct {
+		why     string
+		sayings []saying
+		want    *v1alpha1.Artifact
+		images  int32
+	}{
+		{"nobody has it", []saying{saysImporting, nil}, nil, 0},
+		{"one has it", []saying{saysReady, nil}, want, 2},
+		{"one has read all of it", []saying{saysReady, full}, wantFull, 2},
+		{"one node's source does not tell the size, and its platform has fewer images", []saying{fewer, saysReady}, want, 2},
+		{"most have this one", []saying{other, saysReady, saysReady}, want, 2},
+	} {
+		nodes, states := cluster(test.sayings...)
+		s := rollUp(newArchive("a", 0), nodes, states, epoch)
+		if diff := cmp.Diff(test.want, s.Artifact); diff != "" || s.ImageCount != test.images {
+			t.Errorf("%s: %d images (-want +got):\n%s", test.why, s.ImageCount, diff)
+		}
+	}
+	nodes, states := cluster(saysReady, other)
+	if m := rollUp(newArchive("a", 0), nodes, states, epoch).Conditions[0].Message; m != "2 of 2 nodes ready; the nodes have 2 different archives" {
+		t.Errorf("message %q", m)
+	}
+}
+
+func TestRollUpWait(t *testing.T) {
+	status := func(desired int32, sayings ...saying) *v1alpha1.ImageArchiveStatus {
+		nodes, states := cluster(sayings...)
+		s := rollUp(newArchive("a", 0), nodes, states, epoch)
+		s.Nodes.Desired = desired
+		return s
+	}
+	fresh := &v1alpha1.ImageArchiveStatus{ObservedGeneration: -1}
+	for _, test := range []struct {
+		why           string
+		before, after *v1alpha1.ImageArchiveStatus
+		since         time.Duration
+		want          time.Duration
+	}{
+		{"the first status", fresh, status(2, nil, nil), 0, 0},
+		{"counts moved just now", status(2, nil, nil), status(2, saysImporting, nil), time.Second, 9 * time.Second},
+		{"counts moved long ago", status(2, nil, nil), status(2, saysImporting, nil), time.Minute, 0},
+		{"counts of 5,000 nodes", status(5000, nil, nil), status(5000, saysImporting, nil), 10 * time.Second, 40 * time.Second},
+		{"ready", status(5000, saysReady, nil), status(5000, saysReady, saysReady), 0, 0},
+		{"no longer ready", status(2, saysReady), status(2, saysReady, nil), 0, 0},
+		{"stalled", status(5000, saysImporting), status(5000, saysStalled), 0, 0},
+	} {
+		if got := rollUpWait(test.before, test.after, test.since); got != test.want {
+			t.Errorf("%s: waits %s, want %s", test.why, got, test.want)
+		}
+	}
+}

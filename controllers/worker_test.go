@@ -1,0 +1,210 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/internal/importer"
+	"github.com/tarlift/tarlift/internal/source"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeImporter does what a test tells it to.
+type fakeImporter struct {
+	runtime   error
+	whole     bool
+	importing func(context.Context, source.Blob, importer.Request) (importer.Result, error)
+	released  []string
+}
+
+func (f *fakeImporter) Runtime(context.Context) (importer.Runtime, error) {
+	return importer.Runtime{Version: "v2"}, f.runtime
+}
+
+func (f *fakeImporter) Imported(context.Context, importer.Owner) (importer.Result, bool, error) {
+	return importer.Result{}, f.whole, nil
+}
+
+func (f *fakeImporter) Import(ctx context.Context, b source.Blob, r importer.Request) (importer.Result, error) {
+	return f.importing(ctx, b, r)
+}
+
+func (f *fakeImporter) Release(_ context.Context, uid string) error {
+	f.released = append(f.released, uid)
+	return nil
+}
+
+// startWorker runs a worker until the test ends. Each value of the channel is a wake.
+func startWorker(t *testing.T, f *fakeImporter) (*worker, *prometheus.Registry, chan struct{}) {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	wakes := make(chan struct{}, 10)
+	w := &worker{importer: f, metrics: newMetrics(registry), open: func(context.Context, v1alpha1.Source) (source.Blob, error) {
+		return source.OpenStream(strings.NewReader("archive"), "test"), nil
+	}}
+	w.onWake(func() { wakes <- struct{}{} })
+	ctx, cancel := context.WithCancel(t.Context())
+	var started sync.WaitGroup
+	started.Go(func() {
+		if err := w.Start(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { cancel(); started.Wait() })
+	<-wakes
+	return w, registry, wakes
+}
+
+func importJob() *job {
+	a := newArchive("a", 0)
+	return &job{kind: jobImport, uid: a.UID, archive: a, owner: importer.Owner{UID: "uid-a", Generation: 7}}
+}
+
+func TestWorkerDoesOneJobAtATime(t *testing.T) {
+	release := make(chan struct{})
+	f := &fakeImporter{importing: func(_ context.Context, b source.Blob, r importer.Request) (importer.Result, error) {
+		if r.Owner.Generation != 7 || !r.Keep {
+			t.Errorf("request %+v", r)
+		}
+		s, err := b.Section(t.Context(), 0, -1)
+		if err != nil {
+			t.Error(err)
+		}
+		buf := make([]byte, 3)
+		s.Read(buf)
+		r.Progress(importer.Progress{Phase: importer.PhaseTransferring, Done: 3})
+		<-release
+		r.Progress(importer.Progress{Phase: importer.PhaseUnpacking, Done: 3})
+		return importer.Result{Bytes: importer.Bytes{Written: 2, Skipped: 1}}, nil
+	}}
+	w, registry, wakes := startWorker(t, f)
+	if !w.begin(importJob()) {
+		t.Fatal("refused the first job")
+	}
+	if w.begin(&job{kind: jobProbe}) {
+		t.Error("took a second job")
+	}
+	close(release)
+	<-wakes
+	if w.begin(&job{kind: jobProbe}) {
+		t.Error("took a job before the last one's outcome was collected")
+	}
+	if j, _ := w.running(); j != nil {
+		t.Error("still running")
+	}
+	o := w.collect()
+	if o == nil || o.err != nil || o.stopped || o.result.Bytes.Written != 2 || o.runtime.Version != "v2" || o.read == 0 {
+		t.Fatalf("outcome %+v", o)
+	}
+	if w.collect() != nil {
+		t.Error("collected twice")
+	}
+	w.metrics.count(o)
+	want := `
+		# HELP tarlift_imports_total Attempts at an import that ended, by reason; Imported is success.
+		# TYPE tarlift_imports_total counter
+		tarlift_imports_total{reason="Imported"} 1
+		# HELP tarlift_skipped_bytes_total Bytes of needed blobs that were present before successful imports.
+		# TYPE tarlift_skipped_bytes_total counter
+		tarlift_skipped_bytes_total 1
+		# HELP tarlift_written_bytes_total Bytes committed to containerd's content store by successful imports.
+		# TYPE tarlift_written_bytes_total counter
+		tarlift_written_bytes_total 2
+		# HELP tarlift_imports_in_progress Imports that run now.
+		# TYPE tarlift_imports_in_progress gauge
+		tarlift_imports_in_progress 0
+	`
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "tarlift_imports_total", "tarlift_skipped_bytes_total",
+		"tarlift_written_bytes_total", "tarlift_imports_in_progress"); err != nil {
+		t.Error(err)
+	}
+	if n := testutil.CollectAndCount(w.metrics.phases); n != 2 {
+		t.Errorf("%d phases were timed, want 2", n)
+	}
+	if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
+		t.Errorf("metrics: %v %v", problems, err)
+	}
+}
+
+func TestWorkerStops(t *testing.T) {
+	f := &fakeImporter{importing: func(ctx context.Context, _ source.Blob, _ importer.Request) (importer.Result, error) {
+		<-ctx.Done()
+		return importer.Result{}, errors.New("whatever came of it")
+	}}
+	w, _, wakes := startWorker(t, f)
+	w.stop() // nothing runs: nothing happens
+	if !w.begin(importJob()) {
+		t.Fatal("refused")
+	}
+	w.stop()
+	<-wakes
+	if o := w.collect(); !o.stopped {
+		t.Errorf("outcome %+v", o)
+	}
+}
+
+func TestWorkerAsksForTheRuntimeFirst(t *testing.T) {
+	f := &fakeImporter{runtime: importer.ErrRuntimeUnavailable}
+	w, _, wakes := startWorker(t, f)
+	w.open = func(context.Context, v1alpha1.Source) (source.Blob, error) {
+		t.Error("opened the source without a containerd to import into")
+		return nil, source.ErrUnavailable
+	}
+	for _, kind := range []jobKind{jobProbe, jobCheck, jobImport} {
+		j := importJob()
+		j.kind = kind
+		w.begin(j)
+		<-wakes
+		if o := w.collect(); !errors.Is(o.err, importer.ErrRuntimeUnavailable) || o.runtime != nil {
+			t.Errorf("%s: %+v", kind, o)
+		}
+	}
+}
+
+func TestWorkerEndsWithItsJob(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	began, ended := make(chan struct{}), false
+	f := &fakeImporter{importing: func(ctx context.Context, _ source.Blob, _ importer.Request) (importer.Result, error) {
+		close(began)
+		<-ctx.Done()
+		ended = true
+		return importer.Result{}, ctx.Err()
+	}}
+	w := &worker{importer: f, metrics: newMetrics(prometheus.NewRegistry()), open: func(context.Context, v1alpha1.Source) (source.Blob, error) {
+		return source.OpenStream(strings.NewReader(""), "test"), nil
+	}}
+	if w.begin(importJob()) {
+		t.Error("took a job before the start")
+	}
+	ready := make(chan struct{}, 1)
+	w.onWake(func() {
+		select {
+		case ready <- struct{}{}:
+		default:
+		}
+	})
+	go func() {
+		<-ready
+		w.begin(importJob())
+		<-began
+		cancel()
+	}()
+	if err := w.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if !ended {
+		t.Error("returned while its job was running")
+	}
+	if w.begin(importJob()) {
+		t.Error("took a job after the end")
+	}
+}

@@ -1,0 +1,487 @@
+package envtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer"
+	"github.com/tarlift/tarlift/internal/source"
+)
+
+// fakeNode is a node whose containerd remembers what was imported, and fails or hangs as a test wants.
+type fakeNode struct {
+	name string
+	dir  string // of its archives
+
+	mu       sync.Mutex
+	imported map[importer.Owner]importer.Result // without generation
+	runtime  error
+	hang     bool // imports go on until they are stopped
+	fail     error
+	checks   int
+	imports  []string
+	released []string
+}
+
+func newFakeNode(t *testing.T, name string) *fakeNode {
+	t.Helper()
+	create(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"node": name}}})
+	t.Cleanup(func() {
+		err := admin.Delete(context.Background(), &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: name}})
+		if client.IgnoreNotFound(err) != nil {
+			t.Error(err)
+		}
+	})
+	return &fakeNode{name: name, dir: t.TempDir(), imported: map[importer.Owner]importer.Result{}}
+}
+
+func (f *fakeNode) Runtime(context.Context) (importer.Runtime, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return importer.Runtime{Version: "v2.4.2", Snapshotter: "overlayfs", Platform: "linux/amd64"}, f.runtime
+}
+
+func (f *fakeNode) Imported(_ context.Context, o importer.Owner) (importer.Result, bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.checks++
+	o.Generation = 0
+	r, ok := f.imported[o]
+	return r, ok, nil
+}
+
+func (f *fakeNode) Import(ctx context.Context, b source.Blob, r importer.Request) (importer.Result, error) {
+	f.mu.Lock()
+	f.imports = append(f.imports, r.Owner.Name)
+	hang, fail := f.hang, f.fail
+	f.mu.Unlock()
+	r.Progress(importer.Progress{Phase: importer.PhaseTransferring, Done: 30, Skipped: 10, Total: 100})
+	if hang {
+		<-ctx.Done()
+		return importer.Result{}, ctx.Err()
+	}
+	if fail != nil {
+		return importer.Result{}, fail
+	}
+	result := importer.Result{
+		Images:      []importer.Image{{Name: "docker.io/library/a:1"}, {Name: "docker.io/library/b:1"}},
+		IndexDigest: "sha256:1", Size: b.Size(),
+		Bytes: importer.Bytes{Read: 95, Written: 90, Skipped: 10},
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	o := r.Owner
+	o.Generation = 0
+	f.imported[o] = result
+	return result, nil
+}
+
+func (f *fakeNode) Release(_ context.Context, uid string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.released = append(f.released, uid)
+	return nil
+}
+
+// set changes the node's behaviour.
+func (f *fakeNode) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func (f *fakeNode) importCount() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.imports)
+}
+
+func (f *fakeNode) checkCount() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.checks
+}
+
+func (f *fakeNode) hasReleased(uid string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Contains(f.released, uid)
+}
+
+// put lays an archive into the node's archive directory.
+func (f *fakeNode) put(t *testing.T, name string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(f.dir, name), []byte(strings.Repeat("x", 2<<20)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// as is a configuration with the rights of one of the project's service accounts.
+func as(account string) *rest.Config {
+	c := rest.CopyConfig(adminConfig)
+	c.Impersonate = rest.ImpersonationConfig{
+		UserName: "system:serviceaccount:" + systemNamespace + ":" + account,
+		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + systemNamespace, "system:authenticated"},
+	}
+	return c
+}
+
+// process is a running `agent node` or `agent controller`.
+type process struct {
+	writes atomic.Int64 // of status, as requests
+	stop   func()
+}
+
+// startNode runs the node's agent with the rights that its role gives, until stop or the end of the test.
+func (f *fakeNode) start(t *testing.T) *process {
+	t.Helper()
+	return start(t, "tarlift-node", ctrl.Options{Cache: controllers.NodeCache(f.name)}, func(mgr ctrl.Manager) error {
+		return (&controllers.NodeReconciler{
+			Client:   mgr.GetClient(),
+			Recorder: mgr.GetEventRecorder("tarlift-node"),
+			Importer: f,
+			Sources:  controllers.Sources{Secrets: mgr.GetAPIReader(), Namespace: systemNamespace, ArchiveDir: f.dir},
+			NodeName: f.name,
+			Metrics:  prometheus.NewRegistry(),
+		}).SetupWithManager(mgr)
+	})
+}
+
+func start(t *testing.T, account string, options ctrl.Options, setup func(ctrl.Manager) error) *process {
+	t.Helper()
+	p := &process{}
+	conf := as(account)
+	conf.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(r *http.Request) (*http.Response, error) {
+			if r.Method != http.MethodGet && strings.Contains(r.URL.Path, "/tarlift.dev/") {
+				p.writes.Add(1)
+			}
+			return next.RoundTrip(r)
+		})
+	})
+	options.Scheme = scheme.Scheme
+	options.Metrics = metricsserver.Options{BindAddress: "0"}
+	options.HealthProbeBindAddress = "0"
+	options.Controller = config.Controller{SkipNameValidation: ptr.To(true)} // several run in this process
+	mgr, err := ctrl.NewManager(conf, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := setup(mgr); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := mgr.Start(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	p.stop = func() { cancel(); running.Wait() }
+	t.Cleanup(p.stop)
+	return p
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// eventually waits for a condition that the fast majority of runs meets in milliseconds.
+func eventually(t *testing.T, what string, met func() (bool, string)) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		ok, got := met()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %s for %s; it is %s", patience, what, got)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// waitFor waits until the node's entry for an archive has these conditions, such as "Ready=True/Imported", and
+// returns it.
+func (f *fakeNode) waitFor(t *testing.T, archive, want string) v1alpha1.ArchiveState {
+	t.Helper()
+	var entry v1alpha1.ArchiveState
+	eventually(t, archive+" to be "+want, func() (bool, string) {
+		var state v1alpha1.NodeImageState
+		if err := admin.Get(t.Context(), client.ObjectKey{Name: f.name}, &state); err != nil {
+			return false, err.Error()
+		}
+		for _, entry = range state.Status.Archives {
+			if entry.Name == archive {
+				got := short(entry.Conditions)
+				return got == want, got
+			}
+		}
+		return want == "", "not listed"
+	})
+	return entry
+}
+
+func short(conditions []metav1.Condition) string {
+	var s []string
+	for _, c := range conditions {
+		s = append(s, fmt.Sprintf("%s=%s/%s", c.Type, c.Status, c.Reason))
+	}
+	return strings.Join(s, " ")
+}
+
+const (
+	ready     = "Ready=True/Imported"
+	importing = "Ready=False/Importing Reconciling=True/Importing"
+)
+
+// newArchive creates an ImageArchive for the one node that the test uses.
+func (f *fakeNode) newArchive(t *testing.T, name, spec string) *v1alpha1.ImageArchive {
+	t.Helper()
+	a := typed[v1alpha1.ImageArchive](t, archiveWith(t, name, spec+"nodeSelector: {matchLabels: {node: "+f.name+"}}"))
+	create(t, a)
+	return a
+}
+
+func update(t *testing.T, a *v1alpha1.ImageArchive, change func()) {
+	t.Helper()
+	before := a.DeepCopy()
+	change()
+	if err := admin.Patch(t.Context(), a, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNodeImports(t *testing.T) {
+	n := newFakeNode(t, "imports")
+	n.put(t, "a.tar")
+	a := n.newArchive(t, "imports", fileSource)
+	other := typed[v1alpha1.ImageArchive](t, archiveWith(t, "imports-not", fileSource+"nodeSelector: {matchLabels: {node: none}}"))
+	create(t, other)
+	n.start(t)
+	e := n.waitFor(t, "imports", ready)
+	if e.UID != a.UID || e.ObservedGeneration != 1 || e.IndexDigest != "sha256:1" || e.Size != 2<<20 || e.ImageCount != 2 ||
+		e.Attempts != 1 || e.StartTime == nil || e.CompletionTime == nil || e.LastError != nil ||
+		*e.Bytes != (v1alpha1.ArchiveBytes{Total: 100, Done: 90, Skipped: 10}) {
+		t.Errorf("entry %+v", e)
+	}
+	var state v1alpha1.NodeImageState
+	if err := admin.Get(t.Context(), client.ObjectKey{Name: n.name}, &state); err != nil {
+		t.Fatal(err)
+	}
+	if s := state.Status; s.Summary != "1/1" || len(s.Archives) != 1 || s.Containerd == nil || s.Containerd.Version != "v2.4.2" {
+		t.Errorf("status %+v", s)
+	}
+	var node corev1.Node
+	if err := admin.Get(t.Context(), client.ObjectKey{Name: n.name}, &node); err != nil {
+		t.Fatal(err)
+	}
+	if o := state.OwnerReferences; len(o) != 1 || o[0].UID != node.UID || o[0].Kind != "Node" {
+		t.Errorf("owners %+v", o)
+	}
+	waitForEvent(t, state.UID, "Imported", "imports: 2 images imported in")
+}
+
+// waitForEvent waits for an Event on an object.
+func waitForEvent(t *testing.T, uid any, reason, note string) {
+	t.Helper()
+	eventually(t, "an Event "+reason, func() (bool, string) {
+		var list eventsv1.EventList
+		if err := admin.List(t.Context(), &list); err != nil {
+			return false, err.Error()
+		}
+		for _, e := range list.Items {
+			if any(e.Regarding.UID) == uid && e.Reason == reason && strings.Contains(e.Note, note) {
+				return true, ""
+			}
+		}
+		return false, fmt.Sprintf("not among %d Events", len(list.Items))
+	})
+}
+
+// What is done needs no source: after a restart nothing is opened, imported or written.
+func TestNodeRestartIsIdle(t *testing.T) {
+	n := newFakeNode(t, "restart")
+	n.put(t, "a.tar")
+	a := n.newArchive(t, "restart", fileSource)
+	p := n.start(t)
+	n.waitFor(t, "restart", ready)
+	p.stop()
+	if err := os.Remove(filepath.Join(n.dir, "a.tar")); err != nil {
+		t.Fatal(err)
+	}
+
+	before := n.checkCount()
+	p = n.start(t)
+	eventually(t, "the new process to look", func() (bool, string) { return n.checkCount() > before, "" })
+	// Requests to look again, one after the other, show that it has finished with the one before.
+	for i := range 3 {
+		before = n.checkCount()
+		update(t, a, func() {
+			a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: fmt.Sprint(i)}
+		})
+		eventually(t, "it to look again", func() (bool, string) { return n.checkCount() > before, "" })
+	}
+	if n.importCount() != 1 {
+		t.Errorf("%d imports, want 1", n.importCount())
+	}
+	if w := p.writes.Load(); w != 0 {
+		t.Errorf("%d writes, want none", w)
+	}
+	n.waitFor(t, "restart", ready)
+}
+
+func TestNodeNewSpecStopsTheImport(t *testing.T) {
+	n := newFakeNode(t, "newspec")
+	n.hang = true
+	n.put(t, "a.tar")
+	n.put(t, "b.tar")
+	a := n.newArchive(t, "newspec", fileSource)
+	n.start(t)
+	e := n.waitFor(t, "newspec", importing)
+	if e.Bytes == nil || e.Attempts != 1 {
+		t.Errorf("entry %+v", e)
+	}
+	n.set(func() { n.hang = false })
+	update(t, a, func() { a.Spec.Source.File.Path = "b.tar" })
+	if e := n.waitFor(t, "newspec", ready); e.ObservedGeneration != 2 {
+		t.Errorf("observes %d", e.ObservedGeneration)
+	}
+	if n.importCount() != 2 {
+		t.Errorf("%d imports", n.importCount())
+	}
+}
+
+func TestNodeSuspend(t *testing.T) {
+	n := newFakeNode(t, "suspend")
+	n.hang = true
+	n.put(t, "a.tar")
+	a := n.newArchive(t, "suspend", fileSource)
+	n.start(t)
+	n.waitFor(t, "suspend", importing)
+	update(t, a, func() { a.Spec.Suspend = true })
+	n.waitFor(t, "suspend", "Ready=False/Suspended")
+	n.set(func() { n.hang = false })
+	update(t, a, func() { a.Spec.Suspend = false })
+	n.waitFor(t, "suspend", ready)
+}
+
+func TestNodeStalls(t *testing.T) {
+	n := newFakeNode(t, "stalls")
+	n.fail = fmt.Errorf("member %q: %w", "x\n", archive.ErrInvalid)
+	n.put(t, "a.tar")
+	a := n.newArchive(t, "stalls", fileSource)
+	n.start(t)
+	e := n.waitFor(t, "stalls", "Ready=False/ArchiveInvalid Stalled=True/ArchiveInvalid")
+	if e.LastError == nil || e.LastError.Message != `member "x\n": invalid archive` || e.Attempts != 1 {
+		t.Errorf("entry %+v", e)
+	}
+	eventually(t, "leftovers to go", func() (bool, string) { return n.hasReleased(string(a.UID)), "" })
+	n.set(func() { n.fail = nil })
+	update(t, a, func() { a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: "now"} })
+	if e := n.waitFor(t, "stalls", ready); e.LastError != nil || e.Attempts != 2 {
+		t.Errorf("entry %+v", e)
+	}
+}
+
+func TestNodeRetries(t *testing.T) {
+	n := newFakeNode(t, "retries")
+	n.newArchive(t, "retries", fileSource)
+	n.start(t)
+	e := n.waitFor(t, "retries", "Ready=False/SourceNotFound Reconciling=True/Pending")
+	if e.LastError == nil || strings.Contains(e.LastError.Message, n.dir) {
+		t.Errorf("the node's directory shows: %+v", e.LastError)
+	}
+	n.put(t, "a.tar")
+	n.waitFor(t, "retries", ready)
+}
+
+func TestNodeRuntimeComesBack(t *testing.T) {
+	n := newFakeNode(t, "runtime")
+	n.runtime = fmt.Errorf("dial: %w: %w", importer.ErrRuntimeUnavailable, errors.New("connection refused"))
+	n.put(t, "a.tar")
+	n.newArchive(t, "runtime", fileSource)
+	n.start(t)
+	n.waitFor(t, "runtime", "Ready=False/RuntimeUnavailable Reconciling=True/Pending")
+	n.set(func() { n.runtime = nil })
+	n.waitFor(t, "runtime", ready)
+}
+
+func TestNodeForgetsWhatIsGone(t *testing.T) {
+	n := newFakeNode(t, "gone")
+	n.hang = true
+	n.put(t, "a.tar")
+	a := n.newArchive(t, "gone", fileSource)
+	n.start(t)
+	n.waitFor(t, "gone", importing)
+	if err := admin.Delete(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	n.waitFor(t, "gone", "")
+	eventually(t, "leftovers to go", func() (bool, string) { return n.hasReleased(string(a.UID)), "" })
+}
+
+func TestNodeFollowsItsLabels(t *testing.T) {
+	n := newFakeNode(t, "labels")
+	n.put(t, "a.tar")
+	create(t, archiveWith(t, "labels", fileSource+"nodeSelector: {matchLabels: {site: ship}}"))
+	n.start(t)
+	n.waitFor(t, "labels", "")
+	relabel := func(value string) {
+		patch := fmt.Sprintf(`{"metadata":{"labels":{"site":%q}}}`, value)
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.name}}
+		if err := admin.Patch(t.Context(), node, client.RawPatch("application/merge-patch+json", []byte(patch))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	relabel("ship")
+	n.waitFor(t, "labels", ready)
+	relabel("shore")
+	n.waitFor(t, "labels", "")
+	relabel("ship")
+	n.waitFor(t, "labels", ready)
+	if n.importCount() != 1 {
+		t.Errorf("%d imports: the images were there still", n.importCount())
+	}
+}
+
+func TestNodeRestoresItsReport(t *testing.T) {
+	n := newFakeNode(t, "restores")
+	n.put(t, "a.tar")
+	n.newArchive(t, "restores", fileSource)
+	n.start(t)
+	e := n.waitFor(t, "restores", ready)
+	if err := admin.Delete(t.Context(), &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: n.name}}); err != nil {
+		t.Fatal(err)
+	}
+	again := n.waitFor(t, "restores", ready)
+	if again.Attempts != e.Attempts || n.importCount() != 1 {
+		t.Errorf("entry %+v, %d imports", again, n.importCount())
+	}
+}
