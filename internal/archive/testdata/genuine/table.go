@@ -19,6 +19,11 @@ const (
 	webPlatforms = "linux/amd64 linux/arm64"
 )
 
+// dockerImages are what docker29 saved in one archive.
+var dockerImages = []Image{
+	{Name: web}, {Name: "docker.io/library/web:latest"}, {Name: "registry.example:5000/team/web:1.0"}, {Name: "docker.io/library/web-child:1.0"},
+}
+
 var table = []Archive{
 	{File: "docker20-one.tar", Why: "the classic layout: a directory a layer, a config named by its digest", Format: docker,
 		Images: []Image{{Name: web}}},
@@ -32,6 +37,21 @@ var table = []Archive{
 		Images: []Image{{Name: web}, {Name: "docker.io/library/web-child:1.0"}}},
 	{File: "docker20-images.tar.zst", Why: "compressed as a whole, as k3s ships its images", Format: docker,
 		Images: []Image{{Name: web}, {Name: "docker.io/library/web-child:1.0"}}},
+
+	{File: "docker29-one.tar", Why: "both layouts in one, from containerd's store", Format: oci,
+		Images: []Image{{Name: web}}},
+	{File: "docker29-images.tar", Why: "several names and images", Format: oci, Images: dockerImages},
+	{File: "docker29-id.tar", Why: "saved by id: RepoTags is null and index.json has no annotations", Format: oci, NeedsBaseName: true,
+		Images: []Image{{Name: nameless}}},
+	{File: "docker29-multi.tar", Why: "two platforms with attestations; manifest.json names one of them", Format: oci,
+		Images: []Image{{Name: webCopy, Platforms: webPlatforms}}},
+	{File: "docker29-platform.tar", Why: "the attestation is beside the image in index.json, without a name", Format: oci, Node: "linux/arm64",
+		Images: []Image{{Name: webCopy, Platforms: "linux/arm64"}}},
+	{File: "docker29-graph-one.tar", Why: "both layouts in one, from a graph driver: uncompressed layers, legacy configs as blobs", Format: oci,
+		Images: []Image{{Name: web}}},
+	{File: "docker29-graph-images.tar", Why: "several names and images", Format: oci, Images: dockerImages},
+	{File: "docker29-graph-id.tar", Why: "saved by id", Format: oci, NeedsBaseName: true,
+		Images: []Image{{Name: nameless}}},
 
 	{File: "podman-docker.tar", Why: "layers by digest, and links to them in the classic place", Format: docker,
 		Images: []Image{{Name: localWeb}}},
