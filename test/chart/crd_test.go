@@ -79,3 +79,33 @@ func TestCRDValues(t *testing.T) {
 		})
 	}
 }
+
+// Without Helm, accounts and roles are applied from config/rbac: one must grant
+// what the other does.
+func TestRolesAreThoseOfConfig(t *testing.T) {
+	files, err := filepath.Glob(root + "/config/rbac/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("roles: %d files, %v", len(files), err)
+	}
+	rendered := map[string]map[string]any{}
+	for _, o := range render(t) {
+		rendered[o.GetKind()+" "+o.GetName()] = o.Object
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range decodeAll(t, string(data)) {
+			name := want.GetKind() + " " + want.GetName()
+			for _, field := range []string{"rules", "roleRef", "subjects"} {
+				if diff := cmp.Diff(want.Object[field], rendered[name][field]); diff != "" {
+					t.Errorf("%s: %s (-%s +chart):\n%s", name, field, filepath.Base(file), diff)
+				}
+			}
+			if rendered[name] == nil {
+				t.Errorf("%s is not in the chart", name)
+			}
+		}
+	}
+}

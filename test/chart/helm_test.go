@@ -63,11 +63,17 @@ func render(t *testing.T, values ...string) []unstructured.Unstructured {
 	if err != nil {
 		t.Fatalf("helm template: %v", err)
 	}
+	return decodeAll(t, out)
+}
+
+// decodeAll decodes a stream of YAML documents.
+func decodeAll(t *testing.T, text string) []unstructured.Unstructured {
+	t.Helper()
 	var objects []unstructured.Unstructured
-	for _, doc := range strings.Split("\n"+out, "\n---\n") {
+	for _, doc := range strings.Split("\n"+text, "\n---\n") {
 		var o unstructured.Unstructured
 		if err := yaml.UnmarshalStrict([]byte(doc), &o.Object); err != nil {
-			t.Fatalf("rendered document: %v\n%s", err, doc)
+			t.Fatalf("document: %v\n%s", err, doc)
 		}
 		if len(o.Object) > 0 {
 			objects = append(objects, o)
