@@ -105,7 +105,10 @@ func (r *NodeReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Re
 	r.takeIn(ctx, view, now)
 	wait := r.steer(ctx, now)
 	later, err := r.report(ctx, view, now)
-	return ctrl.Result{RequeueAfter: sooner(wait, later)}, err
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	return ctrl.Result{RequeueAfter: sooner(wait, later)}, nil
 }
 
 // nodeView is what the API server says that concerns one node.
@@ -176,7 +179,7 @@ func (r *NodeReconciler) steer(ctx context.Context, now time.Time) time.Duration
 		ctrl.LoggerFrom(ctx).Info("Stopping an import that is no longer wanted", "archive", running.owner.Name)
 		r.worker.stop()
 	}
-	if start != nil && r.worker.begin(start) {
+	if start != nil && r.worker.begin(start) { //nolint:contextcheck // a job outlives this reconcile
 		r.agenda.started(start, now)
 		if start.kind == jobImport {
 			ctrl.LoggerFrom(ctx).Info("Importing", "archive", start.owner.Name, "generation", start.owner.Generation)

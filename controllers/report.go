@@ -173,25 +173,26 @@ const (
 
 // pacer rations the writes of one node's status.
 type pacer struct {
-	last time.Time // of the last write
-	due  time.Time // of the change of state that waits to be written; zero for none
+	last  time.Time // of the last write
+	since time.Time // when the change of state appeared that waits to be written; zero for none
+	place float64   // in [0, 1): its place among the writes of all agents
 }
 
 // wait is how long a write has to wait, 0 for not at all. nodes is how many agents have the same to tell about the
-// same time; jitter in [0, 1) is where among them this one is.
+// same time. It may grow while a write waits: of a new archive, agents learn it a moment after the archive.
 func (p *pacer) wait(c change, now time.Time, nodes int32, jitter func() float64) time.Duration {
 	window := time.Duration(nodes) * time.Second / clusterWriteRate
 	if c == stateChange {
-		if p.due.IsZero() {
-			p.due = now.Add(settleTime + time.Duration(jitter()*float64(window)))
+		if p.since.IsZero() {
+			p.since, p.place = now, jitter()
 		}
-		return max(0, p.due.Sub(now))
+		return max(0, p.since.Add(settleTime+time.Duration(p.place*float64(window))).Sub(now))
 	}
 	p.settled()
 	return max(0, p.last.Add(max(progressInterval, window)).Sub(now))
 }
 
-// settled notes that there is nothing to write.
-func (p *pacer) settled() { p.due = time.Time{} }
+// settled notes that no change of state waits.
+func (p *pacer) settled() { p.since = time.Time{} }
 
 func (p *pacer) wrote(now time.Time) { *p = pacer{last: now} }

@@ -86,6 +86,9 @@ func TestPacerKeepsItsAppointment(t *testing.T) {
 	if got := p.wait(stateChange, epoch.Add(4*time.Second), 1000, one); got != settleTime+6*time.Second {
 		t.Errorf("a second change put it off: %s", got)
 	}
+	if got := p.wait(stateChange, epoch.Add(4*time.Second), 5000, one); got != settleTime+46*time.Second {
+		t.Errorf("more agents turn up, and it waits %s", got)
+	}
 	if got := p.wait(stateChange, epoch.Add(time.Minute), 1000, one); got != 0 {
 		t.Errorf("late, and waits %s", got)
 	}

@@ -177,7 +177,7 @@ func (w *worker) importArchive(ctx context.Context, j *job, o *outcome) {
 		o.err = err
 		return
 	}
-	defer blob.Close() //nolint:errcheck // only read from
+	defer blob.Close()
 	defer func() { o.read = blob.BytesRead() }()
 
 	phases := phaseTimer{metrics: w.metrics}

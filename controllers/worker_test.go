@@ -80,7 +80,9 @@ func TestWorkerDoesOneJobAtATime(t *testing.T) {
 			t.Error(err)
 		}
 		buf := make([]byte, 3)
-		s.Read(buf)
+		if _, err := s.Read(buf); err != nil {
+			t.Error(err)
+		}
 		r.Progress(importer.Progress{Phase: importer.PhaseTransferring, Done: 3})
 		<-release
 		r.Progress(importer.Progress{Phase: importer.PhaseUnpacking, Done: 3})

@@ -20,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
@@ -32,6 +33,9 @@ const (
 	// shutdownTimeout is how long a stopping process waits for a running import to end and for Events to be sent.
 	// It is below the 30 s that the kubelet leaves a pod.
 	shutdownTimeout = 20 * time.Second
+	// syncTimeout is how long a process waits for an API server that does not answer, or lacks the CRDs. Ending
+	// earlier would only make it find the API server later, after the kubelet's growing pauses.
+	syncTimeout = 24 * time.Hour
 )
 
 // controllerFlags are the flags of `agent controller`.
@@ -63,11 +67,11 @@ func newControllerCommand() *cobra.Command {
 }
 
 func runController(ctx context.Context, f controllerFlags) error {
-	config, err := clientConfig()
+	server, err := clientConfig()
 	if err != nil {
 		return err
 	}
-	mgr, err := newControllerManager(config, f)
+	mgr, err := newControllerManager(server, f)
 	if err != nil {
 		return err
 	}
@@ -78,7 +82,7 @@ func runController(ctx context.Context, f controllerFlags) error {
 	return runManager(ctx, mgr)
 }
 
-func newControllerManager(config *rest.Config, f controllerFlags) (ctrl.Manager, error) {
+func newControllerManager(server *rest.Config, f controllerFlags) (ctrl.Manager, error) {
 	options := ctrl.Options{
 		Scheme:                        newScheme(),
 		Metrics:                       f.listen.metrics(),
@@ -86,16 +90,17 @@ func newControllerManager(config *rest.Config, f controllerFlags) (ctrl.Manager,
 		LeaderElection:                f.leaderElect,
 		LeaderElectionReleaseOnCancel: true,
 		GracefulShutdownTimeout:       ptr.To(shutdownTimeout),
+		Controller:                    config.Controller{CacheSyncTimeout: syncTimeout},
 		Cache:                         controllers.ArchiveCache(),
 	}
 	if f.leaderElect {
-		lock, err := newLeaderLock(config, f.leaderElectionNamespace)
+		lock, err := newLeaderLock(server, f.leaderElectionNamespace)
 		if err != nil {
 			return nil, err
 		}
 		options.LeaderElectionResourceLockInterface = lock
 	}
-	mgr, err := ctrl.NewManager(config, options)
+	mgr, err := ctrl.NewManager(server, options)
 	if err != nil {
 		return nil, fmt.Errorf("create manager: %w", err)
 	}

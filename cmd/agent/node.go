@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/tarlift/tarlift/controllers"
@@ -53,7 +54,7 @@ func newNodeCommand() *cobra.Command {
 }
 
 func runNode(ctx context.Context, f nodeFlags) error {
-	config, err := clientConfig()
+	server, err := clientConfig()
 	if err != nil {
 		return err
 	}
@@ -61,8 +62,8 @@ func runNode(ctx context.Context, f nodeFlags) error {
 	if err != nil {
 		return err
 	}
-	defer containerd.Close() //nolint:errcheck // the process ends
-	mgr, err := newNodeManager(config, f)
+	defer containerd.Close()
+	mgr, err := newNodeManager(server, f)
 	if err != nil {
 		return err
 	}
@@ -80,12 +81,13 @@ func runNode(ctx context.Context, f nodeFlags) error {
 	return runManager(ctx, mgr)
 }
 
-func newNodeManager(config *rest.Config, f nodeFlags) (ctrl.Manager, error) {
-	mgr, err := ctrl.NewManager(config, ctrl.Options{
+func newNodeManager(server *rest.Config, f nodeFlags) (ctrl.Manager, error) {
+	mgr, err := ctrl.NewManager(server, ctrl.Options{
 		Scheme:                  newScheme(),
 		Metrics:                 f.listen.metrics(),
 		HealthProbeBindAddress:  f.listen.health,
 		GracefulShutdownTimeout: ptr.To(shutdownTimeout),
+		Controller:              config.Controller{CacheSyncTimeout: syncTimeout},
 		Cache:                   controllers.NodeCache(f.nodeName),
 	})
 	if err != nil {

@@ -262,9 +262,9 @@ const (
 )
 
 // newArchive creates an ImageArchive for the one node that the test uses.
-func (f *fakeNode) newArchive(t *testing.T, name, spec string) *v1alpha1.ImageArchive {
+func (f *fakeNode) newArchive(t *testing.T, name string) *v1alpha1.ImageArchive {
 	t.Helper()
-	a := typed[v1alpha1.ImageArchive](t, archiveWith(t, name, spec+"nodeSelector: {matchLabels: {node: "+f.name+"}}"))
+	a := typed[v1alpha1.ImageArchive](t, archiveWith(t, name, fileSource+"nodeSelector: {matchLabels: {node: "+f.name+"}}"))
 	create(t, a)
 	return a
 }
@@ -281,7 +281,7 @@ func update(t *testing.T, a *v1alpha1.ImageArchive, change func()) {
 func TestNodeImports(t *testing.T) {
 	n := newFakeNode(t, "imports")
 	n.put(t, "a.tar")
-	a := n.newArchive(t, "imports", fileSource)
+	a := n.newArchive(t, "imports")
 	other := typed[v1alpha1.ImageArchive](t, archiveWith(t, "imports-not", fileSource+"nodeSelector: {matchLabels: {node: none}}"))
 	create(t, other)
 	n.start(t)
@@ -329,7 +329,7 @@ func waitForEvent(t *testing.T, uid any, reason, note string) {
 func TestNodeRestartIsIdle(t *testing.T) {
 	n := newFakeNode(t, "restart")
 	n.put(t, "a.tar")
-	a := n.newArchive(t, "restart", fileSource)
+	a := n.newArchive(t, "restart")
 	p := n.start(t)
 	n.waitFor(t, "restart", ready)
 	p.stop()
@@ -362,7 +362,7 @@ func TestNodeNewSpecStopsTheImport(t *testing.T) {
 	n.hang = true
 	n.put(t, "a.tar")
 	n.put(t, "b.tar")
-	a := n.newArchive(t, "newspec", fileSource)
+	a := n.newArchive(t, "newspec")
 	n.start(t)
 	e := n.waitFor(t, "newspec", importing)
 	if e.Bytes == nil || e.Attempts != 1 {
@@ -382,7 +382,7 @@ func TestNodeSuspend(t *testing.T) {
 	n := newFakeNode(t, "suspend")
 	n.hang = true
 	n.put(t, "a.tar")
-	a := n.newArchive(t, "suspend", fileSource)
+	a := n.newArchive(t, "suspend")
 	n.start(t)
 	n.waitFor(t, "suspend", importing)
 	update(t, a, func() { a.Spec.Suspend = true })
@@ -396,7 +396,7 @@ func TestNodeStalls(t *testing.T) {
 	n := newFakeNode(t, "stalls")
 	n.fail = fmt.Errorf("member %q: %w", "x\n", archive.ErrInvalid)
 	n.put(t, "a.tar")
-	a := n.newArchive(t, "stalls", fileSource)
+	a := n.newArchive(t, "stalls")
 	n.start(t)
 	e := n.waitFor(t, "stalls", "Ready=False/ArchiveInvalid Stalled=True/ArchiveInvalid")
 	if e.LastError == nil || e.LastError.Message != `member "x\n": invalid archive` || e.Attempts != 1 {
@@ -412,7 +412,7 @@ func TestNodeStalls(t *testing.T) {
 
 func TestNodeRetries(t *testing.T) {
 	n := newFakeNode(t, "retries")
-	n.newArchive(t, "retries", fileSource)
+	n.newArchive(t, "retries")
 	n.start(t)
 	e := n.waitFor(t, "retries", "Ready=False/SourceNotFound Reconciling=True/Pending")
 	if e.LastError == nil || strings.Contains(e.LastError.Message, n.dir) {
@@ -426,7 +426,7 @@ func TestNodeRuntimeComesBack(t *testing.T) {
 	n := newFakeNode(t, "runtime")
 	n.runtime = fmt.Errorf("dial: %w: %w", importer.ErrRuntimeUnavailable, errors.New("connection refused"))
 	n.put(t, "a.tar")
-	n.newArchive(t, "runtime", fileSource)
+	n.newArchive(t, "runtime")
 	n.start(t)
 	n.waitFor(t, "runtime", "Ready=False/RuntimeUnavailable Reconciling=True/Pending")
 	n.set(func() { n.runtime = nil })
@@ -437,7 +437,7 @@ func TestNodeForgetsWhatIsGone(t *testing.T) {
 	n := newFakeNode(t, "gone")
 	n.hang = true
 	n.put(t, "a.tar")
-	a := n.newArchive(t, "gone", fileSource)
+	a := n.newArchive(t, "gone")
 	n.start(t)
 	n.waitFor(t, "gone", importing)
 	if err := admin.Delete(t.Context(), a); err != nil {
@@ -474,7 +474,7 @@ func TestNodeFollowsItsLabels(t *testing.T) {
 func TestNodeRestoresItsReport(t *testing.T) {
 	n := newFakeNode(t, "restores")
 	n.put(t, "a.tar")
-	n.newArchive(t, "restores", fileSource)
+	n.newArchive(t, "restores")
 	n.start(t)
 	e := n.waitFor(t, "restores", ready)
 	if err := admin.Delete(t.Context(), &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: n.name}}); err != nil {

@@ -88,7 +88,7 @@ func TestClusterBecomesReady(t *testing.T) {
 func TestControllerIsIdle(t *testing.T) {
 	n := newFakeNode(t, "idle")
 	n.put(t, "a.tar")
-	n.newArchive(t, "idle", fileSource)
+	n.newArchive(t, "idle")
 	agent := n.start(t)
 	p := startController(t)
 	waitForArchive(t, "idle", ready, "1/1")
