@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tools build image cluster generate verify lint test test-unit clean
+.PHONY: help tools cluster-tools build image demo cluster generate verify lint test test-unit fuzz clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -16,7 +16,11 @@ tools: ## Build the tools once per machine (minutes when cold), link them in bin
 	@hack/deps.sh
 	@hack/tools/build.sh
 
-# One tool, for the targets that need no other.
+# Some of them, for the targets that need no others.
+cluster-tools:
+	@hack/deps.sh
+	@hack/tools/build.sh containerd runc etcd kubernetes helm
+
 tool-%:
 	@hack/tools/build.sh $*
 
@@ -26,8 +30,13 @@ build: ## Build the agent: bin/agent, one static file
 image: ## Build the agent's image for amd64 and arm64: bin/agent-image.tar, an OCI archive
 	go run ./hack/image -name ghcr.io/tarlift/agent:$(VERSION) -ldflags '$(LDFLAGS)' -o bin/agent-image.tar
 
-cluster: tools ## Start a cluster of three nodes and a shell in it (needs root)
-	go build -o bin/cluster ./test/cluster/cmd/cluster
+demo: cluster-tools build image ## Bring an archive to a cluster of three nodes (needs root); KEEP=1 keeps it, with a shell
+	go run ./test/demo/archive -o bin/demo.tar
+	go build -o bin/ ./test/demo
+	bin/demo -archive bin/demo.tar $(if $(KEEP),-keep)
+
+cluster: cluster-tools ## Start a cluster of three nodes and a shell in it (needs root)
+	go build -o bin/ ./test/cluster/cmd/cluster
 	bin/cluster
 
 generate: tool-controller-gen ## Generate deep copies, apply configurations and CRDs (also the chart's)
@@ -45,8 +54,13 @@ test-unit: ## Run the tests that need no daemon, with the race detector
 	go test -race -count=1 ./api/... ./cmd/... ./controllers/... ./hack/... ./internal/...
 
 # One package at a time: a cluster wants the machine to itself.
-test: tools build test-unit ## Run every test (needs root)
+test: tools build image test-unit ## Run every test (needs root)
 	go test -count=1 -p 1 -timeout 40m ./test/...
+
+FUZZTIME ?= 1m
+
+fuzz: ## Feed the archive reader made-up bytes for FUZZTIME
+	go test -run '^$$' -fuzz FuzzArchive -fuzztime $(FUZZTIME) ./internal/archive
 
 clean: ## Remove bin; the tools stay in the cache
 	rm -rf bin
