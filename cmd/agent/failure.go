@@ -63,8 +63,8 @@ func explain(cmd *cobra.Command, err error) (failure, int) {
 	case errors.As(err, &usage):
 		return failure{reasonUsage, oneLine(err.Error())}, exitUsage
 	case cmd.Context().Err() != nil:
-		// Whatever was under way failed because of that.
-		return failure{reasonInterrupted, "interrupted; nothing was changed"}, exitInterrupted
+		// Whatever was under way failed because of that. The text also tells if clearing up failed.
+		return failure{reasonInterrupted, oneLine("interrupted: " + err.Error())}, exitInterrupted
 	}
 	reason, _ := controllers.Classify(err)
 	message := oneLine(err.Error())

@@ -43,6 +43,11 @@ blobs it would move, and which it would not, because they are there. Nothing is 
 		if err != nil {
 			return err
 		}
+		for _, name := range planOnly {
+			if !plan && cmd.Flags().Changed(name) {
+				return usagef("--%s counts for an import: it needs --plan here", name)
+			}
+		}
 		ctx := cmd.Context()
 		blob, err := input.open(ctx, args[0], cmd.InOrStdin())
 		if err != nil {
@@ -68,6 +73,9 @@ blobs it would move, and which it would not, because they are there. Nothing is 
 	}
 	return cmd
 }
+
+// planOnly are flags that would be believed to have an effect without --plan.
+var planOnly = []string{"include", "exclude", "rename", "digest", "index-digest"}
 
 // inspection is what there is to say about an archive; -o json prints it.
 type inspection struct {
