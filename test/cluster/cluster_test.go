@@ -121,7 +121,7 @@ func TestCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Stop() })
+	t.Cleanup(func() { _ = c.Stop() })
 	t.Logf("ready after %.1f s", time.Since(began).Seconds())
 	slices.Sort(bootstrapped)
 	if diff := cmp.Diff([]string{"node-a", "node-b"}, bootstrapped); diff != "" {

@@ -14,7 +14,7 @@
 //		if err != nil {
 //			t.Fatal(err)
 //		}
-//		t.Cleanup(func() { c.Stop() })
+//		t.Cleanup(func() { _ = c.Stop() })
 //		…
 //		c.Nodes[1].Containerd.Restart(ctx)
 //	}
@@ -22,7 +22,7 @@
 // Tests that need a container runtime only start a bare one, in 0.2 s:
 //
 //	n, err := cluster.StartContainerd(t.Context(), cluster.ContainerdOptions{})
-//	t.Cleanup(func() { n.Stop() })
+//	t.Cleanup(func() { _ = n.Stop() })
 //	client.New(n.ContainerdAddress)
 //
 // # Nodes
