@@ -84,6 +84,7 @@ readinessProbe:
   httpGet:
     path: /readyz
     port: health
+  initialDelaySeconds: 2
   periodSeconds: 5
   timeoutSeconds: 5
 {{- end }}
