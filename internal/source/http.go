@@ -195,7 +195,7 @@ type countingReader struct {
 func (r countingReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
 	r.c.add(n)
-	return n, err //nolint:wrapcheck // adds nothing
+	return n, err
 }
 
 func (b *httpBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {

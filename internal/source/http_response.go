@@ -117,14 +117,14 @@ func (r *response) Read(p []byte) (int, error) {
 	r.watch.start()
 	n, err := r.Body.Read(p)
 	r.watch.stop()
-	return n, err //nolint:wrapcheck // brokenError does
+	return n, err
 }
 
 // Close also ends the request; a body that was read to its end leaves the connection for the next.
 func (r *response) Close() error {
 	err := r.Body.Close()
 	r.watch.end()
-	return err //nolint:wrapcheck // nobody looks
+	return err
 }
 
 // brokenText says why reading the body stopped early.

@@ -48,7 +48,7 @@ func (b *streamBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, 
 
 func (b *streamBlob) Close() error {
 	if c, ok := b.r.(io.Closer); ok {
-		return c.Close() //nolint:wrapcheck // names the file itself
+		return c.Close()
 	}
 	return nil
 }
