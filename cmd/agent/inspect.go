@@ -1,11 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -54,15 +51,16 @@ blobs it would move, and which it would not, because they are there. Nothing is 
 			return err
 		}
 		defer blob.Close()
-		if plan && !blob.RandomAccess() && !isURL(args[0]) {
-			return usagef("--plan reads the archive twice, and %s can be read only once", blob)
+		a, err := importer.Open(ctx, blob)
+		if err != nil {
+			return err
 		}
-		in, err := inspect(ctx, blob, flags.selection.BaseName)
+		in, err := inspect(ctx, blob, a, flags.selection.BaseName)
 		if err != nil {
 			return err
 		}
 		if plan {
-			if in.Plan, err = planImport(ctx, flags.containerd, input, args[0], blob, request); err != nil {
+			if in.Plan, err = planImport(ctx, flags.containerd, a, request); err != nil {
 				return err
 			}
 		}
@@ -111,26 +109,21 @@ const (
 	accessStream = "stream"
 )
 
-// inspect reads an archive's metadata; a stream is read to its end.
-func inspect(ctx context.Context, blob source.Blob, baseName string) (*inspection, error) {
-	in := &inspection{Source: blob.String(), Size: blob.Size(), Access: accessRandom}
-	a, err := openArchive(ctx, blob)
-	if err != nil {
-		return nil, err
-	}
-	in.Compression = a.compression.String()
+// inspect describes an archive by its metadata.
+func inspect(ctx context.Context, blob source.Blob, a *importer.Archive, baseName string) (*inspection, error) {
+	in := &inspection{Source: blob.String(), Size: blob.Size(), Access: accessRandom, Compression: a.Compression.String()}
 	switch in.Reason = source.WhyStream(blob); {
 	case in.Reason != "":
 		in.Access = accessStream
-	case a.compression != archive.Uncompressed:
+	case a.Compression != archive.Uncompressed:
 		in.Access, in.Reason = accessStream, "the whole archive is compressed by "+in.Compression
 	}
-	in.Format, in.IndexDigest = a.layout.Format, a.layout.IndexDigest
+	in.Format, in.IndexDigest = a.Format, a.IndexDigest
 	if in.Size < 0 {
 		in.Size = blob.BytesRead() // a stream that was read to its end
 	}
-	for _, d := range a.layout.Manifests {
-		name, err := a.inspectName(ctx, d, baseName)
+	for _, d := range a.Manifests {
+		name, err := inspectName(ctx, a, d, baseName)
 		if err != nil {
 			return nil, err
 		}
@@ -139,64 +132,8 @@ func inspect(ctx context.Context, blob source.Blob, baseName string) (*inspectio
 	return in, nil
 }
 
-// openedArchive is an archive whose metadata can be read.
-type openedArchive struct {
-	layout      *archive.Layout
-	compression archive.Compression
-	seen        *archive.MemorySink // what a stream had; nil with random access
-}
-
-// sniffBytes is more than any magic number that archive.Sniff knows.
-const sniffBytes = 16
-
-func openArchive(ctx context.Context, blob source.Blob) (openedArchive, error) {
-	if !blob.RandomAccess() {
-		return streamArchive(ctx, blob)
-	}
-	head := make([]byte, sniffBytes)
-	n, err := blob.ReadAt(head, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return openedArchive{}, fmt.Errorf("read the first bytes: %w", err)
-	}
-	if archive.Sniff(head[:n]) != archive.Uncompressed {
-		return streamArchive(ctx, blob)
-	}
-	tree, err := archive.ReadTree(ctx, blob, blob.Size())
-	if err != nil {
-		return openedArchive{}, err
-	}
-	layout, err := archive.Decode(ctx, tree)
-	return openedArchive{layout: layout}, err
-}
-
-// streamArchive reads everything once and keeps what can be metadata.
-func streamArchive(ctx context.Context, blob source.Blob) (openedArchive, error) {
-	raw, err := blob.Section(ctx, 0, -1)
-	if err != nil {
-		return openedArchive{}, err
-	}
-	defer raw.Close()
-	buffered := bufio.NewReader(raw)
-	head, err := buffered.Peek(sniffBytes)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return openedArchive{}, fmt.Errorf("read the first bytes: %w", err)
-	}
-	a := openedArchive{compression: archive.Sniff(head), seen: archive.NewMemorySink()}
-	plain, err := archive.Decompress(buffered, a.compression)
-	if err != nil {
-		return openedArchive{}, err
-	}
-	defer plain.Close()
-	tree, err := archive.StreamTree(ctx, plain, a.seen)
-	if err != nil {
-		return openedArchive{}, err
-	}
-	a.layout, err = archive.Decode(ctx, tree)
-	return a, err
-}
-
 // inspectName describes one entry of index.json.
-func (a openedArchive) inspectName(ctx context.Context, d ocispec.Descriptor, baseName string) (inspectedName, error) {
+func inspectName(ctx context.Context, a *importer.Archive, d ocispec.Descriptor, baseName string) (inspectedName, error) {
 	n := inspectedName{Digest: d.Digest}
 	switch named, err := (archive.Selection{BaseName: baseName}).Select([]ocispec.Descriptor{d}); {
 	case err != nil:
@@ -204,7 +141,7 @@ func (a openedArchive) inspectName(ctx context.Context, d ocispec.Descriptor, ba
 	case len(named) > 0:
 		n.Name = named[0].Name
 	}
-	leaves, err := archive.Leaves(ctx, a.fetch, d)
+	leaves, err := archive.Leaves(ctx, fetch(a), d)
 	if errors.Is(err, archive.ErrMissing) {
 		n.Problem = oneLine(err.Error())
 		return n, nil
@@ -213,7 +150,7 @@ func (a openedArchive) inspectName(ctx context.Context, d ocispec.Descriptor, ba
 		return n, err
 	}
 	for _, leaf := range leaves {
-		p, err := a.inspectLeaf(ctx, leaf)
+		p, err := inspectLeaf(ctx, a, leaf)
 		if err != nil {
 			return n, err
 		}
@@ -223,9 +160,9 @@ func (a openedArchive) inspectName(ctx context.Context, d ocispec.Descriptor, ba
 }
 
 // inspectLeaf sums up one platform's image. Blobs of other platforms are often left out of an archive.
-func (a openedArchive) inspectLeaf(ctx context.Context, leaf archive.Leaf) (inspectedPlatform, error) {
+func inspectLeaf(ctx context.Context, a *importer.Archive, leaf archive.Leaf) (inspectedPlatform, error) {
 	p := inspectedPlatform{Platform: oneLine(platforms.FormatAll(*leaf.Platform)), Digest: leaf.Digest}
-	m, err := archive.ReadManifest(ctx, a.fetch, leaf.Descriptor)
+	m, err := archive.ReadManifest(ctx, fetch(a), leaf.Descriptor)
 	if errors.Is(err, archive.ErrMissing) {
 		p.Missing = 1
 		return p, nil
@@ -241,41 +178,26 @@ func (a openedArchive) inspectLeaf(ctx context.Context, leaf archive.Leaf) (insp
 		}
 		counted[d.Digest] = true
 		p.Size += d.Size
-		if !a.has(d.Digest) {
+		if !a.Has(d.Digest) {
 			p.Missing++
 		}
 	}
 	return p, nil
 }
 
-func (a openedArchive) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-	return a.layout.ReadBlob(ctx, d, archive.MaxConfigBytes)
+// fetch reads metadata of the archive alone, whatever containerd has.
+func fetch(a *importer.Archive) archive.Fetch {
+	return func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+		return a.ReadBlob(ctx, d, archive.MaxConfigBytes)
+	}
 }
 
-func (a openedArchive) has(d digest.Digest) bool {
-	if _, ok := a.seen.Size(d); ok {
-		return true
-	}
-	_, ok := a.layout.Locate(d)
-	return ok
-}
-
-// planImport asks containerd. A URL that gives a stream only is requested a second time.
-func planImport(ctx context.Context, o importer.Options, input inputFlags, arg string, blob source.Blob,
-	r importer.Request,
-) (*importer.Plan, error) {
-	if !blob.RandomAccess() {
-		again, err := input.open(ctx, arg, nil)
-		if err != nil {
-			return nil, err
-		}
-		defer again.Close()
-		blob = again
-	}
+// planImport asks containerd.
+func planImport(ctx context.Context, o importer.Options, a *importer.Archive, r importer.Request) (*importer.Plan, error) {
 	imp, err := importer.New(o)
 	if err != nil {
 		return nil, err
 	}
 	defer imp.Close()
-	return imp.Plan(ctx, blob, r)
+	return imp.Plan(ctx, a, r)
 }

@@ -131,7 +131,6 @@ func TestUsageErrors(t *testing.T) {
 		"glob":                    {"import", "--include", "a\x00b", file},
 		"credentials of a file":   {"import", "--username", "u", file},
 		"credentials of a stream": {"inspect", "--bearer-token-file", file, "-"},
-		"plan of a stream":        {"inspect", "--plan", "-"},
 		"digest without plan":     {"inspect", "--index-digest", "sha256:" + strings.Repeat("0", 64), file},
 		"inspect nothing":         {"inspect"},
 		"argument of version":     {"version", "x"},

@@ -120,6 +120,20 @@ func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
 	return defaultSnapshotter, nil
 }
 
+// checkSnapshotter finds out before anything is moved that layers could not be unpacked.
+func (i *Importer) checkSnapshotter(ctx context.Context) error {
+	name, err := i.snapshotterName(ctx)
+	if err != nil {
+		return err
+	}
+	// Only a snapshotter that there is says that it lacks a snapshot.
+	_, err = i.client.SnapshotService(name).Stat(ctx, "tarlift")
+	if err != nil && !errdefs.IsNotFound(err) {
+		return runtimeError(fmt.Sprintf("snapshotter %q", name), err)
+	}
+	return nil
+}
+
 // minimalLayout is an OCI archive of nothing but an index that names the chosen images.
 func minimalLayout(names []publication) ([]byte, error) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}

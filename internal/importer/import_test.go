@@ -261,7 +261,11 @@ func TestBestPlatformIsChosen(t *testing.T) {
 			}
 			n := newNode(t, tc.node)
 			b := build(t, builder.Archive{Images: []builder.Image{img}})
-			plan, err := n.Plan(t.Context(), blobOf(t, b, false), wanted(owner))
+			a, err := Open(t.Context(), blobOf(t, b, false))
+			if err != nil {
+				t.Fatal(err)
+			}
+			plan, err := n.Plan(t.Context(), a, wanted(owner))
 			if tc.want == "" {
 				if !errors.Is(err, ErrNoMatchingPlatform) {
 					t.Fatalf("error %v", err)

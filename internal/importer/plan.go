@@ -59,29 +59,29 @@ type PlannedBytes struct {
 // planner gathers what the images of one archive need.
 type planner struct {
 	importer *Importer
-	layout   *archive.Layout
-	seen     *archive.MemorySink // what a dry pass over a stream met; nil when the pass stored it
+	archive  *Archive
 	match    platforms.MatchComparer
 	needed   map[digest.Digest]bool
 	plan     *Plan
 }
 
-// plan decides what is needed of an archive. All that it reads of the archive is metadata. seen is nil but for a
-// stream whose blobs were not stored.
-func (i *Importer) plan(ctx context.Context, l *archive.Layout, seen *archive.MemorySink, req Request) (*Plan, error) {
-	if req.IndexDigest != "" && req.IndexDigest != l.IndexDigest {
-		return nil, fmt.Errorf("the archive's index digest is %s, not %s: %w", l.IndexDigest, req.IndexDigest, archive.ErrDigestMismatch)
+// Plan decides what an import of an archive would do here, and changes nothing. All that it reads of the archive is
+// metadata.
+func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, error) {
+	ctx = i.in(ctx)
+	if req.IndexDigest != "" && req.IndexDigest != a.IndexDigest {
+		return nil, fmt.Errorf("the archive's index digest is %s, not %s: %w", a.IndexDigest, req.IndexDigest, archive.ErrDigestMismatch)
 	}
-	if !l.Complete && (req.Digest != "" || req.IndexDigest != "") {
+	if !a.Complete && (req.Digest != "" || req.IndexDigest != "") {
 		return nil, fmt.Errorf("the tar has no end marker: %w", archive.ErrTruncated)
 	}
-	named, err := req.Selection.Select(l.Manifests)
+	named, err := req.Selection.Select(a.Manifests)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // says which entry and name
+		return nil, err
 	}
 	p := &planner{
-		importer: i, layout: l, seen: seen, match: platforms.Only(i.platform),
-		needed: map[digest.Digest]bool{}, plan: &Plan{Format: l.Format, IndexDigest: l.IndexDigest},
+		importer: i, archive: a, match: platforms.Only(i.platform),
+		needed: map[digest.Digest]bool{}, plan: &Plan{Format: a.Format, IndexDigest: a.IndexDigest},
 	}
 	var chosen chosenPlatforms
 	var foreign []string
@@ -131,7 +131,7 @@ func (p *planner) settle() error {
 func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archive.Leaf, []string, error) {
 	leaves, err := archive.Leaves(ctx, p.fetch, target)
 	if err != nil {
-		return nil, nil, err //nolint:wrapcheck // says which member
+		return nil, nil, err
 	}
 	if len(leaves) == 0 {
 		// An image of no known platform: an artifact, or one that is not here at all.
@@ -160,7 +160,7 @@ func (p *planner) add(ctx context.Context, n archive.Named, leaf archive.Leaf) e
 		return p.incomplete(leaf.Descriptor)
 	}
 	if err != nil {
-		return err //nolint:wrapcheck // says which member and field
+		return err
 	}
 	for _, d := range slices.Concat(leaf.Parents, []ocispec.Descriptor{leaf.Descriptor, m.Config}) {
 		if err := p.need(ctx, d, p.metadata); err != nil {
@@ -208,7 +208,7 @@ func (p *planner) need(ctx context.Context, d ocispec.Descriptor, find func(cont
 
 // metadata reads an index, manifest or config: most have been read already, and they lie side by side.
 func (p *planner) metadata(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
-	data, err := p.layout.ReadBlob(ctx, d, archive.MaxConfigBytes)
+	data, err := p.archive.ReadBlob(ctx, d, archive.MaxConfigBytes)
 	if errors.Is(err, archive.ErrMissing) {
 		err = p.incomplete(d)
 	}
@@ -217,11 +217,8 @@ func (p *planner) metadata(ctx context.Context, d ocispec.Descriptor) (archive.E
 
 // locate finds a layer without reading it.
 func (p *planner) locate(_ context.Context, d ocispec.Descriptor) (archive.Extent, error) {
-	if e, ok := p.layout.Locate(d.Digest); ok {
+	if e, ok := p.archive.locate(d.Digest); ok {
 		return e, nil
-	}
-	if size, ok := p.seen.Size(d.Digest); ok {
-		return archive.Extent{Size: size}, nil
 	}
 	return archive.Extent{}, p.incomplete(d)
 }
@@ -229,7 +226,7 @@ func (p *planner) locate(_ context.Context, d ocispec.Descriptor) (archive.Exten
 // incomplete says that a needed blob is nowhere; an archive without an end was most likely cut before it.
 func (p *planner) incomplete(d ocispec.Descriptor) error {
 	reason := ErrContentIncomplete
-	if !p.layout.Complete {
+	if !p.archive.Complete {
 		reason = archive.ErrTruncated
 	}
 	return fmt.Errorf("blob %s (%q) is neither in the archive nor in containerd: %w", d.Digest, d.MediaType, reason)
@@ -238,13 +235,13 @@ func (p *planner) incomplete(d ocispec.Descriptor) error {
 // fetch reads metadata from the archive, else from the content store: a partial archive may count on content
 // that its receiver has.
 func (p *planner) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-	data, err := p.layout.ReadBlob(ctx, d, archive.MaxConfigBytes)
+	data, err := p.archive.ReadBlob(ctx, d, archive.MaxConfigBytes)
 	if !errors.Is(err, archive.ErrMissing) {
-		return data, err //nolint:wrapcheck // says which member
+		return data, err
 	}
 	stored, storeErr := p.importer.readBlob(ctx, d.Digest, archive.MaxConfigBytes)
 	if errdefs.IsNotFound(storeErr) {
-		return nil, err //nolint:wrapcheck // says that the archive lacks it
+		return nil, err
 	}
 	return stored, storeErr
 }

@@ -2,6 +2,7 @@ package importer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -142,11 +143,26 @@ func (i *Importer) abortIngests(ctx context.Context, prefix string) error {
 		return runtimeError("list ingests", err)
 	}
 	for _, st := range statuses {
-		if err := i.services.content.Abort(ctx, st.Ref); err != nil && !errdefs.IsNotFound(err) {
+		if err := i.abortIngest(ctx, st.Ref); err != nil {
 			return runtimeError("abort ingest "+st.Ref, err)
 		}
 	}
 	return nil
+}
+
+// abortIngest removes an ingest. The daemon may still be writing for a call that was cancelled, which makes the
+// removal of the ingest's directory fail: that takes it milliseconds.
+func (i *Importer) abortIngest(ctx context.Context, ref string) error {
+	for pause := 2 * time.Millisecond; ; pause *= 2 {
+		err := i.services.content.Abort(ctx, ref)
+		if err == nil || errdefs.IsNotFound(err) {
+			return nil
+		}
+		if pause > time.Second || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(pause)
+	}
 }
 
 // end clears up. A failed session that keeps leaves its lease and ingests to the next attempt; every other one
@@ -157,13 +173,11 @@ func (s *session) end(ctx context.Context, failed bool) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	if err := s.importer.abortIngests(ctx, s.prefix); err != nil {
-		return err
+	err := s.importer.abortIngests(ctx, s.prefix)
+	if deleteErr := s.importer.services.leases.Delete(ctx, s.lease, leases.SynchronousDelete); deleteErr != nil && !errdefs.IsNotFound(deleteErr) {
+		err = errors.Join(err, runtimeError("delete lease "+s.lease.ID, deleteErr))
 	}
-	if err := s.importer.services.leases.Delete(ctx, s.lease, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
-		return runtimeError("delete lease "+s.lease.ID, err)
-	}
-	return nil
+	return err
 }
 
 // privateIngests is a content store whose ingest references carry a prefix. containerd derives references from

@@ -1,0 +1,135 @@
+package importer
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/source"
+)
+
+// Archive is an archive whose metadata can be read.
+type Archive struct {
+	*archive.Layout
+	// Compression of the whole archive.
+	Compression archive.Compression
+	// Digest of the whole archive, when it was read in full.
+	Digest digest.Digest
+
+	seen *archive.MemorySink // the blobs of a stream whose blobs were not stored
+}
+
+// Open reads an archive's metadata and stores nothing. A source without random access is read to its end.
+func Open(ctx context.Context, src source.Blob) (*Archive, error) {
+	random, compression, err := access(src)
+	if err != nil {
+		return nil, err
+	}
+	if random && compression == archive.Uncompressed {
+		return openRandom(ctx, src)
+	}
+	seen := archive.NewMemorySink()
+	a, err := openStream(ctx, src, seen, "")
+	if err != nil {
+		return nil, err
+	}
+	a.seen = seen
+	return a, nil
+}
+
+// Has says whether a blob is in the archive.
+func (a *Archive) Has(d digest.Digest) bool {
+	_, ok := a.locate(d)
+	return ok
+}
+
+func (a *Archive) locate(d digest.Digest) (archive.Extent, bool) {
+	if size, ok := a.seen.Size(d); ok {
+		return archive.Extent{Size: size}, true
+	}
+	return a.Locate(d)
+}
+
+// open opens the archive for an import: by random access without reading blobs where that is possible, else in one
+// pass that stores the blobs on its way. A digest of the whole archive can only be checked in such a pass.
+func (s *session) open(ctx context.Context, src source.Blob, want digest.Digest) (*Archive, error) {
+	random, compression, err := access(src)
+	if err != nil {
+		return nil, err
+	}
+	if random && compression == archive.Uncompressed && want == "" {
+		return openRandom(ctx, src)
+	}
+	s.progress.stream(src)
+	s.progress.phase(PhaseTransferring)
+	defer s.progress.endStream()
+	return openStream(ctx, src, streamSink{s}, want)
+}
+
+// sniffBytes is enough for every magic number that archive.Sniff knows.
+const sniffBytes = archive.SniffLen
+
+// access says whether a source has random access, and how its first bytes are compressed; a stream's are not
+// looked at yet.
+func access(src source.Blob) (random bool, c archive.Compression, err error) {
+	if !src.RandomAccess() {
+		return false, archive.Uncompressed, nil
+	}
+	head := make([]byte, sniffBytes)
+	n, err := src.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return true, archive.Uncompressed, fmt.Errorf("read the first bytes: %w", err)
+	}
+	return true, archive.Sniff(head[:n]), nil
+}
+
+func openRandom(ctx context.Context, src source.Blob) (*Archive, error) {
+	tree, err := archive.ReadTree(ctx, src, src.Size())
+	if err != nil {
+		return nil, err
+	}
+	layout, err := archive.Decode(ctx, tree)
+	return &Archive{Layout: layout}, err
+}
+
+// openStream reads a source once from start to end, decompressing it, and hashes what the source gave.
+func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want digest.Digest) (*Archive, error) {
+	raw, err := src.Section(ctx, 0, -1)
+	if err != nil {
+		return nil, fmt.Errorf("open: %w", err)
+	}
+	defer raw.Close()
+	algorithm := digest.Canonical
+	if want != "" {
+		algorithm = want.Algorithm()
+	}
+	sum := algorithm.Digester()
+	buffered := bufio.NewReaderSize(io.TeeReader(raw, sum.Hash()), copyBuffer)
+	head, err := buffered.Peek(sniffBytes)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read the first bytes: %w", err)
+	}
+	a := &Archive{Compression: archive.Sniff(head)}
+	plain, err := archive.Decompress(buffered, a.Compression)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	tree, err := archive.StreamTree(ctx, plain, sink)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(io.Discard, buffered); err != nil {
+		return nil, fmt.Errorf("read to the end: %w", err)
+	}
+	if a.Digest = sum.Digest(); want != "" && a.Digest != want {
+		return nil, fmt.Errorf("the archive's digest is %s, not %s: %w", a.Digest, want, archive.ErrDigestMismatch)
+	}
+	a.Layout, err = archive.Decode(ctx, tree)
+	return a, err
+}
