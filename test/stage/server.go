@@ -25,6 +25,7 @@ type FileServer struct {
 	mu     sync.Mutex
 	sent   map[string]int64 // bytes of bodies, by the client's IP
 	denied map[string]bool
+	rate   int64 // bytes/s of one response, 0 for no limit
 }
 
 // Serve starts a server for dir on the control plane's address.
@@ -64,6 +65,13 @@ func (s *FileServer) Reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.sent)
+}
+
+// Limit bounds the rate of each response from now on, in bytes/s; 0 lifts the bound.
+func (s *FileServer) Limit(rate int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rate = rate
 }
 
 // Deny makes the server answer a client with 503 until Allow.
@@ -117,6 +125,10 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 	n, err := c.ResponseWriter.Write(p)
 	c.server.mu.Lock()
 	c.server.sent[c.ip] += int64(n)
+	rate := c.server.rate
 	c.server.mu.Unlock()
+	if rate > 0 {
+		time.Sleep(time.Duration(n) * time.Second / time.Duration(rate))
+	}
 	return n, err
 }
