@@ -103,7 +103,7 @@ func (m *meter) Read(p []byte) (int, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		m.err = err
 	}
-	return n, err //nolint:wrapcheck // a reader hands errors on
+	return n, err
 }
 
 type decompressor struct {

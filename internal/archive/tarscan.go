@@ -255,7 +255,7 @@ func (s *seekInput) Seek(offset int64, whence int) (int64, error) {
 	if err == nil {
 		s.off = n
 	}
-	return n, err //nolint:wrapcheck // archive/tar's
+	return n, err
 }
 
 func isZero(p []byte) bool {
@@ -282,7 +282,7 @@ func expectZeros(r io.Reader) error {
 			return nil
 		}
 		if err != nil {
-			return err //nolint:wrapcheck // the reader's own
+			return err
 		}
 	}
 }

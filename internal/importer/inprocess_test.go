@@ -175,7 +175,7 @@ var _ source.Blob = (*memory)(nil)
 
 func (m *memory) Section(_ context.Context, off, n int64) (io.ReadCloser, error) {
 	if n < 0 {
-		n = m.Reader.Size() - off
+		n = m.Size() - off
 	}
 	m.opened++
 	return io.NopCloser(io.NewSectionReader(m, off, n)), nil

@@ -252,7 +252,7 @@ func (i *Importer) readBlob(ctx context.Context, d digest.Digest, limit int64) (
 	if err != nil {
 		return nil, runtimeError("read blob "+d.String(), err)
 	}
-	defer ra.Close() //nolint:errcheck // only read
+	defer ra.Close()
 	if ra.Size() > limit {
 		return nil, fmt.Errorf("blob %s has %d bytes, at most %d are read: %w", d, ra.Size(), limit, archive.ErrLimit)
 	}

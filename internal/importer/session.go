@@ -159,7 +159,7 @@ func (i *Importer) abortIngest(ctx context.Context, ref string) error {
 			return nil
 		}
 		if pause > time.Second || ctx.Err() != nil {
-			return err
+			return err //nolint:wrapcheck // the caller says which
 		}
 		time.Sleep(pause)
 	}
@@ -191,7 +191,7 @@ func (p privateIngests) Writer(ctx context.Context, opts ...content.WriterOpt) (
 	var o content.WriterOpts
 	for _, opt := range opts {
 		if err := opt(&o); err != nil {
-			return nil, err //nolint:wrapcheck // a transparent wrapper
+			return nil, err
 		}
 	}
 	return p.Store.Writer(ctx, content.WithRef(p.prefix+o.Ref), content.WithDescriptor(o.Desc)) //nolint:wrapcheck // as above

@@ -204,7 +204,7 @@ func (s streamSink) Put(ctx context.Context, claimed digest.Digest, size int64, 
 	if err != nil {
 		return "", runtimeError("open writer", err)
 	}
-	defer w.Close() //nolint:errcheck // closing after the commit only frees it
+	defer w.Close()
 	sum := digest.Canonical.Digester()
 	if err := s.copy(w, io.TeeReader(r, sum.Hash()), size); err != nil {
 		return "", err
