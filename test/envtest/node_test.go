@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -41,7 +43,8 @@ type fakeNode struct {
 	mu       sync.Mutex
 	imported map[importer.Owner]importer.Result // without generation
 	runtime  error
-	hang     bool // imports go on until they are stopped
+	hang     bool          // imports go on until they are stopped, or resume is closed
+	resume   chan struct{} // what hung then fails
 	fail     error
 	checks   int
 	imports  []string
@@ -57,7 +60,7 @@ func newFakeNode(t *testing.T, name string) *fakeNode {
 			t.Error(err)
 		}
 	})
-	return &fakeNode{name: name, dir: t.TempDir(), imported: map[importer.Owner]importer.Result{}}
+	return &fakeNode{name: name, dir: t.TempDir(), imported: map[importer.Owner]importer.Result{}, resume: make(chan struct{})}
 }
 
 func (f *fakeNode) Runtime(context.Context) (importer.Runtime, error) {
@@ -82,8 +85,12 @@ func (f *fakeNode) Import(ctx context.Context, b source.Blob, r importer.Request
 	f.mu.Unlock()
 	r.Progress(importer.Progress{Phase: importer.PhaseTransferring, Done: 30, Skipped: 10, Total: 100})
 	if hang {
-		<-ctx.Done()
-		return importer.Result{}, ctx.Err()
+		select {
+		case <-ctx.Done():
+			return importer.Result{}, ctx.Err()
+		case <-f.resume:
+			return importer.Result{}, source.ErrUnavailable
+		}
 	}
 	if fail != nil {
 		return importer.Result{}, fail
@@ -157,10 +164,15 @@ type process struct {
 	stop   func()
 }
 
-// startNode runs the node's agent with the rights that its role gives, until stop or the end of the test.
-func (f *fakeNode) start(t *testing.T) *process {
+// start runs the node's agent with the rights that its role gives, until stop or the end of the test.
+func (f *fakeNode) start(t *testing.T) *process { return f.startOver(t, adminConfig.Host) }
+
+// startOver is start with an API server at this address.
+func (f *fakeNode) startOver(t *testing.T, server string) *process {
 	t.Helper()
-	return start(t, "tarlift-node", ctrl.Options{Cache: controllers.NodeCache(f.name)}, func(mgr ctrl.Manager) error {
+	conf := as("tarlift-node")
+	conf.Host = server
+	return start(t, conf, ctrl.Options{Cache: controllers.NodeCache(f.name)}, func(mgr ctrl.Manager) error {
 		return (&controllers.NodeReconciler{
 			Client:   mgr.GetClient(),
 			Recorder: mgr.GetEventRecorder("tarlift-node"),
@@ -172,10 +184,9 @@ func (f *fakeNode) start(t *testing.T) *process {
 	})
 }
 
-func start(t *testing.T, account string, options ctrl.Options, setup func(ctrl.Manager) error) *process {
+func start(t *testing.T, conf *rest.Config, options ctrl.Options, setup func(ctrl.Manager) error) *process {
 	t.Helper()
 	p := &process{}
-	conf := as(account)
 	conf.Wrap(func(next http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(r *http.Request) (*http.Response, error) {
 			if r.Method != http.MethodGet && strings.Contains(r.URL.Path, "/tarlift.dev/") {
@@ -484,4 +495,93 @@ func TestNodeRestoresItsReport(t *testing.T) {
 	if again.Attempts != e.Attempts || n.importCount() != 1 {
 		t.Errorf("entry %+v, %d imports", again, n.importCount())
 	}
+}
+
+// The API server cannot be reached during an import: the import goes on, even to its next attempt, and is reported
+// when the API server is back.
+func TestNodeOutlivesTheAPIServer(t *testing.T) {
+	n := newFakeNode(t, "outlives")
+	n.hang = true
+	n.put(t, "a.tar")
+	n.newArchive(t, "outlives")
+	way := newWay(t, strings.Trim(strings.TrimPrefix(adminConfig.Host, "https:"), "/"))
+	n.startOver(t, "https://"+way.address)
+	n.waitFor(t, "outlives", importing)
+
+	way.cut()
+	n.set(func() { n.hang = false })
+	close(n.resume) // the running attempt fails, and the next succeeds
+	eventually(t, "the second attempt", func() (bool, string) { return n.importCount() > 1, "" })
+	if got := short(n.waitFor(t, "outlives", importing).Conditions); got != importing {
+		t.Errorf("the report is %s: the way was not cut", got)
+	}
+	way.open(t)
+	if e := n.waitFor(t, "outlives", ready); e.Attempts != 2 {
+		t.Errorf("%d attempts", e.Attempts)
+	}
+}
+
+// way leads to the API server, and can be cut.
+type way struct {
+	address, target string
+
+	mu       sync.Mutex
+	listener net.Listener
+	conns    []net.Conn
+	relays   sync.WaitGroup
+}
+
+func newWay(t *testing.T, target string) *way {
+	t.Helper()
+	w := &way{address: "127.0.0.1:0", target: target}
+	w.open(t)
+	t.Cleanup(func() { w.cut(); w.relays.Wait() })
+	return w
+}
+
+func (w *way) open(t *testing.T) {
+	t.Helper()
+	l, err := net.Listen("tcp", w.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.listener, w.address = l, l.Addr().String()
+	w.relays.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			w.relay(in)
+		}
+	})
+}
+
+func (w *way) relay(in net.Conn) {
+	out, err := net.Dial("tcp", w.target)
+	if err != nil {
+		in.Close()
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.conns = append(w.conns, in, out)
+	for _, pair := range [][2]net.Conn{{in, out}, {out, in}} {
+		w.relays.Go(func() {
+			_, _ = io.Copy(pair[0], pair[1])
+			pair[0].Close()
+		})
+	}
+}
+
+func (w *way) cut() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.listener.Close()
+	for _, c := range w.conns {
+		c.Close()
+	}
+	w.conns = nil
 }

@@ -16,7 +16,7 @@ import (
 
 func startController(t *testing.T) *process {
 	t.Helper()
-	return start(t, "tarlift-controller", ctrl.Options{Cache: controllers.ArchiveCache()}, func(mgr ctrl.Manager) error {
+	return start(t, as("tarlift-controller"), ctrl.Options{Cache: controllers.ArchiveCache()}, func(mgr ctrl.Manager) error {
 		return (&controllers.ArchiveReconciler{
 			Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("tarlift-controller"),
 		}).SetupWithManager(mgr)
