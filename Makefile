@@ -8,6 +8,10 @@ SHELL := bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
+PLATFORMS := linux/amd64,linux/arm64
+
+# What runs here needs no other platform's image, which takes minutes to compile when cold.
+demo test: PLATFORMS := linux/$(shell go env GOARCH)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +32,7 @@ build: ## Build the agent: bin/agent, one static file
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/agent ./cmd/agent
 
 image: ## Build the agent's image for amd64 and arm64: bin/agent-image.tar, an OCI archive
-	go run ./hack/image -name ghcr.io/tarlift/agent:$(VERSION) -ldflags '$(LDFLAGS)' -o bin/agent-image.tar
+	go run ./hack/image -name ghcr.io/tarlift/agent:$(VERSION) -platforms $(PLATFORMS) -ldflags '$(LDFLAGS)' -o bin/agent-image.tar
 
 demo: cluster-tools build image ## Bring an archive to a cluster of three nodes (needs root); KEEP=1 keeps it, with a shell
 	go run ./test/demo/archive -o bin/demo.tar

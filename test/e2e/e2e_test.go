@@ -73,7 +73,7 @@ func firstImport(t *testing.T, e *env) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if needed < 20*mib || needed > info.Size()*9/10 {
+	if needed < 10*mib || needed > info.Size()*9/10 {
 		t.Fatalf("needs %d of %d bytes: no test of platforms", needed, info.Size())
 	}
 	e.Server.Reset()

@@ -22,12 +22,12 @@ const (
 	Library = "demo.tarlift.dev/library"
 )
 
-// demoPlatforms are those of the demonstration's archive. A node needs one of them.
+// demoPlatforms are those of the archive. A node needs one of them.
 var demoPlatforms = []string{"linux/amd64", "linux/arm64", "linux/arm/v7"}
 
-// WriteArchive writes an archive of three images for three platforms: a small program, a large one, and one that
-// is files only. They share a base layer of files of the Go distribution. Versions differ in their tags and in the
-// small program, so that the upgrade from one to another is a small part of the archive.
+// WriteArchive writes an archive of three images for three platforms: a small program, a large one (the go command),
+// and one that is mostly files. They share a base layer of files of the Go distribution. Versions differ in their tags
+// and in the small program, so that the upgrade from one to another is a small part of the archive.
 func WriteArchive(ctx context.Context, path, version string) (err error) {
 	root, err := cluster.ModuleRoot()
 	if err != nil {
@@ -50,15 +50,13 @@ func WriteArchive(ctx context.Context, path, version string) (err error) {
 		if err != nil {
 			return err
 		}
-		greeter.Platforms = append(greeter.Platforms, program(p, small, base))
-		library.Platforms = append(library.Platforms, builder.PlatformImage{Platform: builder.Platform(p), Layers: []builder.Layer{base, small}})
-	}
-	for _, p := range demoPlatforms[:2] { // those that the agent's image has been compiled for
-		large, err := compile(ctx, root, p, "./cmd/agent", "", filepath.Join(dir, "agent"))
+		large, err := compile(ctx, root, p, "cmd/go", "", filepath.Join(dir, "go"))
 		if err != nil {
 			return err
 		}
+		greeter.Platforms = append(greeter.Platforms, program(p, small, base))
 		toolbox.Platforms = append(toolbox.Platforms, program(p, large, base))
+		library.Platforms = append(library.Platforms, builder.PlatformImage{Platform: builder.Platform(p), Layers: []builder.Layer{base, small}})
 	}
 	f, err := os.Create(path + ".partial")
 	if err != nil {
