@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tools cluster-tools build image demo cluster generate verify lint test test-unit fuzz clean
+.PHONY: help tools cluster-tools build image demo cluster generate verify lint test test-unit bench fuzz clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -60,6 +60,12 @@ test-unit: ## Run the tests that need no daemon, with the race detector
 # One package at a time: a cluster wants the machine to itself.
 test: tools build image test-unit ## Run every test (needs root)
 	go test -count=1 -p 1 -timeout 40m ./test/...
+
+bench: build ## Measure the agent beside ctr (needs root); BENCH=case for one
+	@hack/deps.sh
+	@hack/tools/build.sh containerd runc
+	go build -o bin/ ./test/bench
+	bin/bench $(if $(BENCH),-case $(BENCH))
 
 FUZZTIME ?= 1m
 
