@@ -53,8 +53,9 @@ func (s Selection) Validate() error {
 
 // Select applies the selection to the manifests of an index.json. Descriptors
 // with the same final name and target become one. The error is ErrInvalidName:
-// for a name that is not acceptable or missing (unless Include chooses others),
-// a name with two targets, and when nothing is selected; or ErrLimit above MaxNames.
+// for a name that is not acceptable or missing (unless Include chooses others), a
+// rename to such a name, a name with two targets, and when nothing is selected; or
+// ErrLimit above MaxNames.
 func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
 	c, err := s.compile()
 	if err != nil {
@@ -64,7 +65,7 @@ func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
 	var unnamed error
 	seen := map[string]ocispec.Descriptor{}
 	for i, d := range manifests {
-		n, ok, err := c.name(d)
+		source, nameless, err := c.sourceName(d)
 		if err != nil && len(s.Include) > 0 {
 			unnamed = err // no glob can match it
 			continue
@@ -72,8 +73,12 @@ func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read %s: manifests[%d]: %w", ocispec.ImageIndexFile, i, err)
 		}
-		if !ok {
+		if source == nil || !c.matches(source.String()) {
 			continue
+		}
+		n, err := c.name(d, source, nameless)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: manifests[%d]: %w", ocispec.ImageIndexFile, i, err)
 		}
 		other, twice := seen[n.Name]
 		if twice && other.Digest != d.Digest {
@@ -169,33 +174,26 @@ func (r Rename) validate() error {
 	return nil
 }
 
-// name gives an image its names; ok is false when it is not selected, or no image.
-func (c compiled) name(d ocispec.Descriptor) (n Named, ok bool, err error) {
-	source, nameless, err := c.sourceName(d)
-	if err != nil {
-		return Named{}, false, err
-	}
-	if source == nil || !c.matches(source.String()) {
-		return Named{}, false, nil
-	}
+// name gives a selected image its names.
+func (c compiled) name(d ocispec.Descriptor, source reference.Named, nameless bool) (Named, error) {
 	final, err := c.rename(source, d)
 	if err != nil {
-		return Named{}, false, err
+		return Named{}, err
 	}
-	n = Named{Target: d, Name: final.String()}
+	n := Named{Target: d, Name: final.String()}
 	if !nameless {
 		n.Source = source.String()
 	}
 	if c.DigestReferences {
 		ref, err := reference.WithDigest(reference.TrimNamed(final), d.Digest)
 		if err != nil {
-			return Named{}, false, fmt.Errorf("name %.200q: %s: %w", n.Name, reason(err), ErrInvalidName)
+			return Named{}, fmt.Errorf("name %.200q: %s: %w", n.Name, reason(err), ErrInvalidName)
 		}
 		if ref.String() != n.Name {
 			n.DigestReference = ref.String()
 		}
 	}
-	return n, true, nil
+	return n, nil
 }
 
 func (c compiled) matches(name string) bool {

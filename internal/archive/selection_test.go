@@ -86,6 +86,9 @@ func TestSelect(t *testing.T) {
 		{"globs are for the old name", archive.Selection{Include: []string{"docker.io/**"}, Rename: []archive.Rename{{From: "docker.io/", To: "x.io/"}}}, list(named("a:1")), "docker.io/library/a:1>x.io/library/a:1", nil},
 		{"two names become one", archive.Selection{Rename: []archive.Rename{{From: "a:1", To: "c:1"}, {From: "b:1", To: "c:1"}}}, list(named("a:1"), target("b", imageName, "b:1")), "", archive.ErrInvalidName},
 		{"renamed beyond the length of names", archive.Selection{Rename: []archive.Rename{{From: "docker.io/library/", To: "example.com/" + strings.Repeat("x", 250) + "/"}}}, list(named("abcdefghijklmnop:1")), "", archive.ErrInvalidName},
+		{"included, renamed to no name", archive.Selection{Include: []string{"**"}, Rename: []archive.Rename{{From: "docker.io/library/", To: "example.com/" + strings.Repeat("x", 250) + "/"}}}, list(named("abcdefghijklmnop:1"), named("example.com/b:1")), "", archive.ErrInvalidName},
+		{"included, a name that is none beside it", archive.Selection{Include: []string{"**"}}, list(named("B:1"), named("example.com/b:1")), "example.com/b:1>example.com/b:1", nil},
+		{"included, renamed to the digest of another image", archive.Selection{Include: []string{"**"}, Rename: []archive.Rename{{From: "a:1", To: "a@" + b}}}, list(named("a:1"), named("example.com/b:1")), "", archive.ErrInvalidName},
 		{"renamed to the digest of another image", archive.Selection{Rename: []archive.Rename{{From: "a:1", To: "a@" + b}}}, list(named("a:1")), "", archive.ErrInvalidName},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
