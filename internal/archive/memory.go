@@ -22,6 +22,9 @@ type MemorySink struct {
 // about the packages in an image are as large as all metadata together may be.
 const statementHead = 64
 
+// jsonSpace is what may stand before a JSON object (RFC 8259, section 2).
+const jsonSpace = " \t\r\n"
+
 // NewMemorySink makes an empty sink.
 func NewMemorySink() *MemorySink {
 	return &MemorySink{metadata: map[digest.Digest][]byte{}, sizes: map[digest.Digest]int64{}}
@@ -42,7 +45,8 @@ func (m *MemorySink) Put(_ context.Context, claimed digest.Digest, size int64, r
 	}
 	var kept bytes.Buffer
 	to := io.Discard
-	if keep := bytes.HasPrefix(head, []byte("{")) && !bytes.Contains(head, []byte(`"_type"`)) && size <= MaxConfigBytes; keep {
+	object := bytes.HasPrefix(bytes.TrimLeft(head, jsonSpace), []byte("{"))
+	if object && !bytes.Contains(head, []byte(`"_type"`)) && size <= MaxConfigBytes {
 		if m.kept += size; m.kept > MaxMetadataBytes {
 			return "", fmt.Errorf("more than %d bytes of metadata: %w", int64(MaxMetadataBytes), ErrLimit)
 		}

@@ -62,6 +62,19 @@ func TestMemorySinkIsBounded(t *testing.T) {
 	}
 }
 
+func TestMemorySinkKeepsIndentedJSON(t *testing.T) {
+	for _, data := range []string{"{}", " {}", "\n\r\n\t{}"} {
+		sink := archive.NewMemorySink()
+		d, err := sink.Put(t.Context(), "", int64(len(data)), strings.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := sink.Get(t.Context(), d, 10); string(got) != data {
+			t.Errorf("%q: kept %q, %v", data, got, err)
+		}
+	}
+}
+
 func TestMemorySinkVerifies(t *testing.T) {
 	b := build(t, simple())
 	b.Edit(builder.Corrupt(builder.BlobPath(b.Images[0].Platforms[0].Layers[0].Digest)))
