@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -19,18 +21,17 @@ import (
 )
 
 // assemble lets containerd's own importer build the images from the blobs that are in the store: it links the
-// blobs with the labels that its garbage collection follows. The names that it would write are held back, since
-// it also returns without error for an image that lacks layers. Then every image is checked.
+// blobs with the labels that its garbage collection follows. It is given no names, since it would publish them at
+// once, and returns without error for an image that lacks layers. So every image is checked then.
 func (s *session) assemble(ctx context.Context, p *Plan) error {
 	s.progress.phase(PhaseImporting)
-	layout, err := minimalLayout(p.names())
+	layout, err := minimalLayout(p)
 	if err != nil {
 		return err
 	}
-	held := heldImages{s.services.images}
 	c, err := client.New("", client.WithServices(
 		client.WithContentStore(s.services.content),
-		client.WithImageStore(held),
+		client.WithImageStore(s.services.images),
 		client.WithLeasesService(s.services.leases),
 	), client.WithDefaultNamespace(s.importer.namespace))
 	if err != nil {
@@ -93,13 +94,19 @@ func (s *session) unpack(ctx context.Context, p *Plan) (string, error) {
 	return name, nil
 }
 
-// unpackError tells a layer that is not what its image says from a containerd that could not apply it.
+// unpackError tells a layer that is not what its image says from a containerd that could not apply it. Of such a
+// layer's error only the kind is kept: the text names a temporary directory that is another each time.
 func unpackError(err error) error {
 	text := err.Error()
-	switch {
-	case bytes.Contains([]byte(text), []byte("wrong diff id")):
-		return fmt.Errorf("unpack: %w: %w", archive.ErrDigestMismatch, err)
-	case errdefs.IsInvalidArgument(err), errdefs.IsFailedPrecondition(err):
+	if strings.Contains(text, "wrong diff id") {
+		return fmt.Errorf("unpack: a layer's content is not that of its diff_id: %w", archive.ErrDigestMismatch)
+	}
+	for _, damage := range []string{"invalid tar header", "unexpected EOF", "gzip: invalid", "zstd: ", "magic number mismatch", "invalid input:", "failed to decompress"} {
+		if strings.Contains(text, damage) {
+			return fmt.Errorf("unpack: a layer is no tar archive, or a damaged one: %w", archive.ErrInvalid)
+		}
+	}
+	if errdefs.IsInvalidArgument(err) || errdefs.IsFailedPrecondition(err) {
 		return fmt.Errorf("unpack: %w: %w", archive.ErrInvalid, err)
 	}
 	return runtimeError("unpack", err)
@@ -134,13 +141,13 @@ func (i *Importer) checkSnapshotter(ctx context.Context) error {
 	return nil
 }
 
-// minimalLayout is an OCI archive of nothing but an index that names the chosen images.
-func minimalLayout(names []publication) ([]byte, error) {
+// minimalLayout is an OCI archive of nothing but an index of the chosen images, each once and without a name.
+func minimalLayout(p *Plan) ([]byte, error) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
-	for _, n := range names {
-		d := n.Target
-		d.Annotations = map[string]string{images.AnnotationImageName: n.Name}
-		index.Manifests = append(index.Manifests, d)
+	for _, img := range p.Images {
+		if !slices.ContainsFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Digest == img.Digest }) {
+			index.Manifests = append(index.Manifests, img.target)
+		}
 	}
 	indexJSON, err := json.Marshal(index)
 	if err != nil {
@@ -167,13 +174,3 @@ func minimalLayout(names []publication) ([]byte, error) {
 	}
 	return b.Bytes(), nil
 }
-
-// heldImages is an image store that accepts names and keeps them to itself: they are published later, when the
-// images are known to be complete.
-type heldImages struct{ images.Store }
-
-func (heldImages) Update(_ context.Context, img images.Image, _ ...string) (images.Image, error) {
-	return img, nil
-}
-
-func (heldImages) Create(_ context.Context, img images.Image) (images.Image, error) { return img, nil }

@@ -2,7 +2,6 @@ package importer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/tarlift/tarlift/internal/source"
@@ -20,8 +19,8 @@ func (i *Importer) Import(ctx context.Context, src source.Blob, req Request) (re
 	}
 	defer func() {
 		// After a success the names stand; what could not be cleared up expires with the lease.
-		if endErr := s.end(ctx, err != nil); endErr != nil && err != nil {
-			err = errors.Join(err, fmt.Errorf("clear up: %w", endErr))
+		if endErr := s.end(ctx, err); endErr != nil && err != nil {
+			err = fmt.Errorf("%w (clear up: %v)", err, endErr) //nolint:errorlint // the first error is the reason
 		}
 	}()
 

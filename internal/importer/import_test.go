@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,7 +73,7 @@ func wanted(o Owner) Request {
 	return Request{Owner: o, Selection: archive.Selection{DigestReferences: true}, Pin: true}
 }
 
-var owner = Owner{Name: "apps", UID: "11111111-2222", Generation: 1, SpecHash: "abc"}
+var owner = Owner{Name: "apps", UID: "11111111-2222", SpecHash: "abc"}
 
 func TestImportPublishesWholeImages(t *testing.T) {
 	for _, tc := range []struct {
@@ -490,11 +491,16 @@ func TestReleaseDropsWhatWasKept(t *testing.T) {
 		}
 	}
 	fail(owner)
+	first := n.state(t).Leases
+	fail(owner)
+	if s := n.state(t); !slices.Equal(s.Leases, first) {
+		t.Errorf("leases %v, then %v: not adopted", first, s.Leases)
+	}
 	next := owner
-	next.Generation++
+	next.SpecHash = "another"
 	fail(next)
-	if s := n.state(t); len(s.Leases) != 1 || !strings.Contains(s.Leases[0], "-2-") {
-		t.Errorf("leases after a new generation: %v", s.Leases)
+	if s := n.state(t); len(s.Leases) != 1 || slices.Equal(s.Leases, first) {
+		t.Errorf("leases after a new spec: %v", s.Leases)
 	}
 	if err := n.Release(t.Context(), owner.UID); err != nil {
 		t.Fatal(err)
@@ -508,7 +514,7 @@ func TestPoisonedIngestIsDropped(t *testing.T) {
 	n := newNode(t, "linux/amd64")
 	l := b.Images[0].Platforms[0].Layers[1]
 	ctx := n.in(t.Context())
-	poison := privateIngests{n.services.content, ingestPrefix(owner.UID)}
+	poison := guardedContent{n.services.content, ingestPrefix(owner.UID)}
 	s := &session{importer: n.Importer, services: services{content: poison}, progress: newReporter(nil), written: map[digest.Digest]int64{}}
 	w, err := s.writer(ctx, l.Digest.String(), l)
 	if err != nil {

@@ -28,6 +28,8 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/tarlift/tarlift/internal/archive"
@@ -80,6 +82,13 @@ type services struct {
 // milliseconds, and one that restarts is back within a second.
 const connectTimeout = 3 * time.Second
 
+// A containerd that hangs while it is connected is found by pings. gRPC servers end connections of clients that ping
+// more often than every 5 minutes.
+const (
+	pingAfter   = 6 * time.Minute
+	pingTimeout = 30 * time.Second
+)
+
 // New makes an importer. It does not wait for containerd: a daemon that is down shows at the first call,
 // as ErrRuntimeUnavailable, and is found again when it returns.
 func New(o Options) (*Importer, error) {
@@ -97,7 +106,8 @@ func New(o Options) (*Importer, error) {
 	if o.Address == "" {
 		o.Address = defaults.DefaultAddress
 	}
-	c, err := client.New(o.Address, client.WithDefaultNamespace(o.Namespace), client.WithTimeout(connectTimeout))
+	c, err := client.New(o.Address, client.WithDefaultNamespace(o.Namespace), client.WithTimeout(connectTimeout),
+		client.WithExtraDialOpts([]grpc.DialOption{grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout})}))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %q: %w: %w", o.Address, ErrRuntimeUnavailable, err)
 	}
@@ -147,9 +157,8 @@ func (i *Importer) in(ctx context.Context) context.Context {
 
 // Owner is the ImageArchive that an import is made for. The zero Owner is `agent import`.
 type Owner struct {
-	Name       string
-	UID        string
-	Generation int64
+	Name string
+	UID  string
 	// SpecHash identifies the part of the spec that decides what an import does.
 	SpecHash string
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -125,13 +126,16 @@ func (n *node) state(t *testing.T) state {
 	return s
 }
 
+// sortedLabels leaves out the lease of the session that wrote a name, which is another each time.
 func sortedLabels(labels map[string]string) string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		out = append(out, k+"="+labels[k])
+		out = append(out, k+"="+leaseField.ReplaceAllString(labels[k], ""))
 	}
 	return strings.Join(out, ",")
 }
+
+var leaseField = regexp.MustCompile(`,"lease":"[^"]*"`)
 
 // image returns a published image, nil if there is none of that name.
 func (n *node) image(t *testing.T, name string) *images.Image {

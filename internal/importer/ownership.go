@@ -49,6 +49,7 @@ type record struct {
 	Digest      digest.Digest `json:"digest,omitempty"`
 	Index       digest.Digest `json:"index"`
 	Size        int64         `json:"size"`
+	Lease       string        `json:"lease"` // of the session that wrote it
 }
 
 func newRecord(req Request, src string, r Result, snapshotter string, names int) record {
@@ -58,8 +59,19 @@ func newRecord(req Request, src string, r Result, snapshotter string, names int)
 	}
 }
 
-// maxRecordedSource keeps the whole record well below containerd's bound.
-const maxRecordedSource = 1024
+// encode gives the text of the label.
+func (r record) encode() (string, error) {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // URLs would grow sixfold
+	if err := e.Encode(r); err != nil {
+		return "", fmt.Errorf("encode ownership: %w", err)
+	}
+	return strings.TrimSuffix(b.String(), "\n"), nil
+}
+
+// maxRecordedSource in bytes keeps the whole record below containerd's bound, even if each byte is escaped in six.
+const maxRecordedSource = 400
 
 func clip(s string, n int) string {
 	if len(s) > n {
@@ -151,6 +163,9 @@ func (i *Importer) whole(ctx context.Context, img images.Image, r record) (bool,
 	diffIDs, err := client.NewImageWithPlatform(i.client, img, platforms.Only(i.platform)).RootFS(ctx)
 	if err != nil {
 		return false, runtimeError("read config of "+img.Target.Digest.String(), err)
+	}
+	if len(diffIDs) == 0 {
+		return true, nil
 	}
 	_, err = i.client.SnapshotService(r.Snapshotter).Stat(ctx, identity.ChainID(diffIDs).String())
 	if errdefs.IsNotFound(err) {

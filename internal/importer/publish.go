@@ -2,8 +2,6 @@ package importer
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -71,19 +69,21 @@ func refuseConflict(old images.Image, n publication, req Request) error {
 // publish writes the names, each complete, pinned and owned in one write. After an error it takes back what it
 // wrote; what the names pointed at before is held by the session's lease meanwhile.
 func (s *session) publish(ctx context.Context, names []publication, req Request, r record) error {
-	var undo []func(context.Context) error
+	var writes []*nameWrite
 	for _, n := range names {
-		back, err := s.publishOne(ctx, n, req, r)
+		w := &nameWrite{session: s, label: ownerLabel(req.Owner)}
+		writes = append(writes, w) // before it is made: its answer may get lost
+		err := ctx.Err()
 		if err == nil {
-			undo = append(undo, back)
+			err = w.make(ctx, n, req, r)
+		}
+		if err == nil {
 			continue
 		}
 		err = fmt.Errorf("publish %q: %w", n.Name, err)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-		defer cancel()
-		for _, back := range slices.Backward(undo) {
-			if undoErr := back(ctx); undoErr != nil {
-				err = errors.Join(err, undoErr)
+		for _, w := range slices.Backward(writes) {
+			if undoErr := clearUp(ctx, w.takeBack); undoErr != nil {
+				err = fmt.Errorf("%w (%v)", err, undoErr) //nolint:errorlint // the first error is the reason
 			}
 		}
 		return err
@@ -91,66 +91,50 @@ func (s *session) publish(ctx context.Context, names []publication, req Request,
 	return nil
 }
 
-// publishOne creates or updates one name, and returns how to take that back.
-func (s *session) publishOne(ctx context.Context, n publication, req Request, r record) (undo func(context.Context) error, err error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err //nolint:wrapcheck // publish adds the context
-	}
-	r.Target, r.Reference = n.Target.Digest, n.Reference
-	value, err := json.Marshal(r)
+// nameWrite is the creation or the change of one name.
+type nameWrite struct {
+	*session
+	label string        // the key of the ownership that it writes
+	img   images.Image  // what is written; its Name is empty while nothing is
+	old   *images.Image // what was there before, nil for nothing
+	paths []string      // what of it changes
+}
+
+// make writes a name. A write that has begun is not cancelled, since nobody would know whether it was done.
+func (w *nameWrite) make(ctx context.Context, n publication, req Request, r record) error {
+	r.Target, r.Reference, r.Lease = n.Target.Digest, n.Reference, w.lease.ID
+	value, err := r.encode()
 	if err != nil {
-		return nil, fmt.Errorf("encode ownership: %w", err)
+		return err
 	}
-	store := s.services.images
-	img := images.Image{Name: n.Name, Target: n.Target, Labels: map[string]string{
-		ownerLabel(req.Owner): string(value),
-		labelManaged:          valueManaged,
-	}}
+	img := images.Image{Name: n.Name, Target: n.Target, Labels: map[string]string{w.label: value, labelManaged: valueManaged}}
 	if req.Pin {
 		img.Labels[labelPinned] = valuePinned
 	}
-	_, err = store.Create(ctx, img)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	w.img = img
+	_, err = w.services.images.Create(ctx, img)
 	if err == nil {
-		return func(ctx context.Context) error { return s.unpublish(ctx, img, ownerLabel(req.Owner)) }, nil
-	}
-	if !errdefs.IsAlreadyExists(err) {
-		return nil, runtimeError("create", err)
-	}
-	old, err := store.Get(ctx, n.Name)
-	if err != nil {
-		return nil, runtimeError("look up", err)
-	}
-	if err := refuseConflict(old, n, req); err != nil {
-		return nil, err
-	}
-	return s.update(ctx, old, img, req)
-}
-
-// unpublish takes back a name that this session created. Another import may have come to share it meanwhile: then
-// only the session's own label goes.
-func (s *session) unpublish(ctx context.Context, img images.Image, label string) error {
-	now, err := s.services.images.Get(ctx, img.Name)
-	if errdefs.IsNotFound(err) {
 		return nil
 	}
-	if err == nil {
-		delete(now.Labels, label)
-		if _, shared := otherOwners(now.Labels, Owner{}); shared {
-			img.Labels = map[string]string{label: ""}
-			_, err = s.services.images.Update(ctx, img, "labels."+label)
-		} else {
-			err = s.services.images.Delete(ctx, img.Name, images.DeleteTarget(&img.Target))
-		}
+	if !errdefs.IsAlreadyExists(err) {
+		return runtimeError("create", err)
 	}
-	if err != nil && !errdefs.IsNotFound(err) {
-		return runtimeError("take back "+img.Name, err)
+	w.img = images.Image{}
+	old, err := w.services.images.Get(ctx, n.Name)
+	if err != nil {
+		return runtimeError("look up", err)
 	}
-	return nil
+	if err := refuseConflict(old, n, req); err != nil {
+		return err
+	}
+	return w.change(ctx, old, img, req)
 }
 
-// update changes only the keys that are ours: foreign labels stay. A name that moves to another target loses the
+// change alters only the keys that are ours: foreign labels stay. A name that moves to another target loses the
 // labels of those who wanted the former one, in the same write.
-func (s *session) update(ctx context.Context, old, img images.Image, req Request) (undo func(context.Context) error, err error) {
+func (w *nameWrite) change(ctx context.Context, old, img images.Image, req Request) error {
 	others, _ := otherOwners(old.Labels, req.Owner)
 	for k := range old.Labels {
 		_, set := img.Labels[k]
@@ -161,32 +145,61 @@ func (s *session) update(ctx context.Context, old, img images.Image, req Request
 			if old.Target.Digest != img.Target.Digest || !slices.Contains(others, k) {
 				img.Labels[k] = ""
 			}
-		case k == labelPinned && !req.Pin && len(others) == 0 && old.Labels[ownerLabel(req.Owner)] != "":
+		case k == labelPinned && !req.Pin && len(others) == 0 && old.Labels[w.label] != "":
 			img.Labels[k] = ""
 		}
 	}
-	var paths []string
 	for _, k := range slices.Sorted(maps.Keys(img.Labels)) {
-		paths = append(paths, "labels."+k)
+		w.paths = append(w.paths, "labels."+k)
 	}
 	if old.Target.Digest != img.Target.Digest {
-		paths = append([]string{"target"}, paths...)
+		w.paths = append(w.paths, "target")
 		held := leases.Resource{ID: old.Target.Digest.String(), Type: "content"}
-		if err := s.services.leases.AddResource(ctx, s.lease, held); err != nil && !errdefs.IsNotFound(err) {
-			return nil, runtimeError("hold the former image", err)
+		if err := w.services.leases.AddResource(ctx, w.lease, held); err != nil && !errdefs.IsNotFound(err) {
+			return runtimeError("hold the former image", err)
 		}
 	}
-	if _, err := s.services.images.Update(ctx, img, paths...); err != nil {
-		return nil, runtimeError("update", err)
+	w.img, w.old = img, &old
+	if _, err := w.services.images.Update(ctx, img, w.paths...); err != nil {
+		return runtimeError("update", err)
 	}
-	back := images.Image{Name: old.Name, Target: old.Target, Labels: map[string]string{}}
-	for k := range img.Labels {
-		back.Labels[k] = old.Labels[k]
-	}
-	return func(ctx context.Context) error {
-		if _, err := s.services.images.Update(ctx, back, paths...); err != nil {
-			return runtimeError("take back "+old.Name, err)
-		}
+	return nil
+}
+
+// takeBack undoes the write, if it took place and nobody has written the name since. Another import may have come to
+// share a name that this one created: then only the ownership goes.
+func (w *nameWrite) takeBack(ctx context.Context) error {
+	if w.img.Name == "" {
 		return nil
-	}, nil
+	}
+	err := w.undo(ctx)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return runtimeError("take back "+w.img.Name, err)
+	}
+	return nil
+}
+
+func (w *nameWrite) undo(ctx context.Context) error {
+	now, err := w.services.images.Get(ctx, w.img.Name)
+	if err != nil {
+		return err //nolint:wrapcheck // takeBack adds the context
+	}
+	if now.Labels[w.label] != w.img.Labels[w.label] {
+		return nil
+	}
+	back := images.Image{Name: w.img.Name, Target: w.img.Target, Labels: map[string]string{w.label: ""}}
+	paths := []string{"labels." + w.label}
+	delete(now.Labels, w.label)
+	_, shared := otherOwners(now.Labels, Owner{})
+	switch {
+	case w.old != nil:
+		back.Target, paths = w.old.Target, w.paths
+		for k := range w.img.Labels {
+			back.Labels[k] = w.old.Labels[k]
+		}
+	case !shared:
+		return w.services.images.Delete(ctx, w.img.Name, images.DeleteTarget(&w.img.Target)) //nolint:wrapcheck // as above
+	}
+	_, err = w.services.images.Update(ctx, back, paths...)
+	return err //nolint:wrapcheck // as above
 }

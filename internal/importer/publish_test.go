@@ -19,7 +19,7 @@ func version(t *testing.T, content string) *builder.Built {
 		platformImage("linux/amd64", layer(content, 3000))}}}})
 }
 
-func named(name, uid string) Owner { return Owner{Name: name, UID: uid, Generation: 1, SpecHash: "s"} }
+func named(name, uid string) Owner { return Owner{Name: name, UID: uid, SpecHash: "s"} }
 
 func TestWhoMayRetargetAName(t *testing.T) {
 	for _, tc := range []struct {
@@ -209,9 +209,8 @@ func TestImported(t *testing.T) {
 		want bool
 	}{
 		{"untouched", nil, owner, true},
-		{"a later generation with the same spec", nil, Owner{Name: "apps", UID: owner.UID, Generation: 7, SpecHash: "abc"}, true},
-		{"another spec", nil, Owner{Name: "apps", UID: owner.UID, Generation: 2, SpecHash: "def"}, false},
-		{"another archive", nil, Owner{Name: "apps", UID: "else", Generation: 1, SpecHash: "abc"}, false},
+		{"another spec", nil, Owner{Name: "apps", UID: owner.UID, SpecHash: "def"}, false},
+		{"another archive", nil, Owner{Name: "apps", UID: "else", SpecHash: "abc"}, false},
 		{"a name deleted", func(t *testing.T, n *node) {
 			if err := n.services.images.Delete(n.in(t.Context()), toolName); err != nil {
 				t.Fatal(err)

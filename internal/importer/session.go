@@ -2,10 +2,13 @@ package importer
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
-	"strconv"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -20,12 +23,12 @@ const (
 	// leaseRenewAfter is the age at which a kept lease is exchanged for a new one. Leases cannot be renewed, and
 	// writes below an expired one fail, so half of its life stays for the attempt that adopts it.
 	leaseRenewAfter = leaseExpiry / 2
-	// cleanupTimeout bounds clearing up after a failure. Deleting a lease takes milliseconds, collecting many
-	// gigabytes with it some seconds.
-	cleanupTimeout = time.Minute
+	// cleanupTimeout bounds a step of clearing up after a failure. Deleting a lease takes milliseconds, collecting
+	// many gigabytes with it some seconds, and a containerd that restarts is back within seconds.
+	cleanupTimeout = 20 * time.Second
 
-	labelUID        = "tarlift.dev/uid"
-	labelGeneration = "tarlift.dev/generation"
+	labelUID  = "tarlift.dev/uid"
+	labelSpec = "tarlift.dev/spec"
 )
 
 // session is one attempt at an import: a lease that holds what it needs, and ingests that only it uses.
@@ -42,14 +45,13 @@ type session struct {
 }
 
 // begin opens a session and returns the context that all its calls use. An owner's session adopts what an
-// earlier attempt at the same generation kept.
+// earlier attempt at the same spec kept.
 func (i *Importer) begin(ctx context.Context, req Request) (*session, context.Context, error) {
 	s := &session{importer: i, services: i.services, keep: req.Keep, progress: newReporter(req.Progress), written: map[digest.Digest]int64{}}
 	var err error
 	if req.Owner.UID == "" {
-		s.lease, err = i.services.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseExpiry),
-			leases.WithLabel(labelUID, ""))
-		s.prefix = "tarlift/import/" + s.lease.ID + "/"
+		s.lease, err = i.newLease(ctx, Owner{UID: "import"})
+		s.prefix = "tarlift/" + s.lease.ID + "/"
 	} else {
 		s.lease, err = i.adoptLease(ctx, req.Owner)
 		s.prefix = ingestPrefix(req.Owner.UID)
@@ -57,39 +59,48 @@ func (i *Importer) begin(ctx context.Context, req Request) (*session, context.Co
 	if err != nil {
 		return nil, nil, runtimeError("create lease", err)
 	}
-	s.services.content = privateIngests{i.services.content, s.prefix}
+	s.services.content = guardedContent{i.services.content, s.prefix}
 	return s, leases.WithLease(ctx, s.lease.ID), nil
 }
 
 func ingestPrefix(uid string) string { return "tarlift/archive/" + uid + "/" }
 
-// adoptLease returns the lease of this generation: the one that an earlier attempt kept while it is young, else
-// a new one that holds what the old one held. Leases of other generations go.
+// newLease creates a lease; one whose creation was cancelled does not stay.
+func (i *Importer) newLease(ctx context.Context, o Owner) (leases.Lease, error) {
+	id := fmt.Sprintf("tarlift-%s-%s", o.UID, rand.Text())
+	l, err := i.services.leases.Create(ctx, leases.WithID(id), leases.WithExpiration(leaseExpiry),
+		leases.WithLabel(labelUID, o.UID), leases.WithLabel(labelSpec, o.SpecHash))
+	if err != nil {
+		_ = clearUp(ctx, func(ctx context.Context) error { return i.services.leases.Delete(ctx, leases.Lease{ID: id}) })
+	}
+	return l, err //nolint:wrapcheck // begin adds the context
+}
+
+// adoptLease returns the lease of an import: the one that an earlier attempt kept while it is young, else a new one.
+// It takes over what other leases of the same spec hold, and drops those of other specs.
 func (i *Importer) adoptLease(ctx context.Context, o Owner) (leases.Lease, error) {
 	kept, err := i.ownLeases(ctx, o.UID)
 	if err != nil {
 		return leases.Lease{}, err
 	}
-	generation := strconv.FormatInt(o.Generation, 10)
+	ours := slices.IndexFunc(kept, func(l leases.Lease) bool {
+		return l.Labels[labelSpec] == o.SpecHash && time.Since(l.CreatedAt) < leaseRenewAfter
+	})
+	var lease leases.Lease
+	if ours >= 0 {
+		lease = kept[ours]
+	} else if lease, err = i.newLease(ctx, o); err != nil {
+		return leases.Lease{}, err
+	}
 	for _, l := range kept {
-		if l.Labels[labelGeneration] == generation && time.Since(l.CreatedAt) < leaseRenewAfter {
-			return l, nil
+		if l.ID == lease.ID {
+			continue
 		}
-	}
-	fresh, err := i.services.leases.Create(ctx,
-		leases.WithID(fmt.Sprintf("tarlift-%s-%s-%d", o.UID, generation, time.Now().Unix())),
-		leases.WithExpiration(leaseExpiry),
-		leases.WithLabel(labelUID, o.UID),
-		leases.WithLabel(labelGeneration, generation))
-	if err != nil {
-		return leases.Lease{}, err //nolint:wrapcheck // begin adds the context
-	}
-	for _, l := range kept {
-		if err := i.moveLease(ctx, l, fresh, l.Labels[labelGeneration] == generation); err != nil {
+		if err := i.moveLease(ctx, l, lease, l.Labels[labelSpec] == o.SpecHash); err != nil {
 			return leases.Lease{}, err
 		}
 	}
-	return fresh, nil
+	return lease, nil
 }
 
 // moveLease ends a lease, after its resources are held by another one if they are still wanted.
@@ -165,42 +176,91 @@ func (i *Importer) abortIngest(ctx context.Context, ref string) error {
 	}
 }
 
-// end clears up. A failed session that keeps leaves its lease and ingests to the next attempt; every other one
-// leaves nothing but what it published. It works even when ctx was cancelled.
-func (s *session) end(ctx context.Context, failed bool) error {
-	if failed && s.keep {
-		return nil
-	}
+// clearUp calls step even when ctx was cancelled, and again while containerd restarts.
+func clearUp(ctx context.Context, step func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	err := s.importer.abortIngests(ctx, s.prefix)
-	if deleteErr := s.importer.services.leases.Delete(ctx, s.lease, leases.SynchronousDelete); deleteErr != nil && !errdefs.IsNotFound(deleteErr) {
-		err = errors.Join(err, runtimeError("delete lease "+s.lease.ID, deleteErr))
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		err := step(ctx)
+		if err == nil || !errors.Is(runtimeError("", err), ErrRuntimeUnavailable) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
 	}
-	return err
 }
 
-// privateIngests is a content store whose ingest references carry a prefix. containerd derives references from
-// names alone, so that without it one importer's partial or stalled ingest fails or blocks every other's.
-type privateIngests struct {
+// end clears up. A failed session that keeps leaves its lease and ingests to the next attempt, unless they fill the
+// disk; every other one leaves nothing but what it published.
+func (s *session) end(ctx context.Context, failure error) error {
+	if failure != nil && s.keep && !errors.Is(failure, ErrInsufficientDisk) {
+		return nil
+	}
+	err := clearUp(ctx, func(ctx context.Context) error { return s.importer.abortIngests(ctx, s.prefix) })
+	return errors.Join(err, clearUp(ctx, func(ctx context.Context) error {
+		err := s.importer.services.leases.Delete(ctx, s.lease, leases.SynchronousDelete)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return runtimeError("delete lease "+s.lease.ID, err)
+		}
+		return nil
+	}))
+}
+
+// guardedContent is a content store as one importer may use it.
+//
+// Its ingest references carry a prefix: containerd derives references from names alone, so that without it one
+// importer's partial or stalled ingest fails or blocks every other's.
+//
+// It adds labels that hold content, and replaces none: containerd numbers the children of an index anew for each
+// platform, so that the import of one would let go of what another import of the same index holds.
+type guardedContent struct {
 	content.Store
 	prefix string
 }
 
-func (p privateIngests) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+const gcContentLabel = "containerd.io/gc.ref.content."
+
+func (g guardedContent) Update(ctx context.Context, info content.Info, paths ...string) (content.Info, error) {
+	now, err := g.Store.Info(ctx, info.Digest)
+	if err != nil {
+		return now, err //nolint:wrapcheck // a transparent wrapper
+	}
+	labels := maps.Clone(info.Labels)
+	for k, v := range info.Labels {
+		held := now.Labels[k]
+		if !strings.HasPrefix(k, gcContentLabel) || held == "" || held == v {
+			continue
+		}
+		free := k + "." + digest.Digest(v).Encoded()[:12]
+		delete(labels, k)
+		labels[free] = v
+		for n, p := range paths {
+			if p == "labels."+k {
+				paths[n] = "labels." + free
+			}
+		}
+	}
+	info.Labels = labels
+	return g.Store.Update(ctx, info, paths...) //nolint:wrapcheck // as above
+}
+
+func (g guardedContent) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	var o content.WriterOpts
 	for _, opt := range opts {
 		if err := opt(&o); err != nil {
 			return nil, err
 		}
 	}
-	return p.Store.Writer(ctx, content.WithRef(p.prefix+o.Ref), content.WithDescriptor(o.Desc)) //nolint:wrapcheck // as above
+	return g.Store.Writer(ctx, content.WithRef(g.prefix+o.Ref), content.WithDescriptor(o.Desc)) //nolint:wrapcheck // as above
 }
 
-func (p privateIngests) Abort(ctx context.Context, ref string) error {
-	return p.Store.Abort(ctx, p.prefix+ref) //nolint:wrapcheck // as above
+func (g guardedContent) Abort(ctx context.Context, ref string) error {
+	return g.Store.Abort(ctx, g.prefix+ref) //nolint:wrapcheck // as above
 }
 
-func (p privateIngests) Status(ctx context.Context, ref string) (content.Status, error) {
-	return p.Store.Status(ctx, p.prefix+ref) //nolint:wrapcheck // as above
+func (g guardedContent) Status(ctx context.Context, ref string) (content.Status, error) {
+	return g.Store.Status(ctx, g.prefix+ref) //nolint:wrapcheck // as above
 }

@@ -58,41 +58,57 @@ func (s *session) transfer(ctx context.Context, src source.Blob, p *Plan) error 
 func (s *session) put(ctx context.Context, d ocispec.Descriptor, open opener) error {
 	ref := d.Digest.String()
 	for {
-		w, err := s.writer(ctx, ref, d)
-		if errdefs.IsAlreadyExists(err) {
-			s.progress.skipped(d.Size)
-			return nil
-		}
-		if err != nil {
-			return runtimeError("open writer", err)
-		}
-		resumed, err := s.fill(ctx, w, d, open)
-		closeErr := w.Close()
+		resumed := false
+		err := s.withWriter(ctx, ref, d, func(w content.Writer) (err error) {
+			resumed, err = s.fill(ctx, w, d, open)
+			return err
+		})
 		switch {
 		case err == nil:
 			s.written[d.Digest] = d.Size
+			return nil
+		case errors.Is(err, errPresent):
+			s.progress.skipped(d.Size)
 			return nil
 		case errors.Is(err, archive.ErrDigestMismatch):
 			// What is in the ingest will never match: a kill can leave bytes that were never synced, and every
 			// retry would start from these.
 			if abortErr := s.services.content.Abort(ctx, ref); abortErr != nil && !errdefs.IsNotFound(abortErr) {
-				return errors.Join(err, runtimeError("abort ingest", abortErr))
+				return fmt.Errorf("%w (abort ingest: %v)", err, abortErr) //nolint:errorlint // the first error is the reason
 			}
 			if resumed {
 				continue
 			}
 			return err
 		default:
-			return errors.Join(err, closeErr)
+			return err
 		}
 	}
+}
+
+// errPresent is a blob that is in the store, and now below the session's lease.
+var errPresent = errors.New("present")
+
+// withWriter calls use with an open ingest. Its stream ends with its context only, not when it is closed.
+func (s *session) withWriter(ctx context.Context, ref string, d ocispec.Descriptor, use func(content.Writer) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := s.writer(ctx, ref, d)
+	if errdefs.IsAlreadyExists(err) {
+		return errPresent
+	}
+	if err != nil {
+		return runtimeError("open writer", err)
+	}
+	defer w.Close()
+	return use(w)
 }
 
 // fill copies what an ingest lacks and commits it. It says whether the ingest had bytes before.
 func (s *session) fill(ctx context.Context, w content.Writer, d ocispec.Descriptor, open opener) (resumed bool, err error) {
 	st, err := w.Status()
 	if err != nil {
-		return false, runtimeError("read ingest status", err)
+		return false, writerError("read ingest status", err)
 	}
 	if st.Offset > d.Size {
 		return true, fmt.Errorf("ingest of %s is longer than the blob: %w", d.Digest, archive.ErrDigestMismatch)
@@ -105,6 +121,9 @@ func (s *session) fill(ctx context.Context, w content.Writer, d ocispec.Descript
 			return resumed, fmt.Errorf("open: %w", err)
 		}
 		err = s.copy(w, r, d.Size-st.Offset)
+		if err == nil {
+			err = ended(r)
+		}
 		if closeErr := r.Close(); err == nil && closeErr != nil {
 			err = fmt.Errorf("close: %w", closeErr)
 		}
@@ -119,7 +138,7 @@ func (s *session) fill(ctx context.Context, w content.Writer, d ocispec.Descript
 		s.progress.done(-d.Size)
 		return resumed, fmt.Errorf("the bytes have another digest: %w", archive.ErrDigestMismatch)
 	default:
-		return resumed, runtimeError("commit", err)
+		return resumed, writerError("commit", err)
 	}
 }
 
@@ -130,7 +149,7 @@ func (s *session) copy(w io.Writer, r io.Reader, n int64) error {
 		k, err := io.ReadFull(r, buf[:min(n, int64(len(buf)))])
 		if k > 0 {
 			if _, err := w.Write(buf[:k]); err != nil {
-				return writeError(err)
+				return writerError("write", err)
 			}
 			n -= int64(k)
 			s.progress.done(int64(k))
@@ -145,13 +164,26 @@ func (s *session) copy(w io.Writer, r io.Reader, n int64) error {
 	return nil
 }
 
-// writeError is the error of writing to an ingest. gRPC tells of a connection that has ended by io.EOF alone, of
-// which containerd's client keeps the text.
-func writeError(err error) error {
-	if strings.HasSuffix(err.Error(), io.EOF.Error()) {
-		return fmt.Errorf("write: the connection to containerd broke: %w", ErrRuntimeUnavailable)
+// ended reads on after the last byte: a source that was changed meanwhile says so there, and its bytes must not be
+// taken for a damaged archive's.
+func ended(r io.Reader) error {
+	n, err := r.Read(make([]byte, 1))
+	switch {
+	case n > 0:
+		return fmt.Errorf("read: longer than its descriptor says: %w", archive.ErrInvalid)
+	case err != nil && !errors.Is(err, io.EOF):
+		return fmt.Errorf("read: %w", err)
 	}
-	return runtimeError("write", err)
+	return nil
+}
+
+// writerError is an error of an ingest. gRPC tells of a connection that has ended by io.EOF alone, of which
+// containerd's client keeps the text.
+func writerError(doing string, err error) error {
+	if strings.HasSuffix(err.Error(), io.EOF.Error()) {
+		return fmt.Errorf("%s: the connection to containerd broke: %w", doing, ErrRuntimeUnavailable)
+	}
+	return runtimeError(doing, err)
 }
 
 // writer opens an ingest, waiting a little while another writer holds it. content.OpenWriter would wait for ever,
@@ -200,22 +232,20 @@ func (s streamSink) Put(ctx context.Context, claimed digest.Digest, size int64, 
 	if err := s.services.content.Abort(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
 		return "", runtimeError("abort ingest", err)
 	}
-	w, err := s.writer(ctx, ref, ocispec.Descriptor{Size: size})
-	if err != nil {
-		return "", runtimeError("open writer", err)
-	}
-	defer w.Close()
 	sum := digest.Canonical.Digester()
-	if err := s.copy(w, io.TeeReader(r, sum.Hash()), size); err != nil {
-		return "", err
-	}
-	switch err := w.Commit(ctx, size, sum.Digest()); {
-	case err == nil:
-		s.written[sum.Digest()] = size
-	case !errdefs.IsAlreadyExists(err):
-		return "", runtimeError("commit", err)
-	}
-	return sum.Digest(), nil
+	err := s.withWriter(ctx, ref, ocispec.Descriptor{Size: size}, func(w content.Writer) error {
+		if err := s.copy(w, io.TeeReader(r, sum.Hash()), size); err != nil {
+			return err
+		}
+		switch err := w.Commit(ctx, size, sum.Digest()); {
+		case err == nil:
+			s.written[sum.Digest()] = size
+		case !errdefs.IsAlreadyExists(err):
+			return writerError("commit", err)
+		}
+		return nil
+	})
+	return sum.Digest(), err
 }
 
 // Get reads a small blob back.

@@ -169,7 +169,7 @@ func fileOf(t *testing.T, data []byte) string {
 
 func open(t *testing.T, path string) source.Blob {
 	t.Helper()
-	b, err := source.OpenFile(path)
+	b, err := source.OpenFile(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +179,7 @@ func open(t *testing.T, path string) source.Blob {
 
 func request(uid string) importer.Request {
 	return importer.Request{
-		Owner:     importer.Owner{Name: "archive-" + uid, UID: uid, Generation: 1, SpecHash: "spec"},
+		Owner:     importer.Owner{Name: "archive-" + uid, UID: uid, SpecHash: "spec"},
 		Selection: archive.Selection{DigestReferences: true}, Unpack: true, Pin: true,
 	}
 }
