@@ -28,7 +28,6 @@ type agenda struct {
 type record struct {
 	attempt
 	archive *v1alpha1.ImageArchive // as last seen, not to be changed
-	// owner is from when this spec hash was first seen: later generations with the same hash are the same import.
 	owner   importer.Owner
 	entry   v1alpha1.ArchiveState // as reported
 	done    bool                  // the images are there: containerd or, until it has been asked, the last report says so

@@ -67,8 +67,8 @@ func TestNewSpecStopsAndStartsAgain(t *testing.T) {
 	b.end(absent)
 	b.expect("check a")
 	b.end(absent)
-	if got := b.expect("import a"); got.archive.Spec.Source.File.Path != "new.tar" || got.owner.Generation != 2 {
-		t.Errorf("imports %+v", got.owner)
+	if got := b.expect("import a"); got.archive.Spec.Source.File.Path != "new.tar" || got.archive.Generation != 2 {
+		t.Errorf("imports %+v", got.archive)
 	}
 	if e := b.report("a"); e.Attempts != 1 || e.ObservedGeneration != 2 || e.LastError != nil {
 		t.Errorf("entry %+v", e)

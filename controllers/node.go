@@ -182,7 +182,7 @@ func (r *NodeReconciler) steer(ctx context.Context, now time.Time) time.Duration
 	if start != nil && r.worker.begin(start) { //nolint:contextcheck // a job outlives this reconcile
 		r.agenda.started(start, now)
 		if start.kind == jobImport {
-			ctrl.LoggerFrom(ctx).Info("Importing", "archive", start.owner.Name, "generation", start.owner.Generation)
+			ctrl.LoggerFrom(ctx).Info("Importing", "archive", start.owner.Name, "generation", start.archive.Generation)
 		}
 	}
 	return wait

@@ -122,7 +122,7 @@ func selectionOf(images *v1alpha1.ImageSelection) archive.Selection {
 }
 
 func ownerOf(a *v1alpha1.ImageArchive) importer.Owner {
-	return importer.Owner{Name: a.Name, UID: string(a.UID), Generation: a.Generation, SpecHash: specHash(&a.Spec)}
+	return importer.Owner{Name: a.Name, UID: string(a.UID), SpecHash: specHash(&a.Spec)}
 }
 
 // specHash identifies what of a spec decides an import: all but nodeSelector and suspend. It is recorded in

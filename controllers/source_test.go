@@ -86,7 +86,7 @@ func TestRequestFor(t *testing.T) {
 	a := newArchive("a", 0)
 	a.Spec = *fullSpec()
 	want := importer.Request{
-		Owner:  importer.Owner{Name: "a", UID: "uid-a", Generation: 1, SpecHash: specHash(&a.Spec)},
+		Owner:  importer.Owner{Name: "a", UID: "uid-a", SpecHash: specHash(&a.Spec)},
 		Digest: "sha256:1", IndexDigest: "sha256:2",
 		Selection: archive.Selection{
 			BaseName: "example.com/a", Include: []string{"**"}, Exclude: []string{"*:debug"}, Rename: []archive.Rename{{From: "a/", To: "b/"}},

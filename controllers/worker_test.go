@@ -66,13 +66,13 @@ func startWorker(t *testing.T, f *fakeImporter) (*worker, *prometheus.Registry, 
 
 func importJob() *job {
 	a := newArchive("a", 0)
-	return &job{kind: jobImport, uid: a.UID, archive: a, owner: importer.Owner{UID: "uid-a", Generation: 7}}
+	return &job{kind: jobImport, uid: a.UID, archive: a, owner: importer.Owner{UID: "uid-a", SpecHash: "7"}}
 }
 
 func TestWorkerDoesOneJobAtATime(t *testing.T) {
 	release := make(chan struct{})
 	f := &fakeImporter{importing: func(_ context.Context, b source.Blob, r importer.Request) (importer.Result, error) {
-		if r.Owner.Generation != 7 || !r.Keep {
+		if r.Owner.SpecHash != "7" || !r.Keep {
 			t.Errorf("request %+v", r)
 		}
 		s, err := b.Section(t.Context(), 0, -1)

@@ -38,7 +38,7 @@ type fakeNode struct {
 	dir  string // of its archives
 
 	mu       sync.Mutex
-	imported map[importer.Owner]importer.Result // without generation
+	imported map[importer.Owner]importer.Result
 	runtime  error
 	hang     bool          // imports go on until they are stopped, or resume is closed
 	resume   chan struct{} // what hung then fails
@@ -70,7 +70,6 @@ func (f *fakeNode) Imported(_ context.Context, o importer.Owner) (importer.Resul
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.checks++
-	o.Generation = 0
 	r, ok := f.imported[o]
 	return r, ok, nil
 }
@@ -99,9 +98,7 @@ func (f *fakeNode) Import(ctx context.Context, b source.Blob, r importer.Request
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	o := r.Owner
-	o.Generation = 0
-	f.imported[o] = result
+	f.imported[r.Owner] = result
 	return result, nil
 }
 
