@@ -77,6 +77,17 @@ func TestInterrupted(t *testing.T) {
 	wantFailure(t, agentWith(ctx, nil, "inspect", "-o", "json", url), exitInterrupted, reasonInterrupted)
 }
 
+// Nobody may ever write into a named pipe.
+func TestInterruptedBeforePipeHasWriter(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantFailure(t, agentWith(ctx, nil, "import", "-o", "json", pipe), exitInterrupted, reasonInterrupted)
+}
+
 // Signals reach the process, also while it reads a silent pipe, and a process that does not stop is killed by
 // the second one.
 func TestSignals(t *testing.T) {

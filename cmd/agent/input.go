@@ -41,7 +41,7 @@ func (f *inputFlags) open(ctx context.Context, arg string, in io.Reader) (source
 		}
 		return source.OpenStream(in, "standard input"), nil
 	}
-	return source.OpenFile(arg)
+	return source.OpenFile(ctx, arg)
 }
 
 func isURL(arg string) bool { return strings.Contains(arg, "://") }

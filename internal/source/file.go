@@ -12,8 +12,9 @@ import (
 	"syscall"
 )
 
-// OpenFile opens a regular file for random access, or a named pipe as a stream.
-func OpenFile(path string) (Blob, error) {
+// OpenFile opens a regular file for random access, or a named pipe as a stream. It waits for a pipe's writer until
+// ctx ends.
+func OpenFile(ctx context.Context, path string) (Blob, error) {
 	if path == "" {
 		return nil, fmt.Errorf("open file: the path is empty: %w", ErrInvalid)
 	}
@@ -26,7 +27,10 @@ func OpenFile(path string) (Blob, error) {
 	default:
 		return nil, fmt.Errorf("open %q: it is a %s, not a regular file: %w", path, kindOf(mode), ErrInvalid)
 	}
-	f, err := os.Open(path) //nolint:gosec // the caller of the command line chooses the file
+	f, err := openWaiting(ctx, path)
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("open %q: %w", path, ctx.Err())
+	}
 	if err != nil {
 		return nil, fileError("open", path, err)
 	}
@@ -34,6 +38,32 @@ func OpenFile(path string) (Blob, error) {
 		return OpenStream(f, path), nil
 	}
 	return newFileBlob(f, path)
+}
+
+// openWaiting opens in a goroutine of its own: opening a pipe without a writer cannot be interrupted, but whoever
+// waits for it can.
+func openWaiting(ctx context.Context, path string) (*os.File, error) {
+	type result struct {
+		f   *os.File
+		err error
+	}
+	opened := make(chan result)
+	go func() {
+		f, err := os.Open(path) //nolint:gosec // the caller of the command line chooses the file
+		select {
+		case opened <- result{f, err}:
+		case <-ctx.Done():
+			if err == nil {
+				f.Close() //nolint:gosec // never read from
+			}
+		}
+	}()
+	select {
+	case res := <-opened:
+		return res.f, res.err
+	case <-ctx.Done():
+		return nil, ctx.Err() //nolint:wrapcheck // the caller's own
+	}
 }
 
 // OpenUnder opens the regular file path below the directory dir for random access. Neither ".." nor a

@@ -27,7 +27,7 @@ func writeFile(t *testing.T, path string, data []byte) string {
 func TestFile(t *testing.T) {
 	data := randomBytes(300_000)
 	path := writeFile(t, filepath.Join(t.TempDir(), "a.tar"), data)
-	b, err := source.OpenFile(path)
+	b, err := source.OpenFile(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestFileChangesWhileRead(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := writeFile(t, filepath.Join(t.TempDir(), "a.tar"), randomBytes(200_000))
-			b, err := source.OpenFile(path)
+			b, err := source.OpenFile(t.Context(), path)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -91,7 +91,7 @@ func TestFileChangesWhileRead(t *testing.T) {
 func TestFileReplacedByRename(t *testing.T) {
 	dir, data := t.TempDir(), randomBytes(1000)
 	path := writeFile(t, filepath.Join(dir, "a.tar"), data)
-	b, err := source.OpenFile(path)
+	b, err := source.OpenFile(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestFileReplacedByRename(t *testing.T) {
 }
 
 func TestFileCancelled(t *testing.T) {
-	b, err := source.OpenFile(writeFile(t, filepath.Join(t.TempDir(), "a.tar"), randomBytes(1000)))
+	b, err := source.OpenFile(t.Context(), writeFile(t, filepath.Join(t.TempDir(), "a.tar"), randomBytes(1000)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestOpenFileErrors(t *testing.T) {
 		"control character": {"a\x00b", source.ErrInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := source.OpenFile(tc.path); !errors.Is(err, tc.want) {
+			if _, err := source.OpenFile(t.Context(), tc.path); !errors.Is(err, tc.want) {
 				t.Errorf("error %v, want %v", err, tc.want)
 			}
 		})
@@ -257,7 +257,7 @@ func TestStreamOfNamedPipe(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	b, err := source.OpenFile(path)
+	b, err := source.OpenFile(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -266,6 +266,25 @@ func TestStreamOfNamedPipe(t *testing.T) {
 		t.Error("random access to a pipe")
 	}
 	wantSection(t, b, 0, -1, data)
+}
+
+// A pipe that nobody writes into must not keep an interrupted import from ending.
+func TestNamedPipeCancelledWithoutWriter(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := source.OpenFile(ctx, path); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	// This waits for the reader in the background, which then ends.
+	w, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
 }
 
 // A pipe whose writer is silent must not keep an interrupted import from ending.
