@@ -85,9 +85,9 @@ func printImported(w io.Writer, format string, r importer.Result, took time.Dura
 		return printJSON(w, imported{r.Images, r.Bytes, took.Round(time.Millisecond).Seconds()})
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "IMAGE\tDIGEST")
+	printRow(t, "IMAGE", "DIGEST")
 	for _, img := range r.Images {
-		fmt.Fprintf(t, "%s\t%s\n", img.Name, img.Digest)
+		printRow(t, img.Name, img.Digest.String())
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print the result: %w", err)

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/importer"
 )
 
 // samples has two images, one of them for two platforms.
@@ -167,6 +168,26 @@ func TestInspectText(t *testing.T) {
 		if !strings.Contains(o.out, want) {
 			t.Errorf("%q is missing in:\n%s", want, o.out)
 		}
+	}
+}
+
+// Text from an archive cannot do anything to the terminal.
+func TestInspectTextIsPrintable(t *testing.T) {
+	evil := "linux(1\x1b[31m\n2)/amd64"
+	in := &inspection{
+		Source: evil, Images: []inspectedName{{Name: evil, Problem: evil, Platforms: []inspectedPlatform{{Platform: evil}}}},
+		Plan: &importer.Plan{Images: []importer.PlannedImage{{Name: evil, Platform: evil}}},
+	}
+	var clean, out bytes.Buffer
+	if err := printInspection(&out, in, importer.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	in.Source, in.Images[0], in.Plan.Images[0] = "", inspectedName{Problem: "x", Platforms: make([]inspectedPlatform, 1)}, importer.PlannedImage{}
+	if err := printInspection(&clean, in, importer.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(out.String(), "\x1b") || strings.Count(out.String(), "\n") != strings.Count(clean.String(), "\n") {
+		t.Errorf("printed: %q", out.String())
 	}
 }
 

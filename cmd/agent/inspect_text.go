@@ -19,15 +19,16 @@ func printInspection(w io.Writer, in *inspection, o importer.Options) error {
 	if in.Reason != "" {
 		access += ": " + in.Reason
 	}
-	fmt.Fprintf(t, "archive:\t%s\n", oneLine(in.Source))
-	fmt.Fprintf(t, "format:\t%s, compression: %s\n", in.Format, in.Compression)
-	fmt.Fprintf(t, "access:\t%s\n", access)
-	fmt.Fprintf(t, "size:\t%s\n", size(in.Size))
-	fmt.Fprintf(t, "index digest:\t%s\n\n", in.IndexDigest)
+	printRow(t, "archive:", in.Source)
+	printRow(t, "format:", in.Format+", compression: "+in.Compression)
+	printRow(t, "access:", access)
+	printRow(t, "size:", size(in.Size))
+	printRow(t, "index digest:", in.IndexDigest.String())
+	fmt.Fprintln(t)
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print the inspection: %w", err)
 	}
-	fmt.Fprintln(t, "IMAGE\tPLATFORM\tSIZE\tDIGEST")
+	printRow(t, "IMAGE", "PLATFORM", "SIZE", "DIGEST")
 	for _, img := range in.Images {
 		printImage(t, img)
 	}
@@ -48,15 +49,15 @@ func printImage(w io.Writer, img inspectedName) {
 	}
 	if len(img.Platforms) == 1 {
 		p := img.Platforms[0]
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", name, p.Platform, platformSize(p), img.Digest)
+		printRow(w, name, p.Platform, platformSize(p), img.Digest.String())
 	} else {
-		fmt.Fprintf(w, "%s\t\t\t%s\n", name, img.Digest)
+		printRow(w, name, "", "", img.Digest.String())
 		for _, p := range img.Platforms {
-			fmt.Fprintf(w, "\t%s\t%s\t%s\n", p.Platform, platformSize(p), p.Digest)
+			printRow(w, "", p.Platform, platformSize(p), p.Digest.String())
 		}
 	}
 	if img.Problem != "" {
-		fmt.Fprintf(w, "  %s\n", img.Problem)
+		printRow(w, "  "+img.Problem)
 	}
 }
 
@@ -81,12 +82,13 @@ func printPlan(w io.Writer, p *importer.Plan, o importer.Options) {
 		}
 	}
 	fmt.Fprintf(w, "\nAn import into %s (namespace %s) would move %d of %d blobs, %s of %s.\n\n",
-		o.Address, o.Namespace, move, len(p.Blobs), size(p.Bytes.Move), size(p.Bytes.Total))
-	fmt.Fprintln(w, "PUBLISHED NAME\tPLATFORM\tMANIFEST")
+		oneLine(o.Address), oneLine(o.Namespace), move, len(p.Blobs), size(p.Bytes.Move), size(p.Bytes.Total))
+	printRow(w, "PUBLISHED NAME", "PLATFORM", "MANIFEST")
 	for _, img := range p.Images {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", img.Name, img.Platform, img.Manifest)
+		printRow(w, img.Name, img.Platform, img.Manifest.String())
 	}
-	fmt.Fprintln(w, "\nBLOB\tKIND\tSIZE\tACTION")
+	fmt.Fprintln(w)
+	printRow(w, "BLOB", "KIND", "SIZE", "ACTION")
 	blobs := slices.Clone(p.Blobs)
 	slices.SortStableFunc(blobs, func(a, b importer.PlannedBlob) int { return int(b.Size - a.Size) })
 	for _, b := range blobs {
@@ -94,7 +96,7 @@ func printPlan(w io.Writer, p *importer.Plan, o importer.Options) {
 		if b.Present {
 			action = "keep: it is there"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", b.Digest, blobKind(b.Descriptor), size(b.Size), action)
+		printRow(w, b.Digest.String(), blobKind(b.Descriptor), size(b.Size), action)
 	}
 }
 

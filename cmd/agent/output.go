@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/dustin/go-humanize"
 )
@@ -16,6 +17,14 @@ func printJSON(w io.Writer, v any) error {
 		return fmt.Errorf("print the result: %w", err)
 	}
 	return nil
+}
+
+// printRow prints a line of a table. The cells may come from an archive.
+func printRow(w io.Writer, cells ...string) {
+	for i, c := range cells {
+		cells[i] = oneLine(c)
+	}
+	fmt.Fprintln(w, strings.Join(cells, "\t"))
 }
 
 // size is a number of bytes for the reader's eye, such as 45 MiB.
