@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/controllers"
@@ -42,18 +43,33 @@ type failure struct {
 
 // reportFailure prints why cmd failed and returns its exit code: on standard error for people, and on standard
 // output when the caller reads JSON there.
-func reportFailure(cmd *cobra.Command, err error) int {
+func reportFailure(cmd *cobra.Command, err error, asJSON bool) int {
 	f, code := explain(cmd, err)
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", cmd.CommandPath(), f.Message)
 	if code == exitUsage {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Try '%s --help'.\n", cmd.CommandPath())
 	}
-	if flag := cmd.Flags().Lookup(outputFlag); flag != nil && flag.Value.String() == outputJSON {
+	if asJSON {
 		_ = printJSON(cmd.OutOrStdout(), struct { // the exit code tells all the same
 			Error failure `json:"error"`
 		}{f})
 	}
 	return code
+}
+
+// wantsJSON tells whether the caller reads JSON. Parsing ends at the first flag that is wrong, and -o may follow it:
+// then only -o is looked for.
+func wantsJSON(cmd *cobra.Command, args []string, parsed bool) bool {
+	if parsed {
+		flag := cmd.Flags().Lookup(outputFlag)
+		return flag != nil && flag.Value.String() == outputJSON
+	}
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.ParseErrorsAllowlist.UnknownFlags = true
+	flags.BoolP("help", "h", false, "") // pflag's own would print
+	output := flags.StringP(outputFlag, "o", outputText, "")
+	_ = flags.Parse(args) // reported already; what precedes a second mistake counts
+	return *output == outputJSON
 }
 
 // explain gives an error its reason, a message of one line, and the exit code.

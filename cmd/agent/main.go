@@ -43,7 +43,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	if !started {
 		err = usageError{err}
 	}
-	return reportFailure(cmd, err)
+	return reportFailure(cmd, err, wantsJSON(cmd, args, started))
 }
 
 func newRootCommand() *cobra.Command {

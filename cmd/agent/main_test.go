@@ -148,6 +148,30 @@ func TestUsageErrors(t *testing.T) {
 	wantFailure(t, agent(t, nil, "import", "-o", "json", "--bogus"), exitUsage, reasonUsage)
 }
 
+// Whoever reads JSON gets it also when the command line is not understood before -o is reached.
+func TestUsageErrorsAsJSON(t *testing.T) {
+	for _, args := range [][]string{
+		{"import", "--bogus", "-o", "json", "x"},
+		{"import", "--conflict", "nope", "--output=json", "x"},
+		{"import", "--conflict=nope", "--output", "json", "x"},
+		{"inspect", "--plam", "-ojson", "x"},
+		{"inspect", "-x", "-o=json", "x"},
+		{"inspect", "-o", "xml", "-o", "json", "x"}, // the last one counts
+		{"impart", "-o", "json", "x"},
+	} {
+		wantFailure(t, agent(t, nil, args...), exitUsage, reasonUsage)
+	}
+	for _, args := range [][]string{
+		{"import", "--bogus", "--", "-o", "json"},
+		{"import", "--bogus", "-o", "json", "-o", "text", "x"},
+		{"import", "--bogus", "x", "-o"},
+	} {
+		if o := agent(t, nil, args...); o.code != exitUsage || o.out != "" || strings.Contains(o.errOut, "Usage of") {
+			t.Errorf("%q: exit code %d, output %q, error %q", args, o.code, o.out, o.errOut)
+		}
+	}
+}
+
 func TestHelpAndCompletion(t *testing.T) {
 	for _, args := range [][]string{{"--help"}, {"import", "--help"}, {"completion", "bash"}, {"completion", "zsh"}, {"completion", "fish"}} {
 		if o := agent(t, nil, args...); o.code != exitOK || o.out == "" || o.errOut != "" {
