@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 )
 
@@ -21,6 +22,9 @@ func main() {
 
 // run executes one command line and returns the exit code. It returns soon after ctx ends.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	// containerd's client library also logs what it returns as errors, as text between progress or lines of JSON.
+	log.L.Logger.SetLevel(log.PanicLevel)
+
 	root := newRootCommand()
 	root.SetArgs(args)
 	root.SetIn(in)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/log"
+
 	"github.com/tarlift/tarlift/internal/archive/builder"
 )
 
@@ -169,6 +171,23 @@ func TestUsageErrorsAsJSON(t *testing.T) {
 		if o := agent(t, nil, args...); o.code != exitUsage || o.out != "" || strings.Contains(o.errOut, "Usage of") {
 			t.Errorf("%q: exit code %d, output %q, error %q", args, o.code, o.out, o.errOut)
 		}
+	}
+}
+
+// containerd's client library logs text to standard error, beside the error that it returns.
+func TestLibraryIsSilent(t *testing.T) {
+	logger, level, to := log.L.Logger, log.GetLevel(), log.L.Logger.Out
+	defer func() { logger.SetLevel(level); logger.SetOutput(to) }()
+	var logged bytes.Buffer
+	logger.SetLevel(log.InfoLevel)
+	logger.SetOutput(&logged)
+	if log.G(t.Context()).Error("before"); logged.Len() == 0 {
+		t.Fatal("it is silent anyway")
+	}
+	logged.Reset()
+	agent(t, nil, "version")
+	if log.G(t.Context()).Error("apply failure, attempting cleanup"); logged.Len() > 0 {
+		t.Errorf("logged: %q", logged.String())
 	}
 }
 
