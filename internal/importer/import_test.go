@@ -286,6 +286,59 @@ func TestBestPlatformIsChosen(t *testing.T) {
 	}
 }
 
+// containerd looks at one child of each index only. What it will not find must not be promised.
+func TestPlatformThatContainerdWouldNotFind(t *testing.T) {
+	image := func(platforms ...string) builder.Image {
+		img := builder.Image{Names: []string{appName}, NoPlatform: true}
+		for _, p := range platforms {
+			img.Platforms = append(img.Platforms, platformImage(p, layer(p, 2000)))
+		}
+		return img
+	}
+	for _, tc := range []struct {
+		name string
+		img  builder.Image
+		want error
+	}{
+		{"the first without a platform is ours", image("linux/amd64", "linux/arm64"), nil},
+		{"the first without a platform is another's", image("linux/arm64", "linux/amd64"), ErrNoMatchingPlatform},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := newNode(t, "linux/amd64")
+			b := build(t, builder.Archive{Images: []builder.Image{tc.img}})
+			before := n.state(t)
+			if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(owner)); !errors.Is(err, tc.want) {
+				t.Errorf("error %v", err)
+			}
+			if tc.want != nil {
+				unchanged(t, before, n.state(t))
+			}
+		})
+	}
+}
+
+// containerd's import numbers the children of an index anew for each platform, and would let go of the other's.
+func TestSecondPlatformLeavesTheFirst(t *testing.T) {
+	n := newNode(t, "linux/arm64")
+	b := build(t, twoImages())
+	if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(owner)); err != nil {
+		t.Fatal(err)
+	}
+	other := &node{newImporter(n.client, "k8s.io", "", builder.Platform("linux/amd64")), n.db}
+	for range 2 {
+		if _, err := other.Import(t.Context(), blobOf(t, b, false), wanted(named("other", "2"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for platform := range 2 {
+		for d := range blobsFor(b, platform) {
+			if !n.has(t, d) {
+				t.Errorf("platform %d lacks %s", platform, d)
+			}
+		}
+	}
+}
+
 func TestOtherPlatformsImagesAreLeftOut(t *testing.T) {
 	a := twoImages()
 	a.Images[1].Platforms = a.Images[1].Platforms[1:] // the tool is for arm64 only

@@ -3,6 +3,7 @@ package importer
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -62,6 +64,7 @@ type planner struct {
 	archive  *Archive
 	match    platforms.MatchComparer
 	needed   map[digest.Digest]bool
+	images   map[digest.Digest]image
 	plan     *Plan
 }
 
@@ -81,41 +84,33 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 	}
 	p := &planner{
 		importer: i, archive: a, match: platforms.Only(i.platform),
-		needed: map[digest.Digest]bool{}, plan: &Plan{Format: a.Format, IndexDigest: a.IndexDigest},
+		needed: map[digest.Digest]bool{}, images: map[digest.Digest]image{}, plan: &Plan{Format: a.Format, IndexDigest: a.IndexDigest},
 	}
 	var chosen chosenPlatforms
 	var foreign []string
 	for _, n := range named {
-		leaf, others, err := p.choose(ctx, n.Target)
+		img, err := p.image(ctx, n.Target)
 		if err != nil {
-			return nil, err
-		}
-		if leaf == nil {
-			foreign = append(foreign, others...)
-			continue
-		}
-		chosen = append(chosen, *leaf.Platform)
-		if err := p.add(ctx, n, *leaf); err != nil {
 			return nil, fmt.Errorf("image %q: %w", n.Name, err)
 		}
+		if img.leaf == nil {
+			foreign = append(foreign, img.others...)
+			continue
+		}
+		chosen = append(chosen, *img.leaf.Platform)
+		p.plan.Images = append(p.plan.Images, PlannedImage{
+			Name: n.Name, Source: n.Source, DigestReference: n.DigestReference,
+			Digest: n.Target.Digest, Platform: platforms.FormatAll(*img.leaf.Platform), Manifest: img.leaf.Digest,
+			// Annotations and embedded data are the archive's business: a pulled image's target has none.
+			target: ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size},
+		})
 	}
 	if len(p.plan.Images) == 0 {
 		return nil, fmt.Errorf("the archive has images for %s only, this node needs %s: %w",
 			listed(foreign), platforms.FormatAll(i.platform), ErrNoMatchingPlatform)
 	}
+	slices.SortFunc(p.plan.Images, func(a, b PlannedImage) int { return strings.Compare(a.Name, b.Name) })
 	p.plan.matcher = chosen
-	return p.plan, p.settle()
-}
-
-// settle sorts the images and refuses one name for two of them.
-func (p *planner) settle() error {
-	slices.SortStableFunc(p.plan.Images, func(a, b PlannedImage) int { return strings.Compare(a.Name, b.Name) })
-	for k, img := range p.plan.Images[:len(p.plan.Images)-1] {
-		if next := p.plan.Images[k+1]; img.Name == next.Name && img.Digest != next.Digest {
-			return fmt.Errorf("name %q stands for two images, %s and %s: %w", img.Name, img.Digest, next.Digest, archive.ErrInvalidName)
-		}
-	}
-	p.plan.Images = slices.CompactFunc(p.plan.Images, func(a, b PlannedImage) bool { return a.Name == b.Name })
 	for _, b := range p.plan.Blobs {
 		p.plan.Bytes.Total += b.Size
 		if b.Present {
@@ -123,38 +118,88 @@ func (p *planner) settle() error {
 		}
 	}
 	p.plan.Bytes.Move = p.plan.Bytes.Total - p.plan.Bytes.Present
-	return nil
+	return p.plan, nil
 }
 
-// choose returns the manifest below target that the CRI would choose for this platform, or the platforms that
-// there are instead.
-func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archive.Leaf, []string, error) {
+// image is what a plan knows of one target; several names may stand for it.
+type image struct {
+	leaf   *archive.Leaf // for this node's platform, nil if there is none
+	others []string      // the platforms that there are
+}
+
+// image plans what one target needs, once.
+func (p *planner) image(ctx context.Context, target ocispec.Descriptor) (image, error) {
+	if img, ok := p.images[target.Digest]; ok {
+		return img, nil
+	}
+	img, err := p.choose(ctx, target)
+	if err == nil && img.leaf != nil {
+		err = p.add(ctx, *img.leaf)
+	}
+	p.images[target.Digest] = img
+	return img, err
+}
+
+// choose finds the manifest below target that the CRI would choose for this platform.
+func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (image, error) {
 	leaves, err := archive.Leaves(ctx, p.fetch, target)
 	if err != nil {
-		return nil, nil, err
+		return image{}, err
 	}
 	if len(leaves) == 0 {
 		// An image of no known platform: an artifact, or one that is not here at all.
 		if _, err := p.fetch(ctx, target); errors.Is(err, archive.ErrMissing) {
-			return nil, nil, p.incomplete(target)
+			return image{}, p.incomplete(target)
 		}
 	}
-	var best *archive.Leaf
-	var others []string
+	var img image
+	matching := false
+	for _, l := range leaves {
+		img.others = append(img.others, platforms.FormatAll(*l.Platform))
+		matching = matching || p.match.Match(*l.Platform)
+	}
+	if !matching {
+		return img, nil
+	}
+	// containerd looks at the best child of each index alone. Which one that is only its own code knows.
+	seen := &manifestProvider{fetch: p.fetch}
+	_, err = images.Manifest(ctx, seen, target, p.match)
 	for k, l := range leaves {
-		if !p.match.Match(*l.Platform) {
-			others = append(others, platforms.FormatAll(*l.Platform))
-			continue
-		}
-		if best == nil || p.match.Less(*l.Platform, *best.Platform) {
-			best = &leaves[k]
+		if l.Digest == seen.manifest && p.match.Match(*l.Platform) {
+			img.leaf = &leaves[k]
+			return img, nil
 		}
 	}
-	return best, others, nil
+	switch {
+	case errors.Is(err, archive.ErrMissing):
+		return img, p.incomplete(target)
+	case err != nil && !errdefs.IsNotFound(err):
+		return img, fmt.Errorf("choose a platform: %w", err)
+	}
+	return img, fmt.Errorf("its index has %s, but containerd does not find it behind descriptors without a platform: %w",
+		platforms.FormatAll(p.importer.platform), ErrNoMatchingPlatform)
 }
 
-// add plans one image: the indexes above its manifest, the manifest, its config and its layers.
-func (p *planner) add(ctx context.Context, n archive.Named, leaf archive.Leaf) error {
+// manifestProvider gives containerd the metadata of an archive, and notes which manifest it read last.
+type manifestProvider struct {
+	fetch    archive.Fetch
+	manifest digest.Digest
+}
+
+func (m *manifestProvider) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
+	if images.IsManifestType(d.MediaType) {
+		m.manifest = d.Digest
+	}
+	data, err := m.fetch(ctx, d)
+	return bytesReaderAt{bytes.NewReader(data)}, err
+}
+
+type bytesReaderAt struct{ *bytes.Reader }
+
+func (bytesReaderAt) Close() error { return nil }
+
+// add plans the blobs of one image: the indexes above its manifest, the manifest, its config and its layers.
+func (p *planner) add(ctx context.Context, leaf archive.Leaf) error {
 	m, err := archive.ReadManifest(ctx, p.fetch, leaf.Descriptor)
 	if errors.Is(err, archive.ErrMissing) {
 		return p.incomplete(leaf.Descriptor)
@@ -167,17 +212,36 @@ func (p *planner) add(ctx context.Context, n archive.Named, leaf archive.Leaf) e
 			return err
 		}
 	}
+	if err := p.checkConfig(ctx, m); err != nil {
+		return err
+	}
 	for _, d := range m.Layers {
 		if err := p.need(ctx, d, p.locate); err != nil {
 			return err
 		}
 	}
-	p.plan.Images = append(p.plan.Images, PlannedImage{
-		Name: n.Name, Source: n.Source, DigestReference: n.DigestReference,
-		Digest: n.Target.Digest, Platform: platforms.FormatAll(*leaf.Platform), Manifest: leaf.Digest,
-		// Annotations and embedded data are the archive's business: a pulled image's target has none.
-		target: ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size},
-	})
+	return nil
+}
+
+// checkConfig finds out before anything is moved that an image could not be unpacked.
+func (p *planner) checkConfig(ctx context.Context, m ocispec.Manifest) error {
+	data, err := p.importer.readBlob(ctx, m.Config.Digest, archive.MaxConfigBytes)
+	if errdefs.IsNotFound(err) {
+		data, err = p.fetch(ctx, m.Config)
+	}
+	if err != nil {
+		return err
+	}
+	var config struct {
+		RootFS ocispec.RootFS `json:"rootfs"`
+	}
+	if err := json.Unmarshal(data, &config); err != nil {
+		return fmt.Errorf("read config %s: not an image's: %w", m.Config.Digest, archive.ErrInvalid)
+	}
+	if len(config.RootFS.DiffIDs) != len(m.Layers) {
+		return fmt.Errorf("read config %s: rootfs.diff_ids: %d of them for %d layers: %w",
+			m.Config.Digest, len(config.RootFS.DiffIDs), len(m.Layers), archive.ErrInvalid)
+	}
 	return nil
 }
 

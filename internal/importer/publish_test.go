@@ -161,6 +161,73 @@ func TestFailedPublishIsTakenBack(t *testing.T) {
 	}
 }
 
+// deafImages makes writes of which the k-th answer gets lost.
+type deafImages struct {
+	images.Store
+	left *int
+}
+
+func (d deafImages) lose(err error) error {
+	if *d.left--; err == nil && *d.left < 0 {
+		return context.Canceled
+	}
+	return err
+}
+
+func (d deafImages) Create(ctx context.Context, i images.Image) (images.Image, error) {
+	i, err := d.Store.Create(ctx, i)
+	return i, d.lose(err)
+}
+
+func (d deafImages) Update(ctx context.Context, i images.Image, paths ...string) (images.Image, error) {
+	own := i.Labels[ownerLabel(owner)]+i.Labels[importLabel] != ""
+	i, err := d.Store.Update(ctx, i, paths...)
+	if own {
+		err = d.lose(err)
+	}
+	return i, err
+}
+
+func TestWriteWithLostAnswerIsTakenBack(t *testing.T) {
+	b := build(t, twoImages())
+	for k := range 4 {
+		n := newNode(t, "linux/amd64")
+		if _, err := n.Import(t.Context(), blobOf(t, version(t, "old"), false), wanted(named("old", "7"))); err != nil {
+			t.Fatal(err)
+		}
+		before := n.state(t)
+		whole, left := n.services.images, k
+		n.services.images = deafImages{whole, &left}
+		req := wanted(owner)
+		req.Replace = true
+		if _, err := n.Import(t.Context(), blobOf(t, b, false), req); !errors.Is(err, context.Canceled) {
+			t.Fatalf("error %v", err)
+		}
+		n.services.images = whole
+		unchanged(t, before, n.state(t))
+	}
+}
+
+// Two runs of `agent import` have the same label. The one that fails leaves what the other has published.
+func TestFailedImportLeavesTheOthers(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	b := build(t, twoImages())
+	whole, left := n.services.images, 1
+	other := &node{newImporter(n.client, "k8s.io", "", n.platform), n.db}
+	n.services.images = sharing{deafImages{whole, &left}, func() {
+		if _, err := other.Import(t.Context(), blobOf(t, b, false), wanted(Owner{})); err != nil {
+			t.Error(err)
+		}
+	}}
+	if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(Owner{})); err == nil {
+		t.Fatal("no error")
+	}
+	n.services.images = whole
+	if _, ok, err := n.Imported(t.Context(), Owner{}); !ok || err != nil {
+		t.Errorf("the other import is whole: %v, error %v", ok, err)
+	}
+}
+
 // A name that another archive came to share while this import was publishing is not taken from it.
 func TestTakingBackLeavesSharedNames(t *testing.T) {
 	n := newNode(t, "linux/amd64")

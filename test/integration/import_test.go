@@ -1,13 +1,16 @@
 package integration
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	goruntime "runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -106,6 +109,78 @@ func TestWrongDiffIDChangesNothing(t *testing.T) {
 	_, err := r.importer(t).Import(t.Context(), open(t, fileOf(t, wrongDiffIDs(t))), request("1"))
 	if !errors.Is(err, archive.ErrDigestMismatch) {
 		t.Errorf("error %v", err)
+	}
+	unchanged(t, before, r.state(t))
+}
+
+// An image may have no layers at all, and many.
+func TestNumbersOfLayers(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{})
+	var many []builder.Layer
+	for k := range 100 {
+		many = append(many, gzipLayer(fmt.Sprint("layer-", k), 100))
+	}
+	for name, layers := range map[string][]builder.Layer{"none": nil, "many": many} {
+		i, req := r.importer(t), request(name)
+		before, most := goruntime.NumGoroutine(), 0
+		req.Progress = func(importer.Progress) { most = max(most, goruntime.NumGoroutine()) }
+		path := fileOf(t, tarOf(t, builder.Archive{Images: []builder.Image{image("registry.example/"+name+":1", layers...)}}))
+		if _, err := i.Import(t.Context(), open(t, path), req); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok, err := i.Imported(t.Context(), req.Owner); !ok || err != nil {
+			t.Errorf("%s: imported %v, error %v", name, ok, err)
+		}
+		if most > before+50 {
+			t.Errorf("%s: %d goroutines, %d before: one stays for each blob", name, most, before)
+		}
+	}
+}
+
+// A layer that has its digest but is no tar is the archive's fault, with the same text every time.
+func TestLayerThatIsNoTar(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{})
+	before := r.state(t)
+	junk := bytes.Repeat([]byte("no tar archive "), 1000)
+	d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(junk), Size: int64(len(junk))}
+	data := handmade(t, []ocispec.Descriptor{d}, []digest.Digest{d.Digest}, builder.FileMember(builder.BlobPath(d.Digest), junk))
+	path, texts := fileOf(t, data), map[string]bool{}
+	for range 2 {
+		_, err := r.importer(t).Import(t.Context(), open(t, path), request("1"))
+		if !errors.Is(err, archive.ErrInvalid) {
+			t.Fatalf("error %v", err)
+		}
+		texts[err.Error()] = true
+	}
+	if len(texts) != 1 {
+		t.Errorf("different texts: %v", texts)
+	}
+	unchanged(t, before, r.state(t))
+}
+
+// containerd restarts while an import without Keep is under way: what it left is cleared up when it is back.
+func TestClearedUpAfterARestart(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{})
+	r.bystander(t)
+	before := r.state(t)
+	path := fileOf(t, tarOf(t, builder.Archive{Images: []builder.Image{image(app, gzipLayer("a", 4<<20), gzipLayer("b", 12<<20))}}))
+	var once sync.Once
+	started := make(chan error, 1)
+	src := &faulty{Blob: open(t, path), at: 10 << 20, fault: func() error {
+		once.Do(func() {
+			r.Containerd.Kill()
+			go func() {
+				time.Sleep(time.Second) // the importer has noticed by then
+				started <- r.Containerd.Start(t.Context())
+			}()
+		})
+		return nil
+	}}
+	if _, err := r.importer(t).Import(t.Context(), src, request("1")); !errors.Is(err, importer.ErrRuntimeUnavailable) {
+		t.Errorf("error %v", err)
+	}
+	if err := <-started; err != nil {
+		t.Fatal(err)
 	}
 	unchanged(t, before, r.state(t))
 }
@@ -240,8 +315,20 @@ func wrongDiffIDs(t *testing.T) []byte {
 	}
 	defer b.Close()
 	built := b.Images[0].Platforms[0]
-	config := ocispec.Image{Platform: builder.Platform("linux/amd64"), RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{built.DiffIDs[1], built.DiffIDs[0]}}}
-	members := []builder.Member{builder.FileMember("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))}
+	var layers []builder.Member
+	for _, m := range b.Members {
+		if m.Name == builder.BlobPath(built.Layers[0].Digest) || m.Name == builder.BlobPath(built.Layers[1].Digest) {
+			layers = append(layers, m)
+		}
+	}
+	return handmade(t, built.Layers, []digest.Digest{built.DiffIDs[1], built.DiffIDs[0]}, layers...)
+}
+
+// handmade is an archive of one image of these layers and diff IDs, whatever they are.
+func handmade(t *testing.T, layers []ocispec.Descriptor, diffIDs []digest.Digest, blobs ...builder.Member) []byte {
+	t.Helper()
+	config := ocispec.Image{Platform: builder.Platform("linux/amd64"), RootFS: ocispec.RootFS{Type: "layers", DiffIDs: diffIDs}}
+	members := append(blobs, builder.FileMember("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)))
 	blob := func(mediaType string, v any) ocispec.Descriptor {
 		data, err := json.Marshal(v)
 		if err != nil {
@@ -254,20 +341,14 @@ func wrongDiffIDs(t *testing.T) []byte {
 	two := specs.Versioned{SchemaVersion: 2}
 	manifest := blob(ocispec.MediaTypeImageManifest, ocispec.Manifest{
 		Versioned: two, MediaType: ocispec.MediaTypeImageManifest,
-		Config: blob(ocispec.MediaTypeImageConfig, config), Layers: built.Layers,
+		Config: blob(ocispec.MediaTypeImageConfig, config), Layers: layers,
 	})
 	manifest.Annotations = map[string]string{images.AnnotationImageName: app}
 	index, err := json.Marshal(ocispec.Index{Versioned: two, Manifests: []ocispec.Descriptor{manifest}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	members = append(members, builder.FileMember("index.json", index))
-	for _, m := range b.Members {
-		if m.Name == builder.BlobPath(built.Layers[0].Digest) || m.Name == builder.BlobPath(built.Layers[1].Digest) {
-			members = append(members, m)
-		}
-	}
-	data, err := builder.TarBytes(members...)
+	data, err := builder.TarBytes(append(members, builder.FileMember("index.json", index))...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -136,6 +136,7 @@ func (r *runtime) bystander(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	collect(t, r) // the other platform's blobs, which that import brought too
 }
 
 func gzipLayer(name string, size int64) builder.Layer {
