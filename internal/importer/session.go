@@ -224,7 +224,7 @@ type guardedContent struct {
 const gcContentLabel = "containerd.io/gc.ref.content."
 
 func (g guardedContent) Update(ctx context.Context, info content.Info, paths ...string) (content.Info, error) {
-	now, err := g.Store.Info(ctx, info.Digest)
+	now, err := g.Info(ctx, info.Digest)
 	if err != nil {
 		return now, err //nolint:wrapcheck // a transparent wrapper
 	}
