@@ -125,11 +125,12 @@ func (a *agenda) update(rec *record, archive *v1alpha1.ImageArchive) {
 		rec.entry.ObservedGeneration = archive.Generation
 		rec.reset()
 	}
-	if v := archive.Annotations[v1alpha1.AnnotationReconcileRequestedAt]; v != rec.heeded {
-		rec.heeded = v
-		rec.checked = false
-		rec.reset()
-	}
+}
+
+// asked says whether somebody has asked to look at the archive since a look at it began. A job that runs meanwhile
+// began before, so its outcome answers nothing.
+func (r *record) asked() bool {
+	return r.archive.Annotations[v1alpha1.AnnotationReconcileRequestedAt] != r.heeded
 }
 
 func (a *agenda) release(uid types.UID) {
@@ -159,7 +160,7 @@ func (a *agenda) next(running *job, now time.Time) (start *job, stop bool, wait 
 	}
 	records := a.oldestFirst()
 	for _, rec := range records {
-		if !rec.checked && due(rec.attempt) {
+		if rec.asked() || !rec.checked && due(rec.attempt) {
 			return &job{kind: jobCheck, uid: rec.archive.UID, archive: rec.archive, owner: rec.owner}, false, 0
 		}
 	}
@@ -187,6 +188,11 @@ func (a *agenda) outdated(running *job) bool {
 // started notes that the worker has begun a job.
 func (a *agenda) started(j *job, now time.Time) {
 	rec := a.records[j.uid]
+	if j.kind == jobCheck && rec != nil && rec.asked() {
+		rec.heeded = rec.archive.Annotations[v1alpha1.AnnotationReconcileRequestedAt]
+		rec.checked = false
+		rec.reset()
+	}
 	if j.kind != jobImport || rec == nil {
 		return
 	}
@@ -199,7 +205,8 @@ func (a *agenda) started(j *job, now time.Time) {
 	}
 }
 
-// learn takes in what became of a job. news says that it is not the failure that was known already.
+// learn takes in what became of a job. news says that it is worth an Event: an import, a failure that was not known
+// already, or that images were lost.
 func (a *agenda) learn(o *outcome, now time.Time) (news bool) {
 	if o.runtime != nil {
 		a.runtime = &v1alpha1.RuntimeInfo{Version: o.runtime.Version, Snapshotter: o.runtime.Snapshotter, Platform: o.runtime.Platform}
@@ -222,7 +229,7 @@ func (a *agenda) learn(o *outcome, now time.Time) (news bool) {
 	case o.err != nil:
 		news = a.learnFailure(rec, o, now)
 	case o.job.kind == jobCheck:
-		rec.learnCheck(o, now)
+		news = rec.learnCheck(o, now)
 	default:
 		rec.complete(o.result, now)
 		rec.entry.Bytes = &v1alpha1.ArchiveBytes{
@@ -240,6 +247,11 @@ func (a *agenda) learnFailure(rec *record, o *outcome, now time.Time) (news bool
 	case terminal:
 		rec.stalled(now, a.jitter)
 		a.release(rec.archive.UID)
+	case reason == v1alpha1.ReasonInsufficientDisk:
+		rec.stalled(now, a.jitter) // each attempt may transfer, and drop, all that fits
+	case reason == v1alpha1.ReasonRuntimeUnavailable && o.job.kind == jobCheck:
+		rec.unanswered(now, runtimeRetryLimit, a.jitter)
+		rec.checked = false
 	case reason == v1alpha1.ReasonRuntimeUnavailable:
 		rec.failed(now, runtimeRetryLimit, a.jitter)
 		rec.checked = false
@@ -256,12 +268,14 @@ func (a *agenda) learnFailure(rec *record, o *outcome, now time.Time) (news bool
 }
 
 // learnCheck notes whether containerd has all of an archive's images. A report that says so already stays as it is.
-func (r *record) learnCheck(o *outcome, now time.Time) {
+// It returns whether images were lost.
+func (r *record) learnCheck(o *outcome, now time.Time) (lost bool) {
 	r.checked = true
+	r.answered()
 	if r.failure != nil && r.failure.Reason == v1alpha1.ReasonRuntimeUnavailable {
 		r.failure = nil
 	}
-	lost := r.done && !o.whole
+	lost = r.done && !o.whole
 	switch {
 	case lost:
 		heeded, conditions := r.heeded, r.entry.Conditions
@@ -272,6 +286,7 @@ func (r *record) learnCheck(o *outcome, now time.Time) {
 	case o.whole:
 		r.reset()
 	}
+	return lost
 }
 
 // complete notes that the images are there.

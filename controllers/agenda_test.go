@@ -270,6 +270,31 @@ func TestRuntimeDown(t *testing.T) {
 	b.wantState("a", "Ready=True/Imported")
 }
 
+// How long containerd was away does not put off what then fails for another reason. That it goes away with each
+// import does.
+func TestOutageEnds(t *testing.T) {
+	b := newBench(t, newArchive("a", 0))
+	for range 10 {
+		b.expect("check a")
+		b.end(down)
+		b.pass(time.Minute)
+	}
+	b.expect("check a")
+	b.end(absent)
+	b.expect("import a")
+	b.end(unreachable)
+	b.expect("wait 2s")
+	for _, wait := range []time.Duration{4, 8, 15} {
+		b.pass(time.Minute)
+		b.expect("import a")
+		b.end(down)
+		b.expect(fmt.Sprintf("wait %s", wait*time.Second))
+		b.pass(time.Minute)
+		b.expect("check a")
+		b.end(absent)
+	}
+}
+
 func TestLossIsImportedAgain(t *testing.T) {
 	a := newArchive("a", 0)
 	b := newBench(t, a)
@@ -282,12 +307,62 @@ func TestLossIsImportedAgain(t *testing.T) {
 	b.see(a)
 	b.expect("check a")
 	b.wantState("a", "Ready=True/Imported")
-	b.end(absent)
+	for i, o := range []outcome{absent, absent} { // the second time nothing is lost any more
+		o.job = &job{kind: jobCheck, uid: a.UID, owner: ownerOf(a)}
+		if news := b.learn(&o, b.now); news != (i == 0) {
+			t.Errorf("check %d: news %v", i, news)
+		}
+	}
+	b.running = nil
 	b.wantState("a", "Ready=False/Pending Reconciling=True/Pending")
 	b.expect("import a")
 	if e := b.report("a"); e.Attempts != 1 || e.CompletionTime != nil {
 		t.Errorf("entry %+v", e)
 	}
+}
+
+func withRequest(a *v1alpha1.ImageArchive, value string) *v1alpha1.ImageArchive {
+	a = a.DeepCopy()
+	a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: value}
+	return a
+}
+
+// Asked for while a job runs, a look comes after that job, however it ends.
+func TestRequestOutlivesTheRunningJob(t *testing.T) {
+	a := newArchive("a", 0)
+	b := newBench(t, a)
+	b.expect("check a")
+	b.end(absent)
+	for i, o := range []outcome{broken, unreachable, good} {
+		b.expect("import a")
+		b.see(withRequest(a, fmt.Sprint(i)))
+		b.expect("wait 0s") // goes on
+		b.end(o)
+		if o.err == broken.err {
+			b.expect("release a")
+			b.end(absent)
+		}
+		b.expect("check a")
+		b.end(absent)
+	}
+	b.see(withRequest(a, "before a check"))
+	b.expect("check a")
+	b.see(withRequest(a, "during a check"))
+	b.end(whole)
+	b.expect("check a")
+	b.end(whole)
+	b.expect("wait 0s")
+}
+
+// Attempts that transfer all that fits, again and again, would wear the disk and the network.
+func TestFullDiskIsNotTriedAllTheTime(t *testing.T) {
+	b := newBench(t, newArchive("a", 0))
+	b.expect("check a")
+	b.end(absent)
+	b.expect("import a")
+	b.end(outcome{err: fmt.Errorf("write: %w", importer.ErrInsufficientDisk)})
+	b.wantState("a", "Ready=False/InsufficientDisk Reconciling=True/Pending")
+	b.expect("wait 12m0s")
 }
 
 // restart is a new process that finds what the old one has reported.

@@ -18,6 +18,7 @@ const (
 // attempt is when something may be tried again. The zero value may be tried at once.
 type attempt struct {
 	tries     int // failed ones in a row
+	asks      int // those of them that only asked a containerd that did not answer
 	notBefore time.Time
 }
 
@@ -26,6 +27,15 @@ func (t *attempt) failed(now time.Time, limit time.Duration, jitter func() float
 	t.tries++
 	t.notBefore = now.Add(time.Duration(jitter() * float64(backoffBound(t.tries, limit))))
 }
+
+// unanswered is failed where nothing was tried yet.
+func (t *attempt) unanswered(now time.Time, limit time.Duration, jitter func() float64) {
+	t.failed(now, limit, jitter)
+	t.asks++
+}
+
+// answered forgets the tries that only asked. Those that ended containerd, or the agent, keep counting.
+func (t *attempt) answered() { t.tries, t.asks = t.tries-t.asks, 0 }
 
 // stalled postpones the next try by about stalledInterval.
 func (t *attempt) stalled(now time.Time, jitter func() float64) {
