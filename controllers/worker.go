@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -121,13 +122,16 @@ func (w *worker) begin(j *job) bool {
 	return true
 }
 
-// stop tells the running job to end; it has when collect returns its outcome.
-func (w *worker) stop() {
+// stop tells the running job to end; it has when collect returns its outcome. It says whether that is news to the job.
+func (w *worker) stop() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.cancel != nil {
-		w.cancel()
+	if w.current == nil || w.cancel == nil {
+		return false
 	}
+	w.cancel()
+	w.cancel = nil
+	return true
 }
 
 // collect returns the outcome of a job that has ended, once.
@@ -151,24 +155,49 @@ func (w *worker) do(ctx context.Context, j *job) *outcome {
 	begin := time.Now()
 	defer func() { o.duration = time.Since(begin) }()
 	if j.kind == jobRelease {
-		o.err = w.importer.Release(ctx, string(j.uid))
+		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.importer.Release(ctx, string(j.uid)) })
 		return o
 	}
-	runtime, err := w.importer.Runtime(ctx)
-	if err != nil {
-		o.err = err
+	var runtime importer.Runtime
+	o.err = within(ctx, askTimeout, func(ctx context.Context) (err error) {
+		runtime, err = w.importer.Runtime(ctx)
+		return err
+	})
+	if o.err != nil {
 		return o
 	}
 	o.runtime = &runtime
 	switch j.kind {
 	case jobCheck:
-		o.result, o.whole, o.err = w.importer.Imported(ctx, j.owner)
+		o.err = within(ctx, workTimeout, func(ctx context.Context) (err error) {
+			o.result, o.whole, err = w.importer.Imported(ctx, j.owner)
+			return err
+		})
 	case jobImport:
 		w.metrics.inProgress.Inc()
 		defer w.metrics.inProgress.Dec()
 		w.importArchive(ctx, j, o)
 	}
 	return o
+}
+
+const (
+	// askTimeout is how long containerd may take to say who it is, which takes it milliseconds.
+	askTimeout = 30 * time.Second
+	// workTimeout is how long containerd may take over what no progress is seen of: going through the content of all
+	// images of an archive, and deleting what a lease held. Both take seconds on a slow disk.
+	workTimeout = 5 * time.Minute
+)
+
+// within runs a call of containerd that has this long. One that hangs is as good as none that answers.
+func within(ctx context.Context, limit time.Duration, call func(context.Context) error) error {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := call(limited)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("no answer within %s: %w", limit, importer.ErrRuntimeUnavailable)
+	}
+	return err
 }
 
 func (w *worker) importArchive(ctx context.Context, j *job, o *outcome) {

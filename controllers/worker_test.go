@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -21,26 +22,39 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fakeImporter does what a test tells it to.
 type fakeImporter struct {
 	runtime   error
+	hang      string // the method that containerd does not answer
 	whole     bool
 	importing func(context.Context, source.Blob, importer.Request) (importer.Result, error)
 	released  []string
 }
 
-func (f *fakeImporter) Runtime(context.Context) (importer.Runtime, error) {
+// ask is how long containerd takes to answer.
+func (f *fakeImporter) ask(ctx context.Context, method string) error {
+	if f.hang != method {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (f *fakeImporter) Runtime(ctx context.Context) (importer.Runtime, error) {
+	if err := f.ask(ctx, "Runtime"); err != nil {
+		return importer.Runtime{}, err
+	}
 	return importer.Runtime{Version: "v2"}, f.runtime
 }
 
-func (f *fakeImporter) Imported(context.Context, importer.Owner) (importer.Result, bool, error) {
-	return importer.Result{}, f.whole, nil
+func (f *fakeImporter) Imported(ctx context.Context, _ importer.Owner) (importer.Result, bool, error) {
+	return importer.Result{}, f.whole, f.ask(ctx, "Imported")
 }
 
 func (f *fakeImporter) Import(ctx context.Context, b source.Blob, r importer.Request) (importer.Result, error) {
 	return f.importing(ctx, b, r)
 }
 
-func (f *fakeImporter) Release(_ context.Context, uid string) error {
+func (f *fakeImporter) Release(ctx context.Context, uid string) error {
 	f.released = append(f.released, uid)
-	return nil
+	return f.ask(ctx, "Release")
 }
 
 // startWorker runs a worker until the test ends. Each value of the channel is a wake.
@@ -143,11 +157,15 @@ func TestWorkerStops(t *testing.T) {
 		return importer.Result{}, errors.New("whatever came of it")
 	}}
 	w, _, wakes := startWorker(t, f)
-	w.stop() // nothing runs: nothing happens
+	if w.stop() {
+		t.Error("stopped though nothing runs")
+	}
 	if !w.begin(importJob()) {
 		t.Fatal("refused")
 	}
-	w.stop()
+	if !w.stop() || w.stop() {
+		t.Error("a job is told to stop once")
+	}
 	<-wakes
 	if o := w.collect(); !o.stopped {
 		t.Errorf("outcome %+v", o)
@@ -169,6 +187,24 @@ func TestWorkerAsksForTheRuntimeFirst(t *testing.T) {
 		if o := w.collect(); !errors.Is(o.err, importer.ErrRuntimeUnavailable) || o.runtime != nil {
 			t.Errorf("%s: %+v", kind, o)
 		}
+	}
+}
+
+func TestHungContainerdIsUnavailable(t *testing.T) {
+	for hang, kind := range map[string]jobKind{"Runtime": jobImport, "Imported": jobCheck, "Release": jobRelease} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &worker{importer: &fakeImporter{hang: hang}}
+			j := importJob()
+			j.kind = kind
+			if o := w.do(t.Context(), j); !errors.Is(o.err, importer.ErrRuntimeUnavailable) {
+				t.Errorf("%s: %v", hang, o.err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if o := w.do(ctx, j); !errors.Is(o.err, context.Canceled) || errors.Is(o.err, importer.ErrRuntimeUnavailable) {
+				t.Errorf("%s, told to stop: %v", hang, o.err)
+			}
+		})
 	}
 }
 
