@@ -53,7 +53,7 @@ func newer(a, b string) bool {
 }
 
 // write applies the status, after creating the object where there is none. It belongs to the Node, so that it goes
-// with it; what is left of an earlier Node of the name the garbage collector removes.
+// with it.
 func (w *writtenState) write(ctx context.Context, c client.Client, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) error {
 	name := view.node.Name
 	if view.state == nil {

@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -15,11 +16,11 @@ import (
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	v1alpha1ac "github.com/tarlift/tarlift/api/v1alpha1/applyconfiguration/api/v1alpha1"
@@ -59,7 +60,7 @@ func (r *ArchiveReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		For(&v1alpha1.ImageArchive{}).
 		Watches(&v1alpha1.NodeImageState{}, listedArchives).
 		WatchesMetadata(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.allArchives),
-			builder.WithPredicates(predicate.LabelChangedPredicate{})).
+			builder.WithPredicates(nodeChanged)).
 		WithOptions(controller.Options{
 			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
 		}).
@@ -70,7 +71,7 @@ func (r *ArchiveReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return nil
 }
 
-// listedArchives maps a NodeImageState to the archives of which it says something else than before.
+// listedArchives maps a NodeImageState to the archives to whose sums it adds something else than before.
 var listedArchives = handler.Funcs{
 	CreateFunc: func(_ context.Context, e event.CreateEvent, q workqueue.TypedRateLimitingInterface[ctrl.Request]) {
 		enqueueChanged(q, nil, e.Object)
@@ -84,18 +85,24 @@ var listedArchives = handler.Funcs{
 }
 
 func enqueueChanged(q workqueue.TypedRateLimitingInterface[ctrl.Request], before, after client.Object) {
-	entries := func(o client.Object) map[string]*v1alpha1.ArchiveState {
-		m := map[string]*v1alpha1.ArchiveState{}
+	type entry struct {
+		node, archive types.UID
+		generation    int64
+		share         share
+	}
+	entries := func(o client.Object) map[string]entry {
+		m := map[string]entry{}
 		if state, ok := o.(*v1alpha1.NodeImageState); ok {
 			for i := range state.Status.Archives {
-				m[state.Status.Archives[i].Name] = &state.Status.Archives[i]
+				e := &state.Status.Archives[i]
+				m[e.Name] = entry{owningNode(state), e.UID, e.ObservedGeneration, shareOf(e)}
 			}
 		}
 		return m
 	}
 	was, is := entries(before), entries(after)
 	for name, e := range is {
-		if !equality.Semantic.DeepEqual(was[name], e) {
+		if w, ok := was[name]; !ok || w != e {
 			q.Add(ctrl.Request{NamespacedName: types.NamespacedName{Name: name}})
 		}
 		delete(was, name)
@@ -107,7 +114,11 @@ func enqueueChanged(q workqueue.TypedRateLimitingInterface[ctrl.Request], before
 
 func (r *ArchiveReconciler) allArchives(ctx context.Context, _ client.Object) []ctrl.Request {
 	var list v1alpha1.ImageArchiveList
-	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+	err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy)
+	if notYet := new(cache.ErrResourceNotCached); errors.As(err, &notYet) {
+		return nil // at the start: archives bring their own events
+	}
+	if err != nil {
 		ctrl.LoggerFrom(ctx).Error(err, "List ImageArchives")
 		return nil
 	}

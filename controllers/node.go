@@ -71,7 +71,7 @@ func (r *NodeReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Named("node").
 		Watches(&v1alpha1.ImageArchive{}, toNode, builder.WithPredicates(archiveChanged)).
 		Watches(&v1alpha1.NodeImageState{}, toNode).
-		WatchesMetadata(&corev1.Node{}, toNode, builder.WithPredicates(predicate.LabelChangedPredicate{})).
+		WatchesMetadata(&corev1.Node{}, toNode, builder.WithPredicates(nodeChanged)).
 		WatchesRawSource(ctrlsource.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
 			r.worker.onWake(func() { q.Add(request) })
 			return nil
@@ -87,12 +87,20 @@ func (r *NodeReconciler) SetupWithManager(mgr ctrl.Manager) error {
 }
 
 // archiveChanged leaves out what the roll-up writes: else each of its writes would wake every agent's reconciler.
-var archiveChanged = predicate.Or(predicate.GenerationChangedPredicate{}, predicate.Funcs{
+var archiveChanged = predicate.Or(predicate.GenerationChangedPredicate{}, recreated, predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
 		const key = v1alpha1.AnnotationReconcileRequestedAt
 		return e.ObjectOld.GetAnnotations()[key] != e.ObjectNew.GetAnnotations()[key]
 	},
 })
+
+// nodeChanged leaves out what the kubelet writes all the time.
+var nodeChanged = predicate.Or(predicate.LabelChangedPredicate{}, recreated)
+
+// recreated is for objects that were deleted and created again while a watch was down: that arrives as one update.
+var recreated = predicate.Funcs{
+	UpdateFunc: func(e event.UpdateEvent) bool { return e.ObjectOld.GetUID() != e.ObjectNew.GetUID() },
+}
 
 // Reconcile looks at all archives of the node: it takes in what has changed, gives the worker its next job, and
 // reports.
@@ -115,6 +123,7 @@ func (r *NodeReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Re
 type nodeView struct {
 	node     *metav1.PartialObjectMetadata // nil: not there
 	state    *v1alpha1.NodeImageState      // nil: not there
+	leftover bool                          // the state that is there belongs to an earlier Node of the name
 	archives []*v1alpha1.ImageArchive      // those that select the node
 }
 
@@ -129,8 +138,10 @@ func (r *NodeReconciler) look(ctx context.Context) (*nodeView, error) {
 	view.node = node
 	state := &v1alpha1.NodeImageState{}
 	switch err := r.Client.Get(ctx, key, state); {
-	case err == nil:
+	case err == nil && belongsTo(state, node):
 		view.state = state
+	case err == nil:
+		view.leftover = true
 	case client.IgnoreNotFound(err) != nil:
 		return view, err
 	}
@@ -145,6 +156,22 @@ func (r *NodeReconciler) look(ctx context.Context) (*nodeView, error) {
 		}
 	}
 	return view, nil
+}
+
+// belongsTo says whether a NodeImageState is about this Node, and not about an earlier one of the same name.
+func belongsTo(state *v1alpha1.NodeImageState, node *metav1.PartialObjectMetadata) bool {
+	uid := owningNode(state)
+	return uid == "" || uid == node.UID
+}
+
+// owningNode is the UID of the Node that a NodeImageState belongs to, empty for none.
+func owningNode(state *v1alpha1.NodeImageState) types.UID {
+	for _, o := range state.OwnerReferences {
+		if o.Kind == "Node" {
+			return o.UID
+		}
+	}
+	return ""
 }
 
 // nodeSelector is what selects an archive's nodes; absent means all, unlike with other uses of a LabelSelector.
@@ -175,9 +202,8 @@ func (r *NodeReconciler) takeIn(ctx context.Context, view *nodeView, now time.Ti
 func (r *NodeReconciler) steer(ctx context.Context, now time.Time) time.Duration {
 	running, _ := r.worker.running()
 	start, stop, wait := r.agenda.next(running, now)
-	if stop {
+	if stop && r.worker.stop() {
 		ctrl.LoggerFrom(ctx).Info("Stopping an import that is no longer wanted", "archive", running.owner.Name)
-		r.worker.stop()
 	}
 	if start != nil && r.worker.begin(start) { //nolint:contextcheck // a job outlives this reconcile
 		r.agenda.started(start, now)
@@ -208,6 +234,10 @@ func (r *NodeReconciler) announce(ctx context.Context, o *outcome, news bool) {
 		text := summary(o)
 		log.Info("Imported", "summary", text)
 		r.notes = append(r.notes, note{o.job.archive, corev1.EventTypeNormal, v1alpha1.ReasonImported, text})
+	case o.job.kind == jobCheck && news:
+		const text = "images that were complete are missing or damaged"
+		log.Info("Lost", "summary", text)
+		r.notes = append(r.notes, note{o.job.archive, corev1.EventTypeWarning, v1alpha1.ReasonPending, text})
 	}
 }
 
@@ -223,7 +253,7 @@ func (r *NodeReconciler) sendNotes(view *nodeView) {
 		return
 	}
 	for _, n := range r.notes {
-		r.Recorder.Eventf(view.state, n.archive, n.typ, n.reason, "Import", "%s: %s", n.archive.Name, n.text)
+		r.Recorder.Eventf(view.state, n.archive, n.typ, n.reason, "Import", "%s", clip(n.archive.Name+": "+n.text))
 	}
 	r.notes = nil
 }
@@ -248,6 +278,9 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	if running != nil && running.kind == jobImport {
 		poll = progressPoll
 	}
+	if view.leftover {
+		return poll, nil // the garbage collector removes it, and that event brings what is next
+	}
 	written, wait := r.state.latest(view, now)
 	if wait > 0 {
 		return wait, nil
@@ -268,13 +301,19 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	return poll, nil
 }
 
+// uncounted is how many nodes an archive is taken to select until the roll-up has counted them: enough to wait for
+// that up to 2 s.
+const uncounted = 2 * clusterWriteRate
+
 // largest is how many nodes the most widely selecting archive selects: about as many agents write as this one does.
 func largest(archives []*v1alpha1.ImageArchive) int32 {
 	var n int32
 	for _, a := range archives {
+		selected := int32(uncounted)
 		if a.Status.Nodes != nil {
-			n = max(n, a.Status.Nodes.Desired)
+			selected = a.Status.Nodes.Desired
 		}
+		n = max(n, selected)
 	}
 	return n
 }

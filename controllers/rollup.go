@@ -30,10 +30,10 @@ func rollUp(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, stat
 			condition(v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonInvalidSelector, message))
 		return s
 	}
-	var t tally
+	t := tally{byIndex: map[string]*nodeArtifact{}}
 	for i := range nodes {
 		if node := &nodes[i]; selector.Matches(labels.Set(node.Labels)) {
-			t.add(node.Name, entryFor(a, states[node.Name]))
+			t.add(node.Name, shareOf(entryFor(a, node, states[node.Name])))
 		}
 	}
 	t.sort()
@@ -51,8 +51,8 @@ func rollUp(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, stat
 }
 
 // entryFor is what a node says about this generation of an archive, nil for nothing.
-func entryFor(a *v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) *v1alpha1.ArchiveState {
-	if state == nil {
+func entryFor(a *v1alpha1.ImageArchive, node *metav1.PartialObjectMetadata, state *v1alpha1.NodeImageState) *v1alpha1.ArchiveState {
+	if state == nil || !belongsTo(state, node) {
 		return nil
 	}
 	for i := range state.Status.Archives {
@@ -63,11 +63,45 @@ func entryFor(a *v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) *v1alpha
 	return nil
 }
 
+// share is what a node's entry adds to the sum.
+type share struct {
+	step     step
+	stalled  bool
+	failure  v1alpha1.ImportError // of a failed one
+	artifact v1alpha1.Artifact    // of a ready one
+	images   int32                // of a ready one
+}
+
+type step int
+
+const (
+	stepPending step = iota
+	stepImporting
+	stepFailed
+	stepReady
+)
+
+func shareOf(e *v1alpha1.ArchiveState) share {
+	switch {
+	case e == nil:
+		return share{}
+	case isTrue(e.Conditions, v1alpha1.ConditionReady):
+		artifact := v1alpha1.Artifact{Digest: e.Digest, IndexDigest: e.IndexDigest, Size: e.Size}
+		return share{step: stepReady, artifact: artifact, images: e.ImageCount}
+	case e.LastError != nil:
+		return share{step: stepFailed, failure: *e.LastError, stalled: isTrue(e.Conditions, v1alpha1.ConditionStalled)}
+	case hasReason(e.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonImporting):
+		return share{step: stepImporting}
+	}
+	return share{}
+}
+
 // tally is what is counted over the selected nodes.
 type tally struct {
 	counts    v1alpha1.NodeCounts
 	failures  []nodeFailure
-	artifacts []nodeArtifact // that ready nodes have imported
+	byIndex   map[string]*nodeArtifact
+	artifacts []*nodeArtifact // that ready nodes have imported
 }
 
 type nodeFailure struct {
@@ -81,46 +115,44 @@ type nodeArtifact struct {
 	nodes  int // that have it
 }
 
-func (t *tally) add(node string, e *v1alpha1.ArchiveState) {
+func (t *tally) add(node string, s share) {
 	t.counts.Desired++
-	switch {
-	case e == nil:
+	switch s.step {
+	case stepPending:
 		t.counts.Pending++
-	case isTrue(e.Conditions, v1alpha1.ConditionReady):
-		t.counts.Ready++
-		t.addArtifact(e)
-	case e.LastError != nil:
+	case stepImporting:
+		t.counts.Importing++
+	case stepFailed:
 		t.counts.Failed++
 		t.failures = append(t.failures, nodeFailure{
-			NodeFailure: v1alpha1.NodeFailure{Node: node, Reason: e.LastError.Reason, Message: e.LastError.Message},
-			stalled:     isTrue(e.Conditions, v1alpha1.ConditionStalled),
+			NodeFailure: v1alpha1.NodeFailure{Node: node, Reason: s.failure.Reason, Message: s.failure.Message},
+			stalled:     s.stalled,
 		})
-	case hasReason(e.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonImporting):
-		t.counts.Importing++
-	default:
-		t.counts.Pending++
+	case stepReady:
+		t.counts.Ready++
+		t.addArtifact(s)
 	}
 }
 
 // addArtifact counts an archive under the digest of its index.json. Whether a node also knows the digest of the
 // whole depends on how it read it, and the number of images on its platform.
-func (t *tally) addArtifact(e *v1alpha1.ArchiveState) {
-	i := slices.IndexFunc(t.artifacts, func(x nodeArtifact) bool { return x.IndexDigest == e.IndexDigest })
-	if i < 0 {
-		i = len(t.artifacts)
-		t.artifacts = append(t.artifacts, nodeArtifact{Artifact: v1alpha1.Artifact{IndexDigest: e.IndexDigest}})
+func (t *tally) addArtifact(s share) {
+	x := t.byIndex[s.artifact.IndexDigest]
+	if x == nil {
+		x = &nodeArtifact{Artifact: v1alpha1.Artifact{IndexDigest: s.artifact.IndexDigest}}
+		t.byIndex[s.artifact.IndexDigest] = x
+		t.artifacts = append(t.artifacts, x)
 	}
-	x := &t.artifacts[i]
 	x.nodes++
-	x.images = max(x.images, e.ImageCount)
-	x.Digest = max(x.Digest, e.Digest)
-	x.Size = max(x.Size, e.Size)
+	x.images = max(x.images, s.images)
+	x.Digest = max(x.Digest, s.artifact.Digest)
+	x.Size = max(x.Size, s.artifact.Size)
 	x.DisplaySize = displaySize(x.Size)
 }
 
 // sort makes the order independent of that of the nodes: what most nodes have first, and what stalls first.
 func (t *tally) sort() {
-	slices.SortFunc(t.artifacts, func(x, y nodeArtifact) int {
+	slices.SortFunc(t.artifacts, func(x, y *nodeArtifact) int {
 		return cmp.Or(cmp.Compare(y.nodes, x.nodes), strings.Compare(x.IndexDigest, y.IndexDigest))
 	})
 	slices.SortFunc(t.failures, func(x, y nodeFailure) int {

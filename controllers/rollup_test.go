@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 )
@@ -152,6 +153,18 @@ func TestRollUpFailures(t *testing.T) {
 	}
 	if m := s.Conditions[0].Message; m != "1 of 15 nodes ready, 14 failed; n7: cut" {
 		t.Errorf("message %q", m)
+	}
+}
+
+// A Node that was replaced by another of its name has what its own agent reports, and nothing else.
+func TestEarlierNodeDoesNotCount(t *testing.T) {
+	nodes, states := cluster(saysReady, saysReady)
+	for i, uid := range []types.UID{"same", "earlier"} {
+		nodes[i].UID = []types.UID{"same", "later"}[i]
+		states[nodes[i].Name].OwnerReferences = []metav1.OwnerReference{{Kind: "Node", Name: nodes[i].Name, UID: uid}}
+	}
+	if s := rollUp(newArchive("a", 0), nodes, states, epoch); s.Nodes.Ready != 1 || s.Nodes.Pending != 1 {
+		t.Errorf("counts %+v", s.Nodes)
 	}
 }
 

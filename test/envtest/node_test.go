@@ -226,6 +226,32 @@ func TestNodeRestoresItsReport(t *testing.T) {
 	}
 }
 
+// What an earlier Node of the name reported is neither taken over nor written: it goes, and then this one reports.
+func TestNodeOfAnEarlierName(t *testing.T) {
+	n := newFakeNode(t, "earlier")
+	n.put(t, "a.tar")
+	a := n.newArchive(t, "earlier")
+	leftover := &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{
+		Name: n.name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.name, UID: "gone"}},
+	}}
+	create(t, leftover)
+	leftover.Status.Archives = []v1alpha1.ArchiveState{{Name: a.Name, UID: a.UID, ObservedGeneration: 1, Attempts: 7}}
+	if err := admin.Status().Update(t.Context(), leftover); err != nil {
+		t.Fatal(err)
+	}
+	p := n.start(t)
+	eventually(t, "the import", func() (bool, string) { return n.importCount() > 0, "" })
+	if w := p.writes.Load(); w != 0 {
+		t.Errorf("%d writes to another Node's object", w)
+	}
+	if err := admin.Delete(t.Context(), leftover); err != nil {
+		t.Fatal(err)
+	}
+	if e := n.waitFor(t, "earlier", ready); e.Attempts != 1 {
+		t.Errorf("entry %+v", e)
+	}
+}
+
 // The API server cannot be reached during an import: the import goes on, even to its next attempt, and is reported
 // when the API server is back.
 func TestNodeOutlivesTheAPIServer(t *testing.T) {
