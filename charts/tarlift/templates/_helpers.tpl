@@ -60,8 +60,13 @@ wider would serve every network that the node is in. The brackets are right for
 IPv4 too, and IPv6 needs them.
 */}}
 {{- define "tarlift.listen" -}}
+{{- with .ports }}
+{{- if eq (int .metrics) (int .health) }}
+{{- fail (printf "%s.ports: metrics and health are one port" $.role) }}
+{{- end -}}
 - --metrics-bind-address={{ if .metrics }}[$(POD_IP)]:{{ .metrics }}{{ else }}0{{ end }}
 - --health-probe-bind-address=[$(POD_IP)]:{{ .health }}
+{{- end }}
 {{- end }}
 
 {{- define "tarlift.ports" -}}
