@@ -338,7 +338,7 @@ func TestRequestOutlivesTheRunningJob(t *testing.T) {
 		b.see(withRequest(a, fmt.Sprint(i)))
 		b.expect("wait 0s") // goes on
 		b.end(o)
-		if o.err == broken.err {
+		if errors.Is(o.err, broken.err) {
 			b.expect("release a")
 			b.end(absent)
 		}
