@@ -9,7 +9,7 @@ const (
 	// ConditionReconciling is True while something is being done, or waits to be done or tried again.
 	ConditionReconciling = "Reconciling"
 	// ConditionStalled is True when trying again is of little use until the archive, the spec or the node changes.
-	// An attempt is nevertheless made every ten minutes, and at once on AnnotationReconcileRequestedAt.
+	// An attempt is nevertheless made every ten minutes, and on AnnotationReconcileRequestedAt.
 	ConditionStalled = "Stalled"
 )
 
@@ -59,8 +59,8 @@ const (
 )
 
 const (
-	// AnnotationReconcileRequestedAt on an ImageArchive makes every selected node look at once, instead of when
-	// its next attempt is due. Any new value counts; the current time is customary.
+	// AnnotationReconcileRequestedAt on an ImageArchive makes every selected node look as soon as it has done what
+	// it is doing, instead of when its next attempt is due. Any new value counts; the current time is customary.
 	AnnotationReconcileRequestedAt = "tarlift.dev/reconcile-requested-at"
 	// LabelSource with the value "true" on a Secret allows agents to read it for a source.
 	LabelSource = "tarlift.dev/source"
