@@ -106,7 +106,7 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 		})
 	}
 	if len(p.plan.Images) == 0 {
-		return nil, fmt.Errorf("the archive has images for %s only, this node needs %s: %w",
+		return nil, fmt.Errorf("the archive has images for %s only, this node needs %q: %w",
 			listed(foreign), platforms.FormatAll(i.platform), ErrNoMatchingPlatform)
 	}
 	slices.SortFunc(p.plan.Images, func(a, b PlannedImage) int { return strings.Compare(a.Name, b.Name) })
@@ -155,7 +155,7 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (image,
 	var img image
 	matching := false
 	for _, l := range leaves {
-		img.others = append(img.others, platforms.FormatAll(*l.Platform))
+		img.others = append(img.others, fmt.Sprintf("%q", platforms.FormatAll(*l.Platform)))
 		matching = matching || p.match.Match(*l.Platform)
 	}
 	if !matching {
@@ -176,7 +176,7 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (image,
 	case err != nil && !errdefs.IsNotFound(err):
 		return img, fmt.Errorf("choose a platform: %w", err)
 	}
-	return img, fmt.Errorf("its index has %s, but containerd does not find it behind descriptors without a platform: %w",
+	return img, fmt.Errorf("its index has %q, but containerd does not find it behind descriptors without a platform: %w",
 		platforms.FormatAll(p.importer.platform), ErrNoMatchingPlatform)
 }
 

@@ -70,8 +70,8 @@ func (i *Importer) newLease(ctx context.Context, o Owner) (leases.Lease, error) 
 	id := fmt.Sprintf("tarlift-%s-%s", o.UID, rand.Text())
 	l, err := i.services.leases.Create(ctx, leases.WithID(id), leases.WithExpiration(leaseExpiry),
 		leases.WithLabel(labelUID, o.UID), leases.WithLabel(labelSpec, o.SpecHash))
-	if err != nil {
-		_ = clearUp(ctx, func(ctx context.Context) error { return i.services.leases.Delete(ctx, leases.Lease{ID: id}) })
+	if err != nil && ctx.Err() != nil {
+		_ = i.services.leases.Delete(context.WithoutCancel(ctx), leases.Lease{ID: id}) // most likely there is none
 	}
 	return l, err //nolint:wrapcheck // begin adds the context
 }
