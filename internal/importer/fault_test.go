@@ -1,0 +1,278 @@
+package importer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/archive/builder"
+)
+
+func TestRefusedArchivesChangeNothing(t *testing.T) {
+	good := build(t, twoImages())
+	appLayer := builder.BlobPath(good.Images[0].Platforms[0].Layers[1].Digest)
+	manifest := builder.BlobPath(good.Images[0].Platforms[0].Manifest.Digest)
+	goodTar, err := good.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := func(edits ...builder.Edit) []byte {
+		b := build(t, twoImages())
+		b.Edit(edits...)
+		data, err := b.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	badName := twoImages()
+	badName.Images[1].Names = []string{"registry.example/Team/\x00tool:2"}
+	foreign := twoImages()
+	for k := range foreign.Images {
+		foreign.Images[k].Platforms = foreign.Images[k].Platforms[1:]
+	}
+	bytesOf := func(a builder.Archive) []byte {
+		data, err := a.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	for _, tc := range []struct {
+		name string
+		data []byte
+		edit func(*Request)
+		want error
+	}{
+		{"empty", nil, nil, archive.ErrInvalid},
+		{"HTML page", []byte("<!DOCTYPE html><html><body>404</body></html>" + strings.Repeat(" ", 2000)), nil, archive.ErrInvalid},
+		{"cut in a blob", goodTar[:len(goodTar)/2+100], nil, archive.ErrTruncated},
+		{"wrong blob bytes", edited(builder.Corrupt(appLayer)), nil, archive.ErrDigestMismatch},
+		{"wrong manifest bytes", edited(builder.Corrupt(manifest)), nil, archive.ErrDigestMismatch},
+		{"missing layer", edited(builder.Omit(appLayer)), nil, ErrContentIncomplete},
+		{"missing index.json", edited(builder.Omit("index.json")), nil, archive.ErrInvalid},
+		{"wrong archive digest", goodTar, func(r *Request) { r.Digest = digest.FromString("another") }, archive.ErrDigestMismatch},
+		{"wrong index digest", goodTar, func(r *Request) { r.IndexDigest = digest.FromString("another") }, archive.ErrDigestMismatch},
+		{"a bad name among good ones", bytesOf(badName), nil, archive.ErrInvalidName},
+		{"other platforms only", bytesOf(foreign), nil, ErrNoMatchingPlatform},
+		{"nothing selected", goodTar, func(r *Request) { r.Selection.Include = []string{"nobody.example/**"} }, archive.ErrInvalidName},
+	} {
+		for _, stream := range []bool{false, true} {
+			t.Run(tc.name+map[bool]string{true: ", streamed"}[stream], func(t *testing.T) {
+				n := newNode(t, "linux/amd64")
+				bystander(t, n)
+				before := n.state(t)
+				req := wanted(owner)
+				if tc.edit != nil {
+					tc.edit(&req)
+				}
+				_, err := n.Import(t.Context(), &memory{Reader: bytes.NewReader(tc.data), stream: stream}, req)
+				if !errors.Is(err, tc.want) {
+					t.Errorf("error %v, want %v", err, tc.want)
+				}
+				unchanged(t, before, n.state(t))
+			})
+		}
+	}
+}
+
+// The faults that the importer exists to prevent do happen with containerd's import alone.
+func TestPlainImportPublishesBrokenImages(t *testing.T) {
+	b := build(t, twoImages())
+	b.Edit(builder.Omit(builder.BlobPath(b.Images[0].Platforms[0].Layers[1].Digest)))
+	data, err := b.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := newNode(t, "linux/amd64")
+	ctx := n.in(t.Context())
+	if _, err := n.client.Import(ctx, bytes.NewReader(data), client.WithImportPlatform(platforms.OnlyStrict(n.platform))); err != nil {
+		t.Fatalf("containerd refuses it by now: %v", err)
+	}
+	img := n.image(t, appName)
+	if img == nil {
+		t.Fatal("not published")
+	}
+	_, _, _, missing, err := images.Check(ctx, n.services.content, img.Target, platforms.Only(n.platform))
+	if err != nil || len(missing) != 1 {
+		t.Errorf("missing %v, error %v", missing, err)
+	}
+}
+
+// bystander puts an image into the store that nobody may touch.
+func bystander(t *testing.T, n *node) {
+	t.Helper()
+	b := build(t, builder.Archive{Images: []builder.Image{{Names: []string{"bystander.example/x:1"}, Platforms: []builder.PlatformImage{platformImage("linux/amd64", layer("bystander", 4000))}}}})
+	data, err := b.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.client.Import(n.in(t.Context()), bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.db.GarbageCollect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var errInjected = errors.New("injected")
+
+func TestKeptAttemptContinues(t *testing.T) {
+	b := build(t, builder.Archive{Images: []builder.Image{{Names: []string{appName}, Platforms: []builder.PlatformImage{
+		platformImage("linux/amd64", layer("a", 3<<20), layer("b", 5<<20))}}}})
+	for _, keep := range []bool{true, false} {
+		n := newNode(t, "linux/amd64")
+		before := n.state(t)
+		req := wanted(owner)
+		req.Keep = keep
+		src := blobOf(t, b, false)
+		src.onBytes = func(int64) error {
+			if src.read > 6<<20 {
+				return errInjected
+			}
+			return nil
+		}
+		if _, err := n.Import(t.Context(), src, req); !errors.Is(err, errInjected) {
+			t.Fatalf("error %v", err)
+		}
+		if n.image(t, appName) != nil {
+			t.Fatal("published after a failure")
+		}
+		if _, err := n.db.GarbageCollect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !keep {
+			unchanged(t, before, n.state(t))
+			continue
+		}
+		if s := n.state(t); len(s.Leases) != 1 || len(s.Ingests) != 1 || len(s.Content) == 0 {
+			t.Fatalf("kept %+v", s)
+		}
+		got, err := n.Import(t.Context(), blobOf(t, b, false), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Bytes.Read > 3<<20 {
+			t.Errorf("read %d bytes, of which 2 MiB were missing", got.Bytes.Read)
+		}
+		if s := n.state(t); len(s.Leases)+len(s.Ingests) != 0 {
+			t.Errorf("left behind %+v", s)
+		}
+	}
+}
+
+func TestReleaseDropsWhatWasKept(t *testing.T) {
+	b := build(t, builder.Archive{Images: []builder.Image{{Names: []string{appName}, Platforms: []builder.PlatformImage{platformImage("linux/amd64", layer("b", 5<<20))}}}})
+	n := newNode(t, "linux/amd64")
+	bystander(t, n)
+	before := n.state(t)
+	fail := func(o Owner) {
+		src := blobOf(t, b, false)
+		src.onBytes = func(int64) error {
+			if src.read > 2<<20 {
+				return errInjected
+			}
+			return nil
+		}
+		req := wanted(o)
+		req.Keep = true
+		if _, err := n.Import(t.Context(), src, req); !errors.Is(err, errInjected) {
+			t.Fatal(err)
+		}
+	}
+	fail(owner)
+	first := n.state(t).Leases
+	fail(owner)
+	if s := n.state(t); !slices.Equal(s.Leases, first) {
+		t.Errorf("leases %v, then %v: not adopted", first, s.Leases)
+	}
+	next := owner
+	next.SpecHash = "another"
+	fail(next)
+	if s := n.state(t); len(s.Leases) != 1 || slices.Equal(s.Leases, first) {
+		t.Errorf("leases after a new spec: %v", s.Leases)
+	}
+	if err := n.Release(t.Context(), owner.UID); err != nil {
+		t.Fatal(err)
+	}
+	unchanged(t, before, n.state(t))
+}
+
+// A kill in mid-blob can leave an ingest whose bytes are not the blob's.
+func TestPoisonedIngestIsDropped(t *testing.T) {
+	b := build(t, twoImages())
+	n := newNode(t, "linux/amd64")
+	l := b.Images[0].Platforms[0].Layers[1]
+	ctx := n.in(t.Context())
+	poison := guardedContent{n.services.content, ingestPrefix(owner.UID)}
+	s := &session{importer: n.Importer, services: services{content: poison}, progress: newReporter(nil), written: map[digest.Digest]int64{}}
+	w, err := s.writer(ctx, l.Digest.String(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(bytes.Repeat([]byte("poison"), 500)); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	// Resuming it as it is does fail.
+	if w, err = s.writer(ctx, l.Digest.String(), l); err != nil {
+		t.Fatal(err)
+	}
+	st, err := w.Status()
+	if err != nil || st.Offset != 3000 {
+		t.Fatalf("offset %d, error %v", st.Offset, err)
+	}
+	w.Close()
+	if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(owner)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestInterruptedImportChangesNothing(t *testing.T) {
+	b := build(t, twoImages())
+	n := newNode(t, "linux/amd64")
+	bystander(t, n)
+	before := n.state(t)
+	for _, at := range []Phase{PhaseTransferring, PhaseImporting, PhasePublishing} {
+		ctx, cancel := context.WithCancel(t.Context())
+		req := wanted(Owner{})
+		req.Progress = func(p Progress) {
+			if p.Phase == at {
+				cancel()
+			}
+		}
+		_, err := n.Import(ctx, cancelled{blobOf(t, b, false)}, req)
+		cancel()
+		if !errors.Is(err, context.Canceled) && !strings.Contains(errText(err), "canceled") {
+			t.Errorf("%s: error %v", at, err)
+		}
+		unchanged(t, before, n.state(t))
+	}
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// cancelled is a source whose sections end with their context, as those of the real sources do.
+type cancelled struct{ *memory }
+
+func (c cancelled) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return c.memory.Section(ctx, off, n)
+}
