@@ -198,8 +198,9 @@ func during(t *testing.T, e *env, name string, fault func()) {
 	e.Server.Reset()
 	e.Server.Limit(8 * mib)
 	e.apply(t, name, name+".tar")
-	eventually(t, func(context.Context) string {
-		if e.Server.Sent(n.IP) > needed/3 {
+	eventually(t, func(ctx context.Context) string {
+		// What the node has not reported before the fault, it cannot count as an attempt after it.
+		if s := e.on(ctx, n, name); s != nil && s.Attempts > 0 && e.Server.Sent(n.IP) > needed/3 {
 			return ""
 		}
 		return "the import has not come far enough"
