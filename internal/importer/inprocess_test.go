@@ -197,6 +197,7 @@ func (m *memory) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (m *memory) RandomAccess() bool { return !m.stream }
+func (m *memory) Remote() bool       { return false }
 func (m *memory) BytesRead() int64   { return m.read }
 func (m *memory) Validator() string  { return "" }
 func (m *memory) String() string     { return "memory" }

@@ -124,6 +124,7 @@ func fileValidator(info fs.FileInfo) string {
 }
 
 func (b *fileBlob) RandomAccess() bool { return true }
+func (b *fileBlob) Remote() bool       { return false }
 func (b *fileBlob) Size() int64        { return b.size }
 func (b *fileBlob) Validator() string  { return b.validator }
 func (b *fileBlob) String() string     { return b.name }

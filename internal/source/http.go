@@ -81,6 +81,7 @@ func setDefault(d *time.Duration, value time.Duration) {
 }
 
 func (b *httpBlob) RandomAccess() bool { return b.stream == nil }
+func (b *httpBlob) Remote() bool       { return true }
 func (b *httpBlob) Size() int64        { return b.size }
 func (b *httpBlob) Validator() string  { return b.validator.String() }
 func (b *httpBlob) String() string     { return redact(b.url) }

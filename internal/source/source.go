@@ -41,6 +41,9 @@ type Blob interface {
 	// RandomAccess tells whether any place can be read at any time.
 	RandomAccess() bool
 
+	// Remote tells whether each place that is read costs a round trip to another machine.
+	Remote() bool
+
 	// Size is the number of bytes, -1 if unknown.
 	Size() int64
 

@@ -30,6 +30,7 @@ type streamBlob struct {
 }
 
 func (b *streamBlob) RandomAccess() bool { return false }
+func (b *streamBlob) Remote() bool       { return false }
 func (b *streamBlob) Size() int64        { return -1 }
 func (b *streamBlob) Validator() string  { return "" }
 func (b *streamBlob) String() string     { return b.name }
