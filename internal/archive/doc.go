@@ -26,7 +26,8 @@
 //	<hex>.json             the config; its rootfs.diff_ids are the layers' digests
 //	<id>/layer.tar         Docker before 25; a layer that is there already is a symlink
 //	<hex>.tar              podman, skopeo
-//	<hex>.tar.gz           crane: a compressed layer, whose digest nothing tells
+//	<hex>.tar.gz           crane, ko, kaniko, jib: a compressed layer and its digest
+//	blobs/…/<hex>.tar.gz   rules_oci of Bazel: the same
 //	blobs/sha256/<hex>     Docker since 25, regctl: with oci-layout beside it, which wins
 //
 // It has neither manifests nor an index, so Decode makes them, with the bytes
@@ -40,8 +41,8 @@
 //	where, ok := layout.Locate(manifest.Layers[0].Digest)
 //
 // By random access nothing but headers and metadata is read, except compressed
-// layers of docker archives. A stream is read in one pass, with all its blobs
-// going to a Sink.
+// layers of docker archives whose names claim no digest. A stream is read in one
+// pass, with all its blobs going to a Sink.
 //
 // What an archive says is not trusted: metadata is bounded (limits.go) and
 // verified by digest, documents that two readers could understand differently

@@ -115,8 +115,7 @@ func (l *Layout) dockerConfig(ctx context.Context, img dockerImage) (ocispec.Des
 		return ocispec.Descriptor{}, config{}, fmt.Errorf("%d layers, but %d diff_ids in %.200q: %w", len(img.Layers), len(cfg.RootFS.DiffIDs), name, ErrInvalid)
 	}
 	d := ocispec.Descriptor{MediaType: mediaTypeDockerConfig, Digest: digest.FromBytes(data), Size: int64(len(data))}
-	l.paths[d.Digest] = name
-	return d, cfg, nil
+	return d, cfg, l.isMember(d, name)
 }
 
 func (l *Layout) dockerLayer(ctx context.Context, file string, diffID digest.Digest) (ocispec.Descriptor, error) {
@@ -132,8 +131,17 @@ func (l *Layout) dockerLayer(ctx context.Context, file string, diffID digest.Dig
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	l.paths[d.Digest] = name
-	return d, nil
+	return d, l.isMember(d, name)
+}
+
+// isMember notes which member a blob is. Two of one digest are the same bytes, of
+// which one is read: sizes that differ give a wrong name away at no cost.
+func (l *Layout) isMember(d ocispec.Descriptor, name string) error {
+	if m, ok := l.members[d.Digest]; ok && m.size != d.Size {
+		return fmt.Errorf("members %.200q of %d bytes and %.200q of %d cannot both be %s: %w", m.name, m.size, name, d.Size, d.Digest, ErrDigestMismatch)
+	}
+	l.members[d.Digest] = blobMember{name, d.Size}
+	return nil
 }
 
 // member checks a path of manifest.json.

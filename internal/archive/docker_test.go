@@ -65,6 +65,9 @@ func TestDockerArchivesAreContainerds(t *testing.T) {
 		{"new", builder.Archive{Format: builder.Docker, Images: dockerImages(builder.None)}},
 		{"gzip layers", builder.Archive{Format: builder.Docker, Images: dockerImages(builder.Gzip)}},
 		{"zstd layers", builder.Archive{Format: builder.Docker, Images: dockerImages(builder.Zstd)}},
+		{"gzip layers named by their digest", builder.Archive{Format: builder.DockerDigest, Images: dockerImages(builder.Gzip)}},
+		{"zstd layers named so", builder.Archive{Format: builder.DockerDigest, Images: dockerImages(builder.Zstd)}},
+		{"layers without compression named so", builder.Archive{Format: builder.DockerDigest, Images: dockerImages(builder.None)}},
 		{"only manifest.json of a hybrid", builder.Archive{Format: builder.Hybrid, Images: dockerImages(builder.Gzip), Edits: []builder.Edit{builder.Omit("oci-layout", "index.json")}}},
 	} {
 		data := bytesOf(t, tc.archive)
@@ -129,7 +132,8 @@ func decodeRandom(t *testing.T, data []byte) *archive.Layout {
 	return l
 }
 
-// TestCompressedDockerLayersAreReadOnce: nothing else tells their digest.
+// TestCompressedDockerLayersAreReadOnce: nothing tells the digest of those that are
+// named by their diffID.
 func TestCompressedDockerLayersAreReadOnce(t *testing.T) {
 	r := atBytes(bytesOf(t, builder.Archive{Format: builder.Docker, Images: dockerImages(builder.Gzip)}))
 	tree, err := archive.ReadTree(t.Context(), r, r.size)

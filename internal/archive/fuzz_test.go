@@ -14,7 +14,7 @@ import (
 // FuzzArchive: whatever the bytes are, the error is one of this package's, and
 // its text can be shown.
 func FuzzArchive(f *testing.F) {
-	for _, format := range []builder.Format{builder.OCI, builder.Hybrid, builder.Docker, builder.DockerClassic} {
+	for _, format := range []builder.Format{builder.OCI, builder.Hybrid, builder.Docker, builder.DockerClassic, builder.DockerDigest} {
 		a := simple()
 		a.Format = format
 		data, err := a.Bytes()

@@ -31,13 +31,19 @@ type Layout struct {
 	Complete bool
 
 	tree Tree
-	// made are blobs that docker archives lack, paths the members that are its blobs.
-	made  map[digest.Digest][]byte
-	paths map[digest.Digest]string
+	// made are blobs that docker archives lack, members those that are its blobs.
+	made    map[digest.Digest][]byte
+	members map[digest.Digest]blobMember
 
 	mu       sync.Mutex
 	read     map[digest.Digest][]byte // metadata that was read, so that a remote archive is asked once
 	metadata int64                    // bytes in read, Index and made
+}
+
+// blobMember is a docker archive's member that is a blob.
+type blobMember struct {
+	name string
+	size int64
 }
 
 // Extent is where a blob's bytes are.
@@ -56,7 +62,7 @@ func Decode(ctx context.Context, t Tree) (*Layout, error) {
 		Complete: t.Complete(),
 		tree:     t,
 		made:     map[digest.Digest][]byte{},
-		paths:    map[digest.Digest]string{},
+		members:  map[digest.Digest]blobMember{},
 		read:     map[digest.Digest][]byte{},
 	}
 	var err error
@@ -194,8 +200,8 @@ func (l *Layout) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]
 
 // path is the name of the member that is a blob.
 func (l *Layout) path(d digest.Digest) string {
-	if p, ok := l.paths[d]; ok {
-		return p
+	if m, ok := l.members[d]; ok {
+		return m.name
 	}
 	return blobsDir + d.Algorithm().String() + "/" + d.Encoded()
 }

@@ -149,10 +149,13 @@ func (t *randomTree) Layer(ctx context.Context, name string, diffID digest.Diges
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	d := claimedDigest(at)
 	if Sniff(head) == Uncompressed {
+		if d != "" && d != diffID {
+			return ocispec.Descriptor{}, errOtherDiffID(name, d, diffID)
+		}
 		return ocispec.Descriptor{MediaType: mediaTypeDockerLayer, Digest: diffID, Size: x.size}, nil
 	}
-	d := claimedDigest(at)
 	if d == "" {
 		if d, err = t.hash(ctx, x); err != nil {
 			return ocispec.Descriptor{}, fmt.Errorf("read layer %.200q: %w", name, err)
@@ -160,6 +163,10 @@ func (t *randomTree) Layer(ctx context.Context, name string, diffID digest.Diges
 	}
 	t.layers[at] = ocispec.Descriptor{MediaType: mediaTypeDockerLayerGzip, Digest: d, Size: x.size}
 	return t.layers[at], nil
+}
+
+func errOtherDiffID(name string, d, diffID digest.Digest) error {
+	return fmt.Errorf("layer %.200q has digest %s, its config says %s: %w", name, d, diffID, ErrDigestMismatch)
 }
 
 func (t *randomTree) hash(ctx context.Context, x extent) (d digest.Digest, err error) {

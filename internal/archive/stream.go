@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -42,7 +41,7 @@ type streamTree struct {
 
 // StreamTree reads a tar to the end of r in one pass. index.json, manifest.json,
 // oci-layout and repositories are kept in memory, all other regular members go
-// to sink: blobs/<alg>/<hex> with the digest of that name.
+// to sink, those whose name claims a digest with it.
 func StreamTree(ctx context.Context, r io.Reader, sink Sink) (Tree, error) {
 	t := &streamTree{members: newMembers[stored](), sink: sink}
 	// No Seek: a file as stdin must be read, not passed over.
@@ -113,16 +112,6 @@ func (t *streamTree) keep(e entry, body *body) error {
 	return t.addFile(e.name, stored{size: e.size, data: data})
 }
 
-// claimedDigest is the digest that a member's name claims, or "".
-func claimedDigest(name string) digest.Digest {
-	alg, hex, ok := strings.Cut(strings.TrimPrefix(name, blobsDir), "/")
-	d := digest.NewDigestFromEncoded(digest.Algorithm(alg), hex)
-	if !ok || !strings.HasPrefix(name, blobsDir) || d.Validate() != nil {
-		return ""
-	}
-	return d
-}
-
 // body is a member's bytes. It keeps its own error, so that a sink may say what it likes.
 type body struct {
 	s    *scanner
@@ -183,7 +172,7 @@ func (t *streamTree) Layer(_ context.Context, name string, diffID digest.Digest)
 		return ocispec.Descriptor{MediaType: mediaTypeDockerLayerGzip, Digest: f.digest, Size: f.size}, nil
 	}
 	if f.digest != diffID {
-		return ocispec.Descriptor{}, fmt.Errorf("layer %.200q has digest %s, its config says %s: %w", name, f.digest, diffID, ErrDigestMismatch)
+		return ocispec.Descriptor{}, errOtherDiffID(name, f.digest, diffID)
 	}
 	return ocispec.Descriptor{MediaType: mediaTypeDockerLayer, Digest: f.digest, Size: f.size}, nil
 }

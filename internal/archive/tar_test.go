@@ -20,7 +20,7 @@ func TestRandomAccessReadsHeadersOnly(t *testing.T) {
 		layers = append(layers, builder.Layer{Files: []builder.File{builder.Noise("noise", uint64(i), 20<<20/12)}})
 	}
 	a := builder.Archive{Images: []builder.Image{{Names: []string{"example.com/a:1"}, Platforms: []builder.PlatformImage{{Platform: builder.Platform("linux/amd64"), Layers: layers}}}}}
-	for _, f := range []builder.Format{builder.OCI, builder.Hybrid, builder.Docker, builder.DockerClassic} {
+	for _, f := range []builder.Format{builder.OCI, builder.Hybrid, builder.Docker, builder.DockerClassic, builder.DockerDigest} {
 		a.Format = f
 		r := atBytes(bytesOf(t, a))
 		tree, err := archive.ReadTree(t.Context(), r, r.size)

@@ -27,9 +27,9 @@ type Tree interface {
 	// fs.ErrNotExist, or ErrLimit above limit bytes.
 	ReadFile(ctx context.Context, name string, limit int64) ([]byte, error)
 	// Layer gives media type, digest and size of a docker archive's layer. Links
-	// are followed. An uncompressed layer has its diffID for digest, not yet
-	// verified by random access. The error is fs.ErrNotExist, or after a stream
-	// pass ErrDigestMismatch.
+	// are followed. An uncompressed layer has its diffID for digest, a compressed
+	// one what its name claims: by random access neither is verified yet. The
+	// error is fs.ErrNotExist, or ErrDigestMismatch.
 	Layer(ctx context.Context, name string, diffID digest.Digest) (ocispec.Descriptor, error)
 	// Locate tells where a regular member's bytes lie, links followed. After a
 	// stream pass ok is false.
@@ -124,6 +124,23 @@ func (m *members[F]) linkIn(name string) string {
 		}
 	}
 	return first
+}
+
+// claimedDigest is the digest that a member's name claims, or "": that of a blob in
+// a layout, and of a compressed layer in docker archives by go-containerregistry
+// and jib (<hex>.tar.gz) and by Bazel's rules_oci (blobs/<alg>/<hex>.tar.gz).
+// <hex>.tar claims nothing: it is a diffID, which the config tells too.
+func claimedDigest(name string) digest.Digest {
+	stem, layer := strings.CutSuffix(name, ".tar.gz")
+	alg, hex, ok := strings.Cut(strings.TrimPrefix(stem, blobsDir), "/")
+	if !strings.HasPrefix(stem, blobsDir) {
+		alg, hex, ok = digest.SHA256.String(), stem, layer
+	}
+	d := digest.NewDigestFromEncoded(digest.Algorithm(alg), hex)
+	if !ok || d.Validate() != nil {
+		return ""
+	}
+	return d
 }
 
 func isLink(e entry) bool { return e.kind == tar.TypeSymlink || e.kind == tar.TypeLink }

@@ -43,6 +43,9 @@ const (
 	// <id>/layer.tar, as `docker save` wrote it before Docker 25: a layer that an
 	// earlier image has is a symlink to it.
 	DockerClassic
+	// DockerDigest is manifest.json, sha256:<hex> and <hex>.tar.gz, as crane, ko
+	// and kaniko write it: layers are named by their own digest, not their diffID.
+	DockerDigest
 )
 
 // NameStyle says where index.json keeps the names of images.
@@ -210,7 +213,7 @@ func (b *Built) build() error {
 	switch b.archive.Format {
 	case OCI, Hybrid:
 		return b.layOutOCI(images)
-	case Docker, DockerClassic:
+	case Docker, DockerClassic, DockerDigest:
 		return b.layOutDocker(images)
 	default:
 		return fmt.Errorf("unknown format %d", b.archive.Format)

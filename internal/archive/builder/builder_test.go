@@ -52,7 +52,7 @@ func members(t *testing.T, data []byte) map[string][]byte {
 }
 
 func TestSameValuesGiveSameBytes(t *testing.T) {
-	for _, f := range []builder.Format{builder.OCI, builder.Hybrid, builder.Docker, builder.DockerClassic} {
+	for _, f := range []builder.Format{builder.OCI, builder.Hybrid, builder.Docker, builder.DockerClassic, builder.DockerDigest} {
 		a, err := twoImages(f).Bytes()
 		if err != nil {
 			t.Fatal(err)

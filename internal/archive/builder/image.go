@@ -41,7 +41,7 @@ func makeImage(s *spool, img Image, f Format) (image, error) {
 	if len(img.Platforms) == 0 {
 		return image{}, errors.New("no platforms")
 	}
-	if f == Docker || f == DockerClassic {
+	if f != OCI && f != Hybrid {
 		img.Platforms, img.DockerTypes = img.Platforms[:1], true
 	}
 	out := image{BuiltImage: BuiltImage{Names: img.Names}}

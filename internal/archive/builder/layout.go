@@ -91,6 +91,10 @@ func (b *Built) layOutDocker(images []image) error {
 	seen := map[string]string{} // digest or name of a member -> name of the member that has the bytes
 	layerName := func(l layer) string { return l.diffID.Encoded() + ".tar" }
 	configName := func(p platformImage) string { return p.config.digest.Encoded() + ".json" }
+	if b.archive.Format == DockerDigest {
+		layerName = func(l layer) string { return l.digest.Encoded() + ".tar.gz" }
+		configName = func(p platformImage) string { return p.config.digest.String() }
+	}
 	for _, img := range images {
 		p := img.platforms[0]
 		names := classicNames(p)
@@ -198,7 +202,10 @@ func (b *Built) addDockerJSON(list []dockerImage) error {
 	if err != nil {
 		return err
 	}
-	b.Members = append(b.Members, FileMember("manifest.json", manifest), FileMember("repositories", repos))
+	b.Members = append(b.Members, FileMember("manifest.json", manifest))
+	if b.archive.Format != DockerDigest {
+		b.Members = append(b.Members, FileMember("repositories", repos))
+	}
 	return nil
 }
 
