@@ -66,6 +66,7 @@ func (f *importFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.containerd.Namespace, "namespace", "k8s.io", "containerd's namespace `name`; the kubelet looks into k8s.io")
 	flags.StringVar(&f.containerd.Platform, "platform", "", "`platform` to take, such as linux/arm64 (default: this machine's)")
 	flags.StringVar(&f.containerd.Snapshotter, "snapshotter", "", "snapshotter `name` to unpack with (default: containerd's)")
+	flags.IntVar(&f.containerd.Concurrency, "concurrency", 0, "`number` of blobs moved, and of layers unpacked, at a time (default: by the machine's cores and the source)")
 	flags.StringVar(&f.selection.BaseName, "base-name", "", "repository `name` for images that have only a tag, or no name")
 	flags.StringArrayVar(&f.selection.Include, "include", nil, "`glob` of full image names to take; * within a path component, ** across (repeatable)")
 	flags.StringArrayVar(&f.selection.Exclude, "exclude", nil, "`glob` of full image names to leave out; wins over --include (repeatable)")

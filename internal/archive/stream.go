@@ -13,7 +13,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Sink takes the members of a stream.
+// Sink takes the members of a stream. One that has a method Follow(Tree) is given the tree before the first member,
+// and may look into it, as far as the stream has come, at each Put.
 type Sink interface {
 	// Put stores size bytes of r and gives their digest. claimed is the digest
 	// that the member's name claims, or "". Bytes that are present already need
@@ -44,6 +45,9 @@ type streamTree struct {
 // to sink, those whose name claims a digest with it.
 func StreamTree(ctx context.Context, r io.Reader, sink Sink) (Tree, error) {
 	t := &streamTree{members: newMembers[stored](), sink: sink}
+	if f, ok := sink.(interface{ Follow(Tree) }); ok {
+		f.Follow(t)
+	}
 	// No Seek: a file as stdin must be read, not passed over.
 	s := newScanner(struct{ io.Reader }{r})
 	for {

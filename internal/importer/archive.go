@@ -21,7 +21,8 @@ type Archive struct {
 	// Digest of the whole archive, when it was read in full.
 	Digest digest.Digest
 
-	seen *archive.MemorySink // the blobs of a stream whose blobs were not stored
+	seen    *archive.MemorySink // the blobs of a stream whose blobs were not stored
+	passing bool                // the archive has not passed whole: what is not in it yet may come
 }
 
 // Open reads an archive's metadata and stores nothing. A source without random access is read to its end.
@@ -57,18 +58,18 @@ func (a *Archive) locate(d digest.Digest) (archive.Extent, bool) {
 
 // open opens the archive for an import: by random access without reading blobs where that is possible, else in one
 // pass that stores the blobs on its way. A digest of the whole archive can only be checked in such a pass.
-func (s *session) open(ctx context.Context, src source.Blob, want digest.Digest) (*Archive, error) {
+func (s *session) open(ctx context.Context, src source.Blob, req Request) (*Archive, error) {
 	random, compression, err := access(src)
 	if err != nil {
 		return nil, err
 	}
-	if random && compression == archive.Uncompressed && want == "" {
+	if random && compression == archive.Uncompressed && req.Digest == "" {
 		return openRandom(ctx, src)
 	}
 	s.progress.stream(src)
 	s.progress.phase(PhaseTransferring)
 	defer s.progress.endStream()
-	return openStream(ctx, src, streamSink{s}, want)
+	return openStream(ctx, src, &streamSink{session: s, req: req}, req.Digest)
 }
 
 // sniffBytes is enough for every magic number that archive.Sniff knows.
@@ -97,9 +98,12 @@ func openRandom(ctx context.Context, src source.Blob) (*Archive, error) {
 	return &Archive{Layout: layout}, err
 }
 
-// openStream reads a source once from start to end, decompressing it, and hashes what the source gave.
+// openStream reads a source once from start to end, decompressing it, and hashes what the source gave. Reading and
+// hashing, decompressing, and what the sink does each have a goroutine.
 func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want digest.Digest) (*Archive, error) {
-	raw, err := src.Section(ctx, 0, -1)
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	raw, err := src.Section(reading, 0, -1)
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
@@ -109,18 +113,15 @@ func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want di
 		algorithm = want.Algorithm()
 	}
 	sum := algorithm.Digester()
-	buffered := bufio.NewReaderSize(io.TeeReader(raw, sum.Hash()), copyBuffer)
+	hashed := newAheadReader(io.TeeReader(raw, sum.Hash()))
+	defer func() { cancel(); hashed.stop() }()
+	buffered := bufio.NewReaderSize(hashed, minPiece)
 	head, err := buffered.Peek(sniffBytes)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the first bytes: %w", err)
 	}
 	a := &Archive{Compression: archive.Sniff(head)}
-	plain, err := archive.Decompress(buffered, a.Compression)
-	if err != nil {
-		return nil, err
-	}
-	defer plain.Close()
-	tree, err := archive.StreamTree(ctx, plain, sink)
+	tree, err := streamTree(ctx, buffered, a.Compression, sink, cancel)
 	if err != nil {
 		return nil, err
 	}
@@ -132,4 +133,23 @@ func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want di
 	}
 	a.Layout, err = archive.Decode(ctx, tree)
 	return a, err
+}
+
+// streamTree reads the tar in r. It calls interrupt when it needs no more of r.
+func streamTree(ctx context.Context, r io.Reader, c archive.Compression, sink archive.Sink, interrupt func()) (archive.Tree, error) {
+	if c == archive.Uncompressed {
+		return archive.StreamTree(ctx, r, sink) //nolint:wrapcheck // the archive's own
+	}
+	plain, err := archive.Decompress(r, c)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // as above
+	}
+	defer plain.Close()
+	ahead := newAheadReader(plain)
+	tree, err := archive.StreamTree(ctx, ahead, sink)
+	if err != nil {
+		interrupt()
+	}
+	ahead.stop()
+	return tree, err //nolint:wrapcheck // as above
 }

@@ -7,17 +7,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/tarlift/tarlift/internal/archive"
 )
 
 // assemble lets containerd's own importer build the images from the blobs that are in the store: it links the
@@ -70,48 +65,6 @@ func (i *Importer) missing(ctx context.Context, target ocispec.Descriptor) ([]oc
 	return missing, nil
 }
 
-// unpack applies every image's layers to the snapshotter, and returns its name. Each layer is synced before its
-// snapshot is committed: a power cut would else leave a committed snapshot of empty files, which nothing repairs.
-func (s *session) unpack(ctx context.Context, p *Plan) (string, error) {
-	s.progress.phase(PhaseUnpacking)
-	name, err := s.importer.snapshotterName(ctx)
-	if err != nil {
-		return "", err
-	}
-	done := map[string]bool{}
-	for _, img := range p.Images {
-		if done[img.Digest.String()] {
-			continue
-		}
-		done[img.Digest.String()] = true
-		i := client.NewImageWithPlatform(s.importer.client, images.Image{Name: img.Name, Target: img.target}, platforms.Only(s.importer.platform))
-		err := i.Unpack(ctx, name, client.WithUnpackApplyOpts(diff.WithSyncFs(true)))
-		if err != nil {
-			return "", fmt.Errorf("image %q: %w", img.Name, unpackError(err))
-		}
-		s.progress.tick()
-	}
-	return name, nil
-}
-
-// unpackError tells a layer that is not what its image says from a containerd that could not apply it. Of such a
-// layer's error only the kind is kept: the text names a temporary directory that is another each time.
-func unpackError(err error) error {
-	text := err.Error()
-	if strings.Contains(text, "wrong diff id") {
-		return fmt.Errorf("unpack: a layer's content is not that of its diff_id: %w", archive.ErrDigestMismatch)
-	}
-	for _, damage := range []string{"invalid tar header", "unexpected EOF", "gzip: invalid", "zstd: ", "magic number mismatch", "invalid input:", "failed to decompress"} {
-		if strings.Contains(text, damage) {
-			return fmt.Errorf("unpack: a layer is no tar archive, or a damaged one: %w", archive.ErrInvalid)
-		}
-	}
-	if errdefs.IsInvalidArgument(err) || errdefs.IsFailedPrecondition(err) {
-		return fmt.Errorf("unpack: %w: %w", archive.ErrInvalid, err)
-	}
-	return runtimeError("unpack", err)
-}
-
 // snapshotterName is the configured snapshotter, else the namespace's, else containerd's default.
 func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
 	if i.snapshotter != "" {
@@ -125,20 +78,6 @@ func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
 		return label, nil
 	}
 	return defaultSnapshotter, nil
-}
-
-// checkSnapshotter finds out before anything is moved that layers could not be unpacked.
-func (i *Importer) checkSnapshotter(ctx context.Context) error {
-	name, err := i.snapshotterName(ctx)
-	if err != nil {
-		return err
-	}
-	// Only a snapshotter that there is says that it lacks a snapshot.
-	_, err = i.client.SnapshotService(name).Stat(ctx, "tarlift")
-	if err != nil && !errdefs.IsNotFound(err) {
-		return runtimeError(fmt.Sprintf("snapshotter %q", name), err)
-	}
-	return nil
 }
 
 // minimalLayout is an OCI archive of nothing but an index of the chosen images, each once and without a name.

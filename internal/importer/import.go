@@ -24,42 +24,47 @@ func (i *Importer) Import(ctx context.Context, src source.Blob, req Request) (re
 		}
 	}()
 
-	if req.Unpack {
-		if err := i.checkSnapshotter(ctx); err != nil {
-			return Result{}, err
-		}
-	}
-	s.progress.phase(PhaseIndexing)
-	opened, err := s.open(ctx, src, req.Digest)
+	opened, plan, err := s.bring(ctx, src, req)
 	if err != nil {
 		return Result{}, err
-	}
-	plan, err := i.Plan(ctx, opened, req)
-	if err != nil {
-		return Result{}, err
-	}
-	names := plan.names()
-	if err := s.refuseConflicts(ctx, names, req); err != nil {
-		return Result{}, err
-	}
-	if err := s.transfer(ctx, src, plan); err != nil {
-		return Result{}, err
-	}
-	if err := s.assemble(ctx, plan); err != nil {
-		return Result{}, err
-	}
-	snapshotter := ""
-	if req.Unpack {
-		if snapshotter, err = s.unpack(ctx, plan); err != nil {
-			return Result{}, err
-		}
 	}
 	result = s.result(src, opened, plan)
 	s.progress.phase(PhasePublishing)
-	if err := s.publish(ctx, names, req, newRecord(req, src.String(), result, snapshotter, len(names))); err != nil {
+	names := plan.names()
+	if err := s.publish(ctx, names, req, newRecord(req, src.String(), result, s.unpacker.name(), len(names))); err != nil {
 		return Result{}, err
 	}
 	return result, nil
+}
+
+// bring makes the images complete below the session's lease, without names, and unpacks them on the way.
+func (s *session) bring(ctx context.Context, src source.Blob, req Request) (a *Archive, p *Plan, err error) {
+	if req.Unpack {
+		if s.unpacker, ctx, err = s.newUnpacker(ctx); err != nil {
+			return nil, nil, err
+		}
+		defer func() { err = s.unpacker.wait(err) }()
+	}
+	s.progress.phase(PhaseIndexing)
+	if a, err = s.open(ctx, src, req); err != nil {
+		return nil, nil, err
+	}
+	if p, err = s.importer.Plan(ctx, a, req); err != nil {
+		return nil, nil, err
+	}
+	if err := s.refuseConflicts(ctx, p.names(), req); err != nil {
+		return nil, nil, err
+	}
+	if err := s.transfer(ctx, src, p); err != nil {
+		return nil, nil, err
+	}
+	if err := s.assemble(ctx, p); err != nil {
+		return nil, nil, err
+	}
+	if req.Unpack {
+		s.progress.phase(PhaseUnpacking)
+	}
+	return a, p, nil
 }
 
 // result sums up what was moved.

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -28,6 +29,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
@@ -60,6 +62,9 @@ type Options struct {
 	Snapshotter string
 	// Platform images are chosen for, for example linux/arm64/v8; empty means this machine's.
 	Platform string
+	// Concurrency is how many blobs are moved at a time, and how many layers unpacked; 0 means by the machine's
+	// cores and the source.
+	Concurrency int
 }
 
 // Importer imports archives into one namespace of one containerd. Its methods may be called concurrently.
@@ -69,6 +74,10 @@ type Importer struct {
 	namespace   string
 	snapshotter string
 	platform    ocispec.Platform
+	concurrency int // 0 for automatic
+
+	applies       *semaphore.Weighted // of layers, in all imports together
+	snapshotLocks keyedLocks
 }
 
 // services are containerd's, without the wrappers that an import puts around them.
@@ -111,16 +120,23 @@ func New(o Options) (*Importer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %q: %w: %w", o.Address, ErrRuntimeUnavailable, err)
 	}
-	return newImporter(c, o.Namespace, o.Snapshotter, platform), nil
+	return newImporter(c, o, platform), nil
 }
 
-func newImporter(c *client.Client, namespace, snapshotter string, platform ocispec.Platform) *Importer {
+func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Importer {
+	applies := runtime.NumCPU() // the daemon's too, and a container's quota is not the daemon's
+	if o.Concurrency > 0 {
+		applies = o.Concurrency
+	}
 	return &Importer{
-		client:      c,
-		services:    services{c.ContentStore(), c.ImageService(), c.LeasesService()},
-		namespace:   namespace,
-		snapshotter: snapshotter,
-		platform:    platform,
+		client:        c,
+		services:      services{c.ContentStore(), c.ImageService(), c.LeasesService()},
+		namespace:     o.Namespace,
+		snapshotter:   o.Snapshotter,
+		platform:      platform,
+		concurrency:   o.Concurrency,
+		applies:       semaphore.NewWeighted(int64(applies)),
+		snapshotLocks: keyedLocks{held: map[string]chan struct{}{}},
 	}
 }
 
@@ -201,10 +217,11 @@ const (
 
 // Progress is how far an import is. In a stream the total is the archive's size, where that is known.
 type Progress struct {
-	Phase   Phase
-	Done    int64 // bytes written to the content store
-	Skipped int64 // bytes of needed blobs that were present
-	Total   int64 // bytes of all needed blobs, 0 while unknown
+	Phase    Phase
+	Done     int64 // bytes written to the content store
+	Skipped  int64 // bytes of needed blobs that were present
+	Total    int64 // bytes of all needed blobs, 0 while unknown
+	Unpacked int64 // bytes of the layers whose snapshots are there, as they lie in the archive
 }
 
 // Image is one name that an import published.

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/containerd/v2/client"
@@ -66,7 +67,7 @@ func newNode(t *testing.T, platform string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &node{newImporter(c, "k8s.io", "", platforms.Normalize(platforms.MustParse(platform))), db}
+	return &node{newImporter(c, Options{Namespace: "k8s.io"}, platforms.Normalize(platforms.MustParse(platform))), db}
 }
 
 // collecting deletes leases the way the daemon's service does: a synchronous deletion collects garbage first.
@@ -170,8 +171,8 @@ func unchanged(t *testing.T, before, after state) {
 type memory struct {
 	*bytes.Reader
 	stream  bool
-	read    int64
-	opened  int
+	read    atomic.Int64
+	opened  atomic.Int64             // sections
 	onBytes func(offset int64) error // injected fault: called for each read with its offset
 }
 
@@ -181,7 +182,7 @@ func (m *memory) Section(_ context.Context, off, n int64) (io.ReadCloser, error)
 	if n < 0 {
 		n = m.Size() - off
 	}
-	m.opened++
+	m.opened.Add(1)
 	return io.NopCloser(io.NewSectionReader(m, off, n)), nil
 }
 
@@ -192,13 +193,13 @@ func (m *memory) ReadAt(p []byte, off int64) (int, error) {
 		}
 	}
 	n, err := m.Reader.ReadAt(p, off)
-	m.read += int64(n)
+	m.read.Add(int64(n))
 	return n, err
 }
 
 func (m *memory) RandomAccess() bool { return !m.stream }
 func (m *memory) Remote() bool       { return false }
-func (m *memory) BytesRead() int64   { return m.read }
+func (m *memory) BytesRead() int64   { return m.read.Load() }
 func (m *memory) Validator() string  { return "" }
 func (m *memory) String() string     { return "memory" }
 func (m *memory) Close() error       { return nil }

@@ -29,6 +29,7 @@ type Plan struct {
 	Bytes       PlannedBytes   `json:"bytes"`
 
 	matcher platforms.MatchComparer // of exactly the chosen platforms
+	rootfs  []*rootfs               // of the images, in the order of transfer
 }
 
 // PlannedImage is one name that an import would publish.
@@ -41,6 +42,14 @@ type PlannedImage struct {
 	Manifest        digest.Digest `json:"manifest"`
 
 	target ocispec.Descriptor
+}
+
+// rootfs is what is unpacked of an image.
+type rootfs struct {
+	name             string
+	manifest, config ocispec.Descriptor
+	layers           []ocispec.Descriptor
+	diffIDs          []digest.Digest // of layers
 }
 
 // PlannedBlob is one blob that the images need.
@@ -75,7 +84,7 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 	if req.IndexDigest != "" && req.IndexDigest != a.IndexDigest {
 		return nil, fmt.Errorf("the archive's index digest is %s, not %s: %w", a.IndexDigest, req.IndexDigest, archive.ErrDigestMismatch)
 	}
-	if !a.Complete && (req.Digest != "" || req.IndexDigest != "") {
+	if !a.Complete && !a.passing && (req.Digest != "" || req.IndexDigest != "") {
 		return nil, fmt.Errorf("the tar has no end marker: %w", archive.ErrTruncated)
 	}
 	named, err := req.Selection.Select(a.Manifests)
@@ -89,7 +98,7 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 	var chosen chosenPlatforms
 	var foreign []string
 	for _, n := range named {
-		img, err := p.image(ctx, n.Target)
+		img, err := p.image(ctx, n.Name, n.Target)
 		if err != nil {
 			return nil, fmt.Errorf("image %q: %w", n.Name, err)
 		}
@@ -128,13 +137,13 @@ type image struct {
 }
 
 // image plans what one target needs, once.
-func (p *planner) image(ctx context.Context, target ocispec.Descriptor) (image, error) {
+func (p *planner) image(ctx context.Context, name string, target ocispec.Descriptor) (image, error) {
 	if img, ok := p.images[target.Digest]; ok {
 		return img, nil
 	}
 	img, err := p.choose(ctx, target)
 	if err == nil && img.leaf != nil {
-		err = p.add(ctx, *img.leaf)
+		err = p.add(ctx, name, *img.leaf)
 	}
 	p.images[target.Digest] = img
 	return img, err
@@ -199,7 +208,7 @@ type bytesReaderAt struct{ *bytes.Reader }
 func (bytesReaderAt) Close() error { return nil }
 
 // add plans the blobs of one image: the indexes above its manifest, the manifest, its config and its layers.
-func (p *planner) add(ctx context.Context, leaf archive.Leaf) error {
+func (p *planner) add(ctx context.Context, name string, leaf archive.Leaf) error {
 	m, err := archive.ReadManifest(ctx, p.fetch, leaf.Descriptor)
 	if errors.Is(err, archive.ErrMissing) {
 		return p.incomplete(leaf.Descriptor)
@@ -212,7 +221,8 @@ func (p *planner) add(ctx context.Context, leaf archive.Leaf) error {
 			return err
 		}
 	}
-	if err := p.checkConfig(ctx, m); err != nil {
+	diffIDs, err := p.diffIDs(ctx, m)
+	if err != nil {
 		return err
 	}
 	for _, d := range m.Layers {
@@ -220,29 +230,30 @@ func (p *planner) add(ctx context.Context, leaf archive.Leaf) error {
 			return err
 		}
 	}
+	p.plan.rootfs = append(p.plan.rootfs, &rootfs{name: name, manifest: leaf.Descriptor, config: m.Config, layers: m.Layers, diffIDs: diffIDs})
 	return nil
 }
 
-// checkConfig finds out before anything is moved that an image could not be unpacked.
-func (p *planner) checkConfig(ctx context.Context, m ocispec.Manifest) error {
+// diffIDs reads those of a manifest's config, one for each layer: without, the image could not be unpacked.
+func (p *planner) diffIDs(ctx context.Context, m ocispec.Manifest) ([]digest.Digest, error) {
 	data, err := p.importer.readBlob(ctx, m.Config.Digest, archive.MaxConfigBytes)
 	if errdefs.IsNotFound(err) {
 		data, err = p.fetch(ctx, m.Config)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var config struct {
 		RootFS ocispec.RootFS `json:"rootfs"`
 	}
 	if err := json.Unmarshal(data, &config); err != nil {
-		return fmt.Errorf("read config %s: not an image's: %w", m.Config.Digest, archive.ErrInvalid)
+		return nil, fmt.Errorf("read config %s: not an image's: %w", m.Config.Digest, archive.ErrInvalid)
 	}
 	if len(config.RootFS.DiffIDs) != len(m.Layers) {
-		return fmt.Errorf("read config %s: rootfs.diff_ids: %d of them for %d layers: %w",
+		return nil, fmt.Errorf("read config %s: rootfs.diff_ids: %d of them for %d layers: %w",
 			m.Config.Digest, len(config.RootFS.DiffIDs), len(m.Layers), archive.ErrInvalid)
 	}
-	return nil
+	return config.RootFS.DiffIDs, nil
 }
 
 // need plans a blob, once: as present in the store, or where find says that it is in the archive.
@@ -283,6 +294,9 @@ func (p *planner) metadata(ctx context.Context, d ocispec.Descriptor) (archive.E
 func (p *planner) locate(_ context.Context, d ocispec.Descriptor) (archive.Extent, error) {
 	if e, ok := p.archive.locate(d.Digest); ok {
 		return e, nil
+	}
+	if p.archive.passing {
+		return archive.Extent{Size: d.Size}, nil
 	}
 	return archive.Extent{}, p.incomplete(d)
 }

@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"sync"
 	"time"
 
 	"github.com/tarlift/tarlift/internal/source"
@@ -9,8 +10,9 @@ import (
 // progressInterval keeps callbacks rare enough to cost nothing and frequent enough for a smooth bar.
 const progressInterval = 100 * time.Millisecond
 
-// reporter passes progress on, at changes of phase and else at intervals. It is used by one goroutine.
+// reporter passes progress on, at changes of phase and else at intervals.
 type reporter struct {
+	mu       sync.Mutex
 	report   func(Progress)
 	now      Progress
 	last     time.Time
@@ -25,39 +27,43 @@ func newReporter(report func(Progress)) *reporter {
 }
 
 func (r *reporter) phase(p Phase) {
-	r.now.Phase = p
-	r.flush()
+	r.update(true, func(now *Progress) { now.Phase = p })
 }
 
-func (r *reporter) total(n int64) { r.now.Total = n }
+func (r *reporter) total(n int64) {
+	r.update(false, func(now *Progress) { now.Total = n })
+}
 
 // stream makes progress the place in src that was read last, until endStream: how many of its bytes are needed is
 // known only at its end.
 func (r *reporter) stream(src source.Blob) {
-	r.position, r.now.Total = src.BytesRead, max(src.Size(), 0)
+	r.update(false, func(now *Progress) { r.position, now.Total = src.BytesRead, max(src.Size(), 0) })
 }
 
 func (r *reporter) endStream() {
-	r.position, r.now = nil, Progress{Phase: r.now.Phase}
+	r.update(false, func(now *Progress) { r.position, *now = nil, Progress{Phase: now.Phase, Unpacked: now.Unpacked} })
 }
 
 func (r *reporter) done(n int64) {
-	r.now.Done += n
-	r.tick()
+	r.update(false, func(now *Progress) { now.Done += n })
 }
 
 func (r *reporter) skipped(n int64) {
-	r.now.Skipped += n
-	r.tick()
+	r.update(false, func(now *Progress) { now.Skipped += n })
 }
 
-func (r *reporter) tick() {
-	if time.Since(r.last) >= progressInterval {
-		r.flush()
+func (r *reporter) unpacked(n int64) {
+	r.update(false, func(now *Progress) { now.Unpacked += n })
+}
+
+// update changes what is known, and reports it when that is due.
+func (r *reporter) update(due bool, change func(*Progress)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change(&r.now)
+	if !due && time.Since(r.last) < progressInterval {
+		return
 	}
-}
-
-func (r *reporter) flush() {
 	r.last = time.Now()
 	if r.position != nil {
 		r.now.Done, r.now.Skipped = r.position(), 0

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -39,15 +40,21 @@ type session struct {
 	prefix   string // of the ingest references
 	keep     bool
 	progress *reporter
+	arrivals *arrivals
+	unpacker *unpacker // nil when nothing is to be unpacked
+	streams  int       // ingests so far whose digest was unknown
 
+	mu      sync.Mutex
 	written map[digest.Digest]int64 // blobs that this session committed, with their sizes in bytes
-	streams int                     // ingests so far whose digest was unknown
 }
 
 // begin opens a session and returns the context that all its calls use. An owner's session adopts what an
 // earlier attempt at the same spec kept.
 func (i *Importer) begin(ctx context.Context, req Request) (*session, context.Context, error) {
-	s := &session{importer: i, services: i.services, keep: req.Keep, progress: newReporter(req.Progress), written: map[digest.Digest]int64{}}
+	s := &session{
+		importer: i, services: i.services, keep: req.Keep, progress: newReporter(req.Progress),
+		arrivals: &arrivals{blobs: map[digest.Digest]chan struct{}{}}, written: map[digest.Digest]int64{},
+	}
 	var err error
 	if req.Owner.UID == "" {
 		s.lease, err = i.newLease(ctx, Owner{UID: "import"})

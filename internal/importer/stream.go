@@ -1,0 +1,115 @@
+package importer
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/source"
+)
+
+// maxForesights bounds how often a single pass tries to plan before its end. One that has all metadata in front is
+// planned at once, one whose images follow each other after each image.
+const maxForesights = 16
+
+// streamSink stores what a single pass over an archive meets. It implements archive.Sink.
+//
+// As soon as the index and the metadata of all wanted images have passed, what follows is planned: then nothing is
+// stored that they do not need, and they are unpacked while they arrive.
+type streamSink struct {
+	*session
+	req    Request
+	tree   archive.Tree
+	tried  int                    // foresights
+	news   bool                   // metadata has passed since the last one
+	needed map[digest.Digest]bool // nil while unknown
+}
+
+// Follow takes the tree of what has passed.
+func (s *streamSink) Follow(t archive.Tree) { s.tree = t }
+
+// Put stores one member. A digest that the member's name claims is verified; a blob that is present is skipped, and so
+// is one that is known to be of no use.
+func (s *streamSink) Put(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
+	if claimed == "" {
+		return s.putUnnamed(ctx, size, r)
+	}
+	buffered := bufio.NewReader(r)
+	if head, _ := buffered.Peek(1); len(head) == 1 && head[0] == '{' {
+		s.news = true
+	} else {
+		s.foresee(ctx)
+	}
+	if s.needed != nil && !s.needed[claimed] {
+		return claimed, nil
+	}
+	d, opened := ocispec.Descriptor{Digest: claimed, Size: size}, false
+	return claimed, s.put(ctx, d, func(offset int64) (io.ReadCloser, error) {
+		if opened {
+			return nil, fmt.Errorf("a stream cannot be read again: %w", source.ErrUnavailable)
+		}
+		opened = true
+		if _, err := io.CopyN(io.Discard, buffered, offset); err != nil {
+			return nil, fmt.Errorf("skip %d bytes: %w", offset, err)
+		}
+		return io.NopCloser(buffered), nil
+	})
+}
+
+// foresee plans what has yet to pass, if all metadata has passed. Otherwise nothing is known, and nothing wrong.
+func (s *streamSink) foresee(ctx context.Context) {
+	if s.needed != nil || !s.news || s.tried == maxForesights {
+		return
+	}
+	s.news = false
+	s.tried++
+	layout, err := archive.Decode(ctx, s.tree)
+	if err != nil || layout.Format != archive.FormatOCI {
+		return
+	}
+	p, err := s.importer.Plan(ctx, &Archive{Layout: layout, passing: true}, s.req)
+	if err != nil {
+		return
+	}
+	s.needed = map[digest.Digest]bool{}
+	for _, b := range p.Blobs {
+		s.needed[b.Digest] = true
+	}
+	s.unpacker.begin(p)
+}
+
+// putUnnamed stores a member whose digest shows at its end.
+func (s *streamSink) putUnnamed(ctx context.Context, size int64, r io.Reader) (digest.Digest, error) {
+	s.streams++
+	ref := fmt.Sprintf("stream-%d", s.streams)
+	// What an earlier attempt left under this reference may be of another member.
+	if err := s.services.content.Abort(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
+		return "", runtimeError("abort ingest", err)
+	}
+	sum := digest.Canonical.Digester()
+	err := s.withWriter(ctx, ref, ocispec.Descriptor{Size: size}, func(w content.Writer) error {
+		if err := s.copy(w, io.TeeReader(r, sum.Hash()), size); err != nil {
+			return err
+		}
+		switch err := w.Commit(ctx, size, sum.Digest()); {
+		case err == nil:
+			s.committed(sum.Digest(), size)
+		case !errdefs.IsAlreadyExists(err):
+			return writerError("commit", err)
+		}
+		return nil
+	})
+	return sum.Digest(), err
+}
+
+// Get reads a small blob back.
+func (s *streamSink) Get(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	return s.importer.readBlob(ctx, d, limit)
+}
