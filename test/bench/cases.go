@@ -2,19 +2,24 @@ package main
 
 import (
 	"fmt"
-	"io"
+	"slices"
 	"strings"
 )
 
 // benchCase is a row of the table.
 type benchCase struct {
-	name    string
-	archive archive
+	name string
+	// archives that a client imports one after the other, measured together.
+	archives []archive
+	// before has what the same client has imported into the same containerd before, which is not measured.
+	before []archive
+	// keep has all runs of a client in one containerd, which suits those that change nothing. Without it each run has
+	// a containerd of its own.
+	keep bool
 	// noUnpack leaves both clients at importing. Without it both unpack.
 	noUnpack bool
-	// again measures an import of what the same client has imported into the same containerd before. Without it each
-	// run has a containerd that has never had an image.
-	again bool
+	// http has the archives on a server; without it they are files.
+	http bool
 	// alone leaves ctr out.
 	alone bool
 	// targets that the agent's runs are compared with.
@@ -22,72 +27,34 @@ type benchCase struct {
 }
 
 var cases = []benchCase{
-	{name: "fresh", archive: single},
-	{name: "fresh-no-unpack", archive: single, noUnpack: true},
-	{name: "again", archive: single, again: true, targets: []target{seconds(1), writtenNothing}},
-	{name: "five-platforms", archive: multi, noUnpack: true},
-	{name: "memory", archive: large, alone: true, targets: []target{peak(64 << 20)}},
+	{name: "fresh", archives: just(single), targets: []target{ratio(1.8), memory}},
+	{name: "fresh-no-unpack", archives: just(single), noUnpack: true, targets: []target{ratio(1.9), memory}},
+	{name: "again", archives: just(single), before: just(single), keep: true, targets: []target{ratio(80), readAtMost(1 << 20), writtenAtMost(2 << 20), memory}},
+	{name: "five-platforms", archives: just(multi), noUnpack: true, targets: []target{ratio(10), readOnlyNeeded, wroteOnlyNeeded, memory}},
+	{name: "five-platforms-unpack", archives: just(multi), targets: []target{ratio(3.3), readOnlyNeeded, wroteOnlyNeeded, memory}},
+	{name: "five-platforms-http", archives: just(multi), http: true, targets: []target{ratio(3.3), readOnlyNeeded, wroteOnlyNeeded, memory}},
+	{name: "shared-base", archives: shared, targets: []target{ratio(4), readOnlyNeeded, wroteOnlyNeeded, memory}},
+	{name: "thirty-images", archives: just(thirty), targets: []target{ratio(1.5), memory}},
+	{name: "docker", archives: just(docker), targets: []target{ratio(2), memory}},
+	{name: "zstd", archives: just(zstds), targets: []target{ratio(2), memory}},
+	{name: "outer-zstd", archives: just(outer), targets: []target{peakAtMost(memoryLimit + largestWindow)}},
+	{name: "upgrade", archives: just(version2), before: just(version1), targets: []target{ratio(4), readOnlyNeeded, wroteOnlyNeeded, memory}},
+	{name: "memory", archives: just(large), alone: true, targets: []target{memory}},
 }
+
+func just(a archive) []archive { return []archive{a} }
 
 func selectCases(name string) ([]benchCase, error) {
 	if name == "" {
 		return cases, nil
 	}
-	var names []string
-	for _, c := range cases {
-		if c.name == name {
-			return []benchCase{c}, nil
-		}
-		names = append(names, c.name)
+	i := slices.IndexFunc(cases, func(c benchCase) bool { return c.name == name })
+	if i >= 0 {
+		return cases[i : i+1], nil
+	}
+	names := make([]string, len(cases))
+	for i, c := range cases {
+		names[i] = c.name
 	}
 	return nil, fmt.Errorf("no case %q; there are %s", name, strings.Join(names, ", "))
-}
-
-// target is what the agent shall reach.
-type target struct {
-	// what is said about the outcome, and whether it is good.
-	check func(outcome) (what string, ok bool)
-	// must fails the whole run when missed. Seconds depend on who else uses the machine, bytes do not.
-	must bool
-}
-
-func seconds(limit float64) target {
-	return target{check: func(o outcome) (string, bool) {
-		got := median(secondsOf(o.agent))
-		return fmt.Sprintf("median of %.2f s, at most %.0f s", got, limit), got <= limit
-	}}
-}
-
-var writtenNothing = target{must: true, check: func(o outcome) (string, bool) {
-	got := highest(o.agent, func(s sample) int64 { return s.written })
-	return fmt.Sprintf("%s written, at most 0", size(got)), got == 0
-}}
-
-func peak(limit int64) target {
-	return target{must: true, check: func(o outcome) (string, bool) {
-		got := highest(o.agent, func(s sample) int64 { return s.peak })
-		return fmt.Sprintf("peak of %s, at most %s", size(got), size(limit)), got <= limit
-	}}
-}
-
-// judge prints how the outcomes compare with the targets. A target that must be reached and is not is an error.
-func judge(w io.Writer, outcomes []outcome) error {
-	var missed []string
-	for _, o := range outcomes {
-		for _, t := range o.targets {
-			what, ok := t.check(o)
-			verdict := "reached"
-			if !ok {
-				verdict = "MISSED"
-			}
-			fmt.Fprintf(w, "%s: %s: %s\n", o.name, what, verdict)
-			if !ok && t.must {
-				missed = append(missed, o.name+": "+what)
-			}
-		}
-	}
-	if missed != nil {
-		return fmt.Errorf("targets missed: %s", strings.Join(missed, "; "))
-	}
-	return nil
 }

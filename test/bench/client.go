@@ -1,92 +1,148 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
-	"os/exec"
-	"strconv"
-	"strings"
+	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/tarlift/tarlift/test/cluster"
 )
 
 // client is a program that imports.
 type client struct {
 	name string
 	path string
-	args func(socket, archive string, unpack bool) []string
+	args func(socket string, unpack bool) []string
+	// plain says that it takes plain files only, and anything else from a pipe.
+	plain bool
 	// reports says that the output has the numbers of bytes, as `agent import -o json` prints them.
 	reports bool
 }
 
-// sample is one run of a client.
+func newClients() (agent, ctr client, err error) {
+	root, err := cluster.ModuleRoot()
+	if err != nil {
+		return agent, ctr, err
+	}
+	tools, err := cluster.ToolsDir()
+	if err != nil {
+		return agent, ctr, err
+	}
+	agent = client{name: "agent", path: filepath.Join(root, "bin", "agent"), reports: true, args: func(socket string, unpack bool) []string {
+		return append([]string{"import", "-o", "json", "--progress", "none", "--address", socket}, noUnpack(unpack)...)
+	}}
+	ctr = client{name: "ctr", path: filepath.Join(tools, "ctr"), plain: true, args: func(socket string, unpack bool) []string {
+		return append([]string{"--address", socket, "--namespace", "k8s.io", "images", "import", "--local"}, noUnpack(unpack)...)
+	}}
+	return agent, ctr, nil
+}
+
+func noUnpack(unpack bool) []string {
+	if unpack {
+		return nil
+	}
+	return []string{"--no-unpack"}
+}
+
+// sample is one run of a client, of all archives of a case.
 type sample struct {
 	seconds float64
-	// peak is the largest resident set, in bytes.
-	peak int64
-	// read and written are bytes as the agent reports them: taken from the archive, committed to the content store.
-	read, written int64
+	// read is what the client took in: the bytes of its read calls, or those that the server sent.
+	read int64
+	// written is what containerd wrote meanwhile; see [daemon.written].
+	written int64
+	// peak and daemonPeak are the largest resident sets, in bytes.
+	peak, daemonPeak int64
+	// reported is what the client itself says, if it does.
+	reported reported
 }
 
-// run runs the program to its end, with this program's environment.
-func (c client) run(args []string) (sample, error) {
+// reported are bytes taken from the archive, and committed to the content store.
+type reported struct{ Read, Written int64 }
+
+// run has the client import one archive, from a server unless that is nil.
+func (c client) run(socket string, unpack bool, f file, s *server) (sample, error) {
+	if s != nil {
+		s.sent.Store(0)
+	}
 	start := time.Now()
-	out, usage, err := runOrphan(append([]string{c.path}, args...))
-	s := sample{seconds: time.Since(start).Seconds(), peak: usage.Maxrss << 10}
+	arg, in, err := c.input(f, s)
 	if err != nil {
-		return s, fmt.Errorf("%s: %w", c.name, err)
+		return sample{}, err
+	}
+	command := append([]string{c.path}, c.args(socket, unpack)...)
+	e, err := runOrphan(append(command, arg), in)
+	out := sample{seconds: time.Since(start).Seconds(), read: e.read, peak: e.peak}
+	if err != nil {
+		return out, fmt.Errorf("%s: %w", c.name, err)
+	}
+	if s != nil {
+		out.read = s.sent.Load()
 	}
 	if !c.reports {
-		return s, nil
+		return out, nil
 	}
-	var reported struct {
-		Bytes struct{ Read, Written int64 }
+	var report struct{ Bytes reported }
+	if err := json.Unmarshal(e.stdout, &report); err != nil {
+		return out, fmt.Errorf("read the output of %s: %w", c.name, err)
 	}
-	if err := json.Unmarshal(out, &reported); err != nil {
-		return s, fmt.Errorf("read the output of %s: %w", c.name, err)
-	}
-	s.read, s.written = reported.Bytes.Read, reported.Bytes.Written
-	return s, nil
+	out.reported = report.Bytes
+	return out, nil
 }
 
-// runOrphan runs a command to its end. A process is charged the memory of the one that made it (exec_mmap in Linux's
-// fs/exec.c), and this one is larger than some commands. So a shell makes it, which is small, and ends; this process
-// inherits the orphan.
-func runOrphan(command []string) (out []byte, usage unix.Rusage, err error) {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return nil, usage, fmt.Errorf("become a subreaper: %w", err)
+// input is the last argument, and with "-" what is on standard input.
+func (c client) input(f file, s *server) (arg string, in io.ReadCloser, err error) {
+	switch {
+	case s != nil && c.plain:
+		in, err = get(s.url(f))
+		return "-", in, err
+	case s != nil:
+		return s.url(f), nil, nil
+	case f.Zstd && c.plain:
+		in, err = unzstd(f.path)
+		return "-", in, err
+	default:
+		return f.path, nil, nil
 	}
-	r, w, err := os.Pipe()
+}
+
+func get(url string) (io.ReadCloser, error) {
+	res, err := http.Get(url)
 	if err != nil {
-		return nil, usage, err
+		return nil, err
 	}
-	defer r.Close()
-	shell := exec.Command("/bin/sh", append([]string{"-c", `"$@" 3>&- & echo $! >&3`, "sh"}, command...)...)
-	var stdout, stderr bytes.Buffer
-	shell.Stdout, shell.Stderr, shell.ExtraFiles = &stdout, &stderr, []*os.File{w}
-	err = shell.Run() // until the last process that writes to the buffers has ended: the command
-	w.Close()
+	if res.StatusCode != http.StatusOK {
+		return nil, errors.Join(fmt.Errorf("get %s: %s", url, res.Status), res.Body.Close())
+	}
+	return res.Body, nil
+}
+
+// unzstd decompresses in this process, on other goroutines than the reader's: by the library that the agent uses.
+func unzstd(path string) (io.ReadCloser, error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return nil, usage, err
+		return nil, err
 	}
-	text, err := io.ReadAll(r)
+	d, err := zstd.NewReader(f)
 	if err != nil {
-		return nil, usage, err
+		return nil, errors.Join(err, f.Close())
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return nil, usage, err
-	}
-	var status unix.WaitStatus
-	if _, err := unix.Wait4(pid, &status, 0, &usage); err != nil {
-		return nil, usage, fmt.Errorf("wait for the command: %w", err)
-	}
-	if status != 0 {
-		return nil, usage, fmt.Errorf("exit code %d: %s%s", status.ExitStatus(), stdout.Bytes(), stderr.Bytes())
-	}
-	return stdout.Bytes(), usage, nil
+	return &unzstdReader{d, f}, nil
+}
+
+type unzstdReader struct {
+	*zstd.Decoder
+	file *os.File
+}
+
+func (r *unzstdReader) Close() error {
+	r.Decoder.Close()
+	return r.file.Close()
 }

@@ -4,78 +4,65 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/tarlift/tarlift/test/cluster"
 )
 
-// machine is this machine's platform alone.
-var machine = []string{"linux/" + runtime.GOARCH}
-
 // bench runs the cases one after the other.
 type bench struct {
-	pairs int
-	agent client
-	ctr   client
-}
-
-func newBench(pairs int) (*bench, error) {
-	root, err := cluster.ModuleRoot()
-	if err != nil {
-		return nil, err
-	}
-	tools, err := cluster.ToolsDir()
-	if err != nil {
-		return nil, err
-	}
-	return &bench{
-		pairs: pairs,
-		agent: client{name: "agent", path: filepath.Join(root, "bin", "agent"), reports: true, args: func(socket, archive string, unpack bool) []string {
-			args := []string{"import", "-o", "json", "--progress", "none", "--address", socket}
-			if !unpack {
-				args = append(args, "--no-unpack")
-			}
-			return append(args, archive)
-		}},
-		ctr: client{name: "ctr", path: filepath.Join(tools, "ctr"), args: func(socket, archive string, unpack bool) []string {
-			args := []string{"--address", socket, "--namespace", "k8s.io", "images", "import", "--local"}
-			if !unpack {
-				args = append(args, "--no-unpack")
-			}
-			return append(args, archive)
-		}},
-	}, nil
+	pairs      int
+	agent, ctr client
 }
 
 // outcome is what a case came to. The i-th runs of agent and ctr were made one after the other.
 type outcome struct {
 	benchCase
+	need       need
 	agent, ctr []sample
+}
+
+// trial is a case with its archives.
+type trial struct {
+	benchCase
+	files, before []file
+	server        *server // nil without
 }
 
 // measure runs a case.
 func (b *bench) measure(ctx context.Context, c benchCase) (o outcome, err error) {
 	o.benchCase = c
-	path, err := c.archive.ensure()
-	if err != nil {
+	t := trial{benchCase: c}
+	if t.files, err = ensure(c.archives); err != nil {
 		return o, err
 	}
-	if err := warm(path); err != nil {
+	if t.before, err = ensure(c.before); err != nil {
 		return o, err
 	}
-	runAgent, stopAgent, err := b.runner(ctx, b.agent, c, path)
+	o.need = needOf(t.files, t.before)
+	for _, f := range slices.Concat(t.before, t.files) {
+		if err := warm(f.path); err != nil {
+			return o, err
+		}
+	}
+	if c.http {
+		if t.server, err = newServer(filepath.Dir(t.files[0].path)); err != nil {
+			return o, err
+		}
+		defer func() { err = errors.Join(err, t.server.Close()) }()
+	}
+	runAgent, stopAgent, err := t.runner(ctx, b.agent)
 	if err != nil {
 		return o, err
 	}
 	defer func() { err = errors.Join(err, stopAgent()) }()
-	runCtr, stopCtr := runner(nil), func() error { return nil }
+	runCtr, stopCtr := runner(nil), nothing
 	if !c.alone {
-		if runCtr, stopCtr, err = b.runner(ctx, b.ctr, c, path); err != nil {
+		if runCtr, stopCtr, err = t.runner(ctx, b.ctr); err != nil {
 			return o, err
 		}
 	}
@@ -100,44 +87,114 @@ func (b *bench) measure(ctx context.Context, c benchCase) (o outcome, err error)
 // runner measures one run of one client.
 type runner func() (sample, error)
 
+func nothing() error { return nil }
+
 // runner returns how to run a client in this case, and what to call when all runs are made.
-func (b *bench) runner(ctx context.Context, cl client, c benchCase, path string) (runner, func() error, error) {
-	run := func(n *cluster.Node) (sample, error) {
-		// What was written before is not this run's to wait for.
-		unix.Sync()
-		s, err := cl.run(cl.args(n.ContainerdAddress, path, !c.noUnpack))
-		if err == nil {
-			fmt.Fprintf(os.Stderr, "%s: %s took %.2f s, peak %s\n", c.name, cl.name, s.seconds, size(s.peak))
+func (t trial) runner(ctx context.Context, cl client) (runner, func() error, error) {
+	if t.keep {
+		n, err := t.prepare(ctx, cl)
+		if err != nil {
+			return nil, nil, err
 		}
-		return s, err
+		return func() (sample, error) { return t.run(cl, n) }, n.Stop, nil
 	}
-	if !c.again {
-		return func() (s sample, err error) {
-			n, err := cluster.StartContainerd(ctx, cluster.ContainerdOptions{})
-			if err != nil {
-				return s, err
-			}
-			defer func() { err = errors.Join(err, n.Stop()) }()
-			return run(n)
-		}, func() error { return nil }, nil
-	}
-	n, err := cluster.StartContainerd(ctx, cluster.ContainerdOptions{})
-	if err != nil {
-		return nil, nil, err
-	}
-	if _, err := cl.run(cl.args(n.ContainerdAddress, path, !c.noUnpack)); err != nil {
-		return nil, nil, errors.Join(err, n.Stop())
-	}
-	return func() (sample, error) { return run(n) }, n.Stop, nil
+	return func() (s sample, err error) {
+		n, err := t.prepare(ctx, cl)
+		if err != nil {
+			return s, err
+		}
+		defer func() { err = errors.Join(err, n.Stop()) }()
+		return t.run(cl, n)
+	}, nothing, nil
 }
 
-// warm reads a file, so that the first run does not pay for what the others find in memory.
-func warm(path string) error {
-	f, err := os.Open(path)
+// prepare starts a containerd and has the client import what shall be there before.
+func (t trial) prepare(ctx context.Context, cl client) (*cluster.Node, error) {
+	n, err := cluster.StartContainerd(ctx, cluster.ContainerdOptions{})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer f.Close()
-	_, err = io.Copy(io.Discard, f)
-	return err
+	for _, f := range t.before {
+		if _, err := cl.run(n.ContainerdAddress, !t.noUnpack, f, nil); err != nil {
+			return nil, errors.Join(err, n.Stop())
+		}
+	}
+	return n, nil
+}
+
+// run measures a client that imports the archives one after the other.
+func (t trial) run(cl client, n *cluster.Node) (sample, error) {
+	// What was written before is not this run's to wait for.
+	unix.Sync()
+	d := daemon(n.Containerd.PID())
+	before, err := d.written()
+	if err := errors.Join(err, d.resetPeak()); err != nil {
+		return sample{}, err
+	}
+	var sum sample
+	for _, f := range t.files {
+		s, err := cl.run(n.ContainerdAddress, !t.noUnpack, f, t.server)
+		if err != nil {
+			return sum, err
+		}
+		sum.add(s)
+	}
+	after, err := d.written()
+	sum.written = after - before
+	peak, err2 := d.peak()
+	sum.daemonPeak = peak
+	fmt.Fprintf(os.Stderr, "%s: %s took %.2f s, read %s (says %s), containerd wrote %s (it says %s)\n", t.name, cl.name, sum.seconds,
+		size(sum.read), size(sum.reported.Read), size(sum.written), size(sum.reported.Written))
+	return sum, errors.Join(err, err2)
+}
+
+// add adds what a client did next.
+func (s *sample) add(next sample) {
+	s.seconds += next.seconds
+	s.read += next.read
+	s.peak = max(s.peak, next.peak)
+	s.reported.Read += next.reported.Read
+	s.reported.Written += next.reported.Written
+}
+
+// need is what a case takes at least, in bytes.
+type need struct {
+	read     int64 // of the archives
+	stored   int64 // to the content store
+	unpacked int64 // the files of layers that are new
+}
+
+func needOf(files, before []file) need {
+	var out need
+	have := contents{}
+	for _, f := range before {
+		for d, b := range f.needed {
+			have[d] = b
+		}
+	}
+	for _, f := range files {
+		for d, b := range f.needed {
+			if _, ok := have[d]; ok {
+				continue
+			}
+			have[d] = b
+			out.stored += b.Stored
+			out.unpacked += b.Unpacked
+			if !f.Zstd {
+				out.read += b.Stored
+			}
+		}
+		if f.Zstd { // can only be read from start to end
+			out.read += f.size
+		}
+	}
+	return out
+}
+
+// writtenAtLeast is what containerd has to write.
+func (o outcome) writtenAtLeast() int64 {
+	if o.noUnpack {
+		return o.need.stored
+	}
+	return o.need.stored + o.need.unpacked
 }

@@ -4,60 +4,65 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
+
+// columns of the table. Those that need ctr are empty where it did not run.
+var columns = []struct {
+	head   string
+	byPair bool
+	cell   func(outcome) string
+}{
+	{"case", false, func(o outcome) string { return o.name }},
+	{"agent, s", false, func(o outcome) string { return fmt.Sprintf("%.2f", median(secondsOf(o.agent))) }},
+	{"ctr, s", true, func(o outcome) string { return fmt.Sprintf("%.2f", median(secondsOf(o.ctr))) }},
+	{"ctr / agent (min–max)", true, func(o outcome) string {
+		r := ratios(o)
+		return fmt.Sprintf("%.2f (%.2f–%.2f)", median(r), slices.Min(r), slices.Max(r))
+	}},
+	{"95 %: at least", true, func(o outcome) string {
+		bound, ok := lowerBound(ratios(o))
+		if !ok {
+			return "–"
+		}
+		return fmt.Sprintf("%.2f", bound)
+	}},
+	{"read: agent", false, func(o outcome) string { return size(highest(o.agent, read)) }},
+	{"ctr", true, func(o outcome) string { return size(highest(o.ctr, read)) }},
+	{"written: agent", false, func(o outcome) string { return size(highest(o.agent, written)) }},
+	{"ctr", true, func(o outcome) string { return size(highest(o.ctr, written)) }},
+	{"peak: agent", false, func(o outcome) string { return size(highest(o.agent, peak)) }},
+	{"ctr", true, func(o outcome) string { return size(highest(o.ctr, peak)) }},
+	{"containerd: agent", false, func(o outcome) string { return size(highest(o.agent, daemonPeak)) }},
+	{"ctr", true, func(o outcome) string { return size(highest(o.ctr, daemonPeak)) }},
+}
+
+func read(s sample) int64       { return s.read }
+func written(s sample) int64    { return s.written }
+func peak(s sample) int64       { return s.peak }
+func daemonPeak(s sample) int64 { return s.daemonPeak }
 
 // printTable prints a Markdown table.
 func printTable(w io.Writer, outcomes []outcome) error {
 	t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
-	fmt.Fprintln(t, "| case\t| agent, s\t| ctr, s\t| ctr / agent (min–max)\t| agent read\t| agent wrote\t| agent's peak\t| ctr's peak\t|")
-	fmt.Fprintln(t, "|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|")
+	row := func(cells []string) { fmt.Fprintf(t, "| %s\t|\n", strings.Join(cells, "\t| ")) }
+	heads, rules := make([]string, len(columns)), make([]string, len(columns))
+	for i, c := range columns {
+		heads[i], rules[i] = c.head, "---"
+	}
+	row(heads)
+	row(rules)
 	for _, o := range outcomes {
-		ctrSeconds, ratio, ctrPeak := "", "", ""
-		if !o.alone {
-			ctrSeconds = fmt.Sprintf("%.2f", median(secondsOf(o.ctr)))
-			r := ratios(o)
-			ratio = fmt.Sprintf("%.2f (%.2f–%.2f)", median(r), slices.Min(r), slices.Max(r))
-			ctrPeak = size(highest(o.ctr, func(s sample) int64 { return s.peak }))
+		cells := make([]string, len(columns))
+		for i, c := range columns {
+			if !c.byPair || !o.alone {
+				cells[i] = c.cell(o)
+			}
 		}
-		fmt.Fprintf(t, "| %s\t| %.2f\t| %s\t| %s\t| %s\t| %s\t| %s\t| %s\t|\n", o.name,
-			median(secondsOf(o.agent)), ctrSeconds, ratio,
-			size(highest(o.agent, func(s sample) int64 { return s.read })),
-			size(highest(o.agent, func(s sample) int64 { return s.written })),
-			size(highest(o.agent, func(s sample) int64 { return s.peak })), ctrPeak)
+		row(cells)
 	}
 	return t.Flush()
-}
-
-// ratios are those of the pairs.
-func ratios(o outcome) []float64 {
-	out := make([]float64, len(o.agent))
-	for i := range out {
-		out[i] = o.ctr[i].seconds / o.agent[i].seconds
-	}
-	return out
-}
-
-func secondsOf(runs []sample) []float64 {
-	out := make([]float64, len(runs))
-	for i, r := range runs {
-		out[i] = r.seconds
-	}
-	return out
-}
-
-// median of an even number is the mean of the middle two.
-func median(v []float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
-}
-
-func highest(runs []sample, of func(sample) int64) int64 {
-	var most int64
-	for _, r := range runs {
-		most = max(most, of(r))
-	}
-	return most
 }
 
 // size prints bytes: below a mebibyte in KiB, of which the last one counts in full.
