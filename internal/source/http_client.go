@@ -20,6 +20,10 @@ const (
 	maxResponseHeader = 64 << 10
 	// idleConnTimeout is how long an unused connection is kept for the next range.
 	idleConnTimeout = 30 * time.Second
+	// maxIdleConns is how many unused connections are kept: one for each section that an importer reads
+	// at a time, and some to spare. net/http keeps two, and each of the others would be made anew for each
+	// blob, with one round trip, three with TLS, and a congestion window that begins anew.
+	maxIdleConns = 16
 )
 
 // parseURL accepts absolute http and https URLs without user information. Its errors never show the
@@ -109,8 +113,9 @@ func originOf(u *url.URL) string {
 }
 
 // newTransport speaks HTTP/1.1 only: each range then has its own connection and flow control, and one
-// that breaks takes no other with it. It never asks for compression, so that offsets in the body are
-// offsets in the archive.
+// that breaks or is given up takes no other with it. It never asks for compression, so that offsets in
+// the body are offsets in the archive. There is no limit of connections: a section that nobody reads from
+// holds one, and must not keep others from going on.
 func newTransport(config *tls.Config) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -120,6 +125,7 @@ func newTransport(config *tls.Config) *http.Transport {
 		TLSClientConfig:        config,
 		Protocols:              &protocols,
 		DisableCompression:     true,
+		MaxIdleConnsPerHost:    maxIdleConns,
 		IdleConnTimeout:        idleConnTimeout,
 		MaxResponseHeaderBytes: maxResponseHeader,
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -61,6 +62,38 @@ func (s *server) seen() []*http.Request {
 
 func serveData(w http.ResponseWriter, r *http.Request, data []byte) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+}
+
+// countingListener counts connections, and all that is sent over them, but for what the kernel holds back.
+type countingListener struct {
+	net.Listener
+	accepted atomic.Int64
+	sent     atomic.Int64
+}
+
+func (l *countingListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.accepted.Add(1)
+	if err := conn.(*net.TCPConn).SetWriteBuffer(sendBuffer); err != nil {
+		return nil, err
+	}
+	return &countingConn{conn, l}, nil
+}
+
+// sendBuffer bounds what the kernel holds back, in bytes; by itself it takes megabytes.
+const sendBuffer = 64 << 10
+
+type countingConn struct {
+	net.Conn
+	l *countingListener
+}
+
+func (c *countingConn) Write(p []byte) (int, error) {
+	c.l.sent.Add(int64(len(p))) // before the client can have it
+	return c.Conn.Write(p)
 }
 
 type countingWriter struct {
@@ -172,4 +205,12 @@ func rangeOf(r *http.Request) (first, last int) {
 		panic(err)
 	}
 	return first, last
+}
+
+// zeros has no end.
+type zeros struct{}
+
+func (zeros) ReadAt(p []byte, _ int64) (int, error) {
+	clear(p)
+	return len(p), nil
 }
