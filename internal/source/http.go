@@ -181,7 +181,7 @@ func (b *httpBlob) keepFirstWindow(res *response) error {
 	if ctxErr := b.ctx.Err(); err != nil && ctxErr != nil {
 		return ctxErr //nolint:wrapcheck // the caller's own
 	}
-	b.cache.add(0, window[:n])
+	b.cache.add(0, window[:n], 0)
 	return nil
 }
 

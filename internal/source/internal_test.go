@@ -127,12 +127,64 @@ func TestBackoffIsBounded(t *testing.T) {
 func TestWindowCacheIsBounded(t *testing.T) {
 	var c windowCache
 	for i := range 1000 {
-		c.add(int64(i)*maxWindow, make([]byte, maxWindow))
+		c.add(int64(i)*maxWindow, make([]byte, maxWindow), 0)
 	}
 	if c.bytes > maxCached || len(c.windows) != maxCached/maxWindow {
 		t.Errorf("%d bytes in %d windows", c.bytes, len(c.windows))
 	}
 	if c.copy(make([]byte, 1), 999*maxWindow) != 1 || c.copy(make([]byte, 1), 0) != 0 {
 		t.Error("the oldest must go first")
+	}
+}
+
+// What one window may cost depends on what others have cost, and on how far the walk has come.
+func TestWindowSizes(t *testing.T) {
+	const far = 1 << 20
+	var c windowCache
+	fetch := func(off, least int64) int64 {
+		n := c.take(off, least)
+		c.add(off, make([]byte, n), int(least))
+		return n
+	}
+	if n := fetch(0, 512); n != newWindow {
+		t.Errorf("the first is %d", n)
+	}
+	if n := fetch(newWindow, 512); n != 2*newWindow {
+		t.Errorf("reading on gives %d", n)
+	}
+	if n := fetch(far, 50_000); n != 50_000 {
+		t.Errorf("50,000 are wanted, it is %d", n)
+	}
+	if n := fetch(far-1000, 512); n != 1000 {
+		t.Errorf("what is there is fetched again: %d", n)
+	}
+	if n := fetch(2*far, 512); n > newWindow || n <= minWindow {
+		t.Errorf("at a new place %d", n)
+	}
+	latest := func() *window { return c.windows[len(c.windows)-1] }
+	if n := fetch(latest().end()+1000, 512); n > newWindow {
+		t.Errorf("behind a window that saved nothing %d", n)
+	}
+	near := latest()
+	for i := range int64(3) {
+		c.copy(make([]byte, 10), near.off+1000*(i+1))
+	}
+	if n := fetch(near.end()+1000, 512); n <= newWindow {
+		t.Errorf("behind a window that saved three requests %d", n)
+	}
+}
+
+// However many places are read, windows cost little more than the least.
+func TestWindowsCostLittle(t *testing.T) {
+	const places, step = 1000, 80_000 // as far apart as the largest window is long
+	var c windowCache
+	sum, last := int64(0), int64(0)
+	for off := int64(0); off < places*step; off += step {
+		last = c.take(off, 512)
+		c.add(off, make([]byte, last), 512)
+		sum += last
+	}
+	if limit := int64(startCredit + places*minWindow + places*step/passedPart); sum > limit || last != minWindow {
+		t.Errorf("%d bytes, more than %d; the last window is %d", sum, limit, last)
 	}
 }
