@@ -47,6 +47,19 @@ func addOutput(flags *pflag.FlagSet) *choice {
 	return &c
 }
 
+// addContainerd adds the flags that say which containerd to use, and for what.
+func addContainerd(flags *pflag.FlagSet, o *importer.Options) {
+	flags.StringVar(&o.Address, "address", "/run/containerd/containerd.sock", "containerd's `socket`")
+	flags.StringVar(&o.Namespace, "namespace", "k8s.io", "containerd's namespace `name`; the kubelet looks into k8s.io")
+	flags.StringVar(&o.Platform, "platform", "", "`platform` to take, such as linux/arm64 (default: this machine's)")
+	flags.StringVar(&o.Snapshotter, "snapshotter", "", "snapshotter `name` to unpack with (default: containerd's)")
+}
+
+// addConcurrency adds --concurrency to those who import.
+func addConcurrency(flags *pflag.FlagSet, o *importer.Options) {
+	flags.UintVar(&o.Concurrency, "concurrency", 0, "`number` of blobs moved, and of layers unpacked, at a time (default: by cores and kind of source)")
+}
+
 // importFlags are what decides an import, apart from its source.
 type importFlags struct {
 	containerd importer.Options
@@ -62,11 +75,7 @@ type importFlags struct {
 
 func (f *importFlags) add(flags *pflag.FlagSet) {
 	f.conflict = newChoice("fail", "replace")
-	flags.StringVar(&f.containerd.Address, "address", "/run/containerd/containerd.sock", "containerd's `socket`")
-	flags.StringVar(&f.containerd.Namespace, "namespace", "k8s.io", "containerd's namespace `name`; the kubelet looks into k8s.io")
-	flags.StringVar(&f.containerd.Platform, "platform", "", "`platform` to take, such as linux/arm64 (default: this machine's)")
-	flags.StringVar(&f.containerd.Snapshotter, "snapshotter", "", "snapshotter `name` to unpack with (default: containerd's)")
-	flags.IntVar(&f.containerd.Concurrency, "concurrency", 0, "`number` of blobs moved, and of layers unpacked, at a time (default: by the machine's cores and the source)")
+	addContainerd(flags, &f.containerd)
 	flags.StringVar(&f.selection.BaseName, "base-name", "", "repository `name` for images that have only a tag, or no name")
 	flags.StringArrayVar(&f.selection.Include, "include", nil, "`glob` of full image names to take; * within a path component, ** across (repeatable)")
 	flags.StringArrayVar(&f.selection.Exclude, "exclude", nil, "`glob` of full image names to leave out; wins over --include (repeatable)")

@@ -35,6 +35,7 @@ nothing was changed.`,
 		Args: cobra.ExactArgs(1),
 	}
 	flags.add(cmd.Flags())
+	addConcurrency(cmd.Flags(), &flags.containerd)
 	input.add(cmd.Flags())
 	cmd.Flags().Var(&show, "progress", "how to show progress on standard error")
 	output := addOutput(cmd.Flags())

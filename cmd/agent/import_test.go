@@ -126,8 +126,8 @@ func TestProgressLine(t *testing.T) {
 			Phase: importer.PhaseTransferring, Done: 2048, Skipped: 1024, Total: 4096}, 512},
 		"transferring: 4.0 KiB of 4.0 KiB (100 %), 512 B/s": {importer.Progress{
 			Phase: importer.PhaseTransferring, Done: 4096, Skipped: 1024, Total: 4096}, 512},
-		"unpacking: 4.0 KiB of 4.0 KiB (100 %)": {importer.Progress{
-			Phase: importer.PhaseUnpacking, Done: 4096, Total: 4096}, 512},
+		"unpacking: 1.0 KiB of 4.0 KiB (25 %)": {importer.Progress{
+			Phase: importer.PhaseUnpacking, Done: 4096, Total: 4096, Unpacked: 1024}, 512},
 	} {
 		if got := progressLine(tc.p, tc.rate); got != want {
 			t.Errorf("%q, want %q", got, want)

@@ -42,10 +42,8 @@ func newNodeCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of this Node (default: $NODE_NAME)")
-	flags.StringVar(&f.containerd.Address, "address", "/run/containerd/containerd.sock", "containerd's `socket`")
-	flags.StringVar(&f.containerd.Namespace, "namespace", "k8s.io", "containerd's namespace `name`; the kubelet looks into k8s.io")
-	flags.StringVar(&f.containerd.Platform, "platform", "", "`platform` to take, such as linux/arm64 (default: this machine's)")
-	flags.StringVar(&f.containerd.Snapshotter, "snapshotter", "", "snapshotter `name` to unpack with (default: containerd's)")
+	addContainerd(flags, &f.containerd)
+	addConcurrency(flags, &f.containerd)
 	flags.StringVar(&f.archiveDir, "archive-dir", "", "`directory` of spec.source.file (default: no such sources)")
 	flags.StringVar(&f.secretNamespace, "secret-namespace", os.Getenv("POD_NAMESPACE"),
 		"`namespace` of the Secrets that sources name (default: $POD_NAMESPACE)")

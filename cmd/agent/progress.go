@@ -43,6 +43,9 @@ func newProgress(kind string, w io.Writer) progress {
 // moved says how many bytes of how many are dealt with. The total is 0 while it is unknown.
 func moved(p importer.Progress) (done, total int64) {
 	done = p.Done + p.Skipped
+	if p.Phase == importer.PhaseUnpacking {
+		done = p.Unpacked
+	}
 	if p.Total > 0 {
 		done = min(done, p.Total)
 	}

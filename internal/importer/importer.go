@@ -64,7 +64,7 @@ type Options struct {
 	Platform string
 	// Concurrency is how many blobs are moved at a time, and how many layers unpacked; 0 means by the machine's
 	// cores and the source.
-	Concurrency int
+	Concurrency uint
 }
 
 // Importer imports archives into one namespace of one containerd. Its methods may be called concurrently.
@@ -74,10 +74,9 @@ type Importer struct {
 	namespace   string
 	snapshotter string
 	platform    ocispec.Platform
-	concurrency int // 0 for automatic
+	concurrency uint // 0 for automatic
 
-	applies       *semaphore.Weighted // of layers, in all imports together
-	snapshotLocks keyedLocks
+	applies *semaphore.Weighted // of layers, in all imports together
 }
 
 // services are containerd's, without the wrappers that an import puts around them.
@@ -124,19 +123,18 @@ func New(o Options) (*Importer, error) {
 }
 
 func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Importer {
-	applies := runtime.NumCPU() // the daemon's too, and a container's quota is not the daemon's
-	if o.Concurrency > 0 {
-		applies = o.Concurrency
+	applies := o.Concurrency
+	if applies == 0 {
+		applies = uint(runtime.NumCPU()) // the daemon has as many, whatever this container's quota is
 	}
 	return &Importer{
-		client:        c,
-		services:      services{c.ContentStore(), c.ImageService(), c.LeasesService()},
-		namespace:     o.Namespace,
-		snapshotter:   o.Snapshotter,
-		platform:      platform,
-		concurrency:   o.Concurrency,
-		applies:       semaphore.NewWeighted(int64(applies)),
-		snapshotLocks: keyedLocks{held: map[string]chan struct{}{}},
+		client:      c,
+		services:    services{c.ContentStore(), c.ImageService(), c.LeasesService()},
+		namespace:   o.Namespace,
+		snapshotter: o.Snapshotter,
+		platform:    platform,
+		concurrency: o.Concurrency,
+		applies:     semaphore.NewWeighted(int64(applies)),
 	}
 }
 

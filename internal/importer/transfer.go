@@ -66,7 +66,7 @@ const (
 func (i *Importer) transfers(src source.Blob) int {
 	switch {
 	case i.concurrency > 0:
-		return i.concurrency
+		return int(i.concurrency)
 	case src.Remote():
 		return remoteTransfers
 	}

@@ -11,13 +11,13 @@ import (
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/unpack"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
@@ -38,6 +38,8 @@ type unpacker struct {
 	cancel   context.CancelCauseFunc
 	work     sync.WaitGroup
 	begun    map[digest.Digest]bool // manifests
+	counted  sync.Map               // layers, by digest
+	locks    keyedLocks             // so that images of this import do not unpack the same layer twice
 }
 
 // silent drops what containerd's Unpacker logs: its errors are returned as well.
@@ -60,14 +62,11 @@ func (s *session) newUnpacker(ctx context.Context) (*unpacker, context.Context, 
 		return nil, nil, runtimeError(fmt.Sprintf("ask what snapshotter %q can do", name), err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	return &unpacker{session: s, ctx: log.WithLogger(ctx, silent), cancel: cancel, begun: map[digest.Digest]bool{}, platform: unpack.Platform{
+	return &unpacker{session: s, ctx: log.WithLogger(ctx, silent), cancel: cancel, begun: map[digest.Digest]bool{}, locks: keyedLocks{held: map[string]chan struct{}{}}, platform: unpack.Platform{
 		Platform:                platforms.All, // the plan has chosen
 		SnapshotterKey:          name,
 		Snapshotter:             c.SnapshotService(name),
 		SnapshotterCapabilities: capabilities,
-		Applier:                 c.DiffService(),
-		// A power cut would else leave a committed snapshot of empty files, which nothing repairs.
-		ApplyOpts: []diff.ApplyOpt{diff.WithSyncFs(true)},
 	}}, ctx, nil
 }
 
@@ -90,7 +89,7 @@ func (u *unpacker) begin(p *Plan) {
 		for _, fs := range images {
 			group.Go(func() error {
 				if err := u.image(fs); err != nil {
-					u.cancel(fmt.Errorf("image %q: %w", fs.name, unpackError(err)))
+					u.fail(fs, err)
 				}
 				return nil
 			})
@@ -99,25 +98,18 @@ func (u *unpacker) begin(p *Plan) {
 	})
 }
 
-const (
-	// maxImages are unpacked at a time. They wait for layers most of the time, and hold some memory.
-	maxImages = 8
-	// maxAwaited layers are waited for at a time by one image, each by a goroutine.
-	maxAwaited = 4
-)
+// maxImages are unpacked at a time. They wait most of the time, each layer in a goroutine.
+const maxImages = 4
 
 // image unpacks one image.
 func (u *unpacker) image(fs *rootfs) error {
-	layers := &layerLocks{session: u.session, layers: map[string]ocispec.Descriptor{}}
-	for k, id := range identity.ChainIDs(slices.Clone(fs.diffIDs)) {
-		layers.layers[fmt.Sprintf("sn://%s/%s", u.platform.SnapshotterKey, id)] = fs.layers[k]
-	}
 	options := []unpack.UnpackerOpt{
-		unpack.WithUnpackPlatform(u.platform), unpack.WithDuplicationSuppressor(layers),
-		unpack.WithLimiter(semaphore.NewWeighted(maxAwaited)),
+		unpack.WithUnpackPlatform(u.platformOf(fs)), unpack.WithDuplicationSuppressor(&u.locks),
 	}
 	if slices.Contains(u.platform.SnapshotterCapabilities, snapshots.RebaseCap) {
-		options = append(options, unpack.WithUnpackLimiter(u.importer.applies))
+		// It is what asks for unpacking side by side. The bound is the applier's: a layer that is waited for takes
+		// nobody's place.
+		options = append(options, unpack.WithUnpackLimiter(semaphore.NewWeighted(archive.MaxLayers)))
 	}
 	containerds, err := unpack.NewUnpacker(u.ctx, u.services.content, options...)
 	if err != nil {
@@ -137,8 +129,61 @@ func (u *unpacker) image(fs *rootfs) error {
 			return err //nolint:wrapcheck // as above
 		}
 	}
-	_, err = containerds.Wait()
-	return err //nolint:wrapcheck // as above
+	if _, err := containerds.Wait(); err != nil {
+		return err //nolint:wrapcheck // as above
+	}
+	for _, d := range fs.layers {
+		u.count(d) // also what was there
+	}
+	return nil
+}
+
+// platformOf is containerd's way to unpack one image.
+func (u *unpacker) platformOf(fs *rootfs) unpack.Platform {
+	p := u.platform
+	p.Applier = applier{u, fs}
+	return p
+}
+
+// applier applies the layers of one image with containerd, as many at a time as all imports together may. It implements
+// diff.Applier.
+//
+// What fails here ends the whole import: the Unpacker would wait for the rest of the layers before it says so.
+type applier struct {
+	*unpacker
+	fs *rootfs
+}
+
+func (a applier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	applied, err := a.apply(ctx, d, mounts, opts...)
+	if err != nil {
+		a.fail(a.fs, err)
+		return applied, err
+	}
+	a.count(d)
+	return applied, nil
+}
+
+func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	if err := a.importer.applies.Acquire(ctx, 1); err != nil {
+		return ocispec.Descriptor{}, err //nolint:wrapcheck // the context's
+	}
+	defer a.importer.applies.Release(1)
+	// A power cut would else leave a committed snapshot of empty files, which nothing repairs.
+	applied, err := a.importer.client.DiffService().Apply(ctx, d, mounts, append(opts, diff.WithSyncFs(true))...)
+	if err != nil {
+		return applied, err //nolint:wrapcheck // fail says of which image
+	}
+	k := slices.IndexFunc(a.fs.layers, func(l ocispec.Descriptor) bool { return l.Digest == d.Digest })
+	if applied.Digest != a.fs.diffIDs[k] {
+		return applied, fmt.Errorf("layer %s: its content is not that of its diff_id %.200q: %w", d.Digest, a.fs.diffIDs[k], archive.ErrDigestMismatch)
+	}
+	return applied, nil
+}
+
+// fail ends the import with the first error that it is told.
+func (u *unpacker) fail(fs *rootfs, err error) {
+	u.cancel(fmt.Errorf("image %q: %w", fs.name, unpackError(err)))
 }
 
 // wait returns when nothing is being unpacked any more: after all images, or soon when the import has failed. Of
@@ -158,6 +203,13 @@ func (u *unpacker) wait(failure error) error {
 	return failure
 }
 
+// count makes progress of a layer that is dealt with, once.
+func (u *unpacker) count(d ocispec.Descriptor) {
+	if _, again := u.counted.LoadOrStore(d.Digest, true); !again {
+		u.progress.unpacked(d.Size)
+	}
+}
+
 // name is the snapshotter's.
 func (u *unpacker) name() string {
 	if u == nil {
@@ -166,41 +218,14 @@ func (u *unpacker) name() string {
 	return u.platform.SnapshotterKey
 }
 
-// layerLocks keep two images from unpacking the same layer: the second finds the snapshot of the first. It implements
-// containerd's unpack.KeyedLocker for one image; of its keys only those of snapshots mean something here.
-//
-// A snapshot is locked only when its layer has arrived, and so have those below it. What is locked is being worked on:
-// an import whose source stalls holds up no other.
-type layerLocks struct {
-	*session
-	layers map[string]ocispec.Descriptor // by key
-}
-
-func (l *layerLocks) Lock(ctx context.Context, key string) error {
-	d, ok := l.layers[key]
-	if !ok {
-		return nil
-	}
-	if err := l.arrivals.wait(ctx, d.Digest); err != nil {
-		return err
-	}
-	return l.importer.snapshotLocks.lock(ctx, key)
-}
-
-func (l *layerLocks) Unlock(key string) {
-	if d, ok := l.layers[key]; ok {
-		l.importer.snapshotLocks.unlock(key)
-		l.progress.unpacked(d.Size)
-	}
-}
-
-// keyedLocks are mutexes by name.
+// keyedLocks are mutexes by name. They implement containerd's unpack.KeyedLocker.
 type keyedLocks struct {
 	mu   sync.Mutex
 	held map[string]chan struct{} // closed when it is let go
 }
 
-func (k *keyedLocks) lock(ctx context.Context, key string) error {
+// Lock waits until nobody holds the key.
+func (k *keyedLocks) Lock(ctx context.Context, key string) error {
 	for {
 		k.mu.Lock()
 		holder, ok := k.held[key]
@@ -218,7 +243,8 @@ func (k *keyedLocks) lock(ctx context.Context, key string) error {
 	}
 }
 
-func (k *keyedLocks) unlock(key string) {
+// Unlock lets go of a key that is held.
+func (k *keyedLocks) Unlock(key string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	close(k.held[key])
@@ -263,10 +289,10 @@ func (a *arrivals) wait(ctx context.Context, d digest.Digest) error {
 // unpackError tells a layer that is not what its image says from a containerd that could not apply it. Of such a
 // layer's error only the kind is kept: the text names a temporary directory that is another each time.
 func unpackError(err error) error {
-	text := err.Error()
-	if strings.Contains(text, "wrong diff id") {
-		return fmt.Errorf("unpack: a layer's content is not that of its diff_id: %w", archive.ErrDigestMismatch)
+	if errors.Is(err, archive.ErrDigestMismatch) {
+		return fmt.Errorf("unpack: %w", err)
 	}
+	text := err.Error()
 	for _, damage := range []string{"invalid tar header", "unexpected EOF", "gzip: invalid", "zstd: ", "magic number mismatch", "invalid input:", "failed to decompress"} {
 		if strings.Contains(text, damage) {
 			return fmt.Errorf("unpack: a layer is no tar archive, or a damaged one: %w", archive.ErrInvalid)
