@@ -30,7 +30,7 @@ type randomTree struct {
 // there twice). A member that would end beyond size is ErrTruncated.
 func ReadTree(ctx context.Context, r Random, size int64) (Tree, error) {
 	t := &randomTree{members: newMembers[extent](), r: r, layers: map[string]ocispec.Descriptor{}}
-	s := newScanner(io.NewSectionReader(r, 0, size))
+	s := newScanner(headers(r, size))
 	control := map[string][]extent{}
 	for {
 		e, err := s.next(ctx)
