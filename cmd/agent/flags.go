@@ -57,7 +57,7 @@ func addContainerd(flags *pflag.FlagSet, o *importer.Options) {
 
 // addConcurrency adds --concurrency to those who import.
 func addConcurrency(flags *pflag.FlagSet, o *importer.Options) {
-	flags.UintVar(&o.Concurrency, "concurrency", 0, "`number` of blobs moved, and of layers unpacked, at a time (default: by cores and kind of source)")
+	flags.Uint16Var(&o.Concurrency, "concurrency", 0, "`number` of blobs moved, and of layers unpacked, at a time (default: by cores and kind of source)")
 }
 
 // importFlags are what decides an import, apart from its source.

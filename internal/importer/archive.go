@@ -138,11 +138,11 @@ func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want di
 // streamTree reads the tar in r. It calls interrupt when it needs no more of r.
 func streamTree(ctx context.Context, r io.Reader, c archive.Compression, sink archive.Sink, interrupt func()) (archive.Tree, error) {
 	if c == archive.Uncompressed {
-		return archive.StreamTree(ctx, r, sink) //nolint:wrapcheck // the archive's own
+		return archive.StreamTree(ctx, r, sink)
 	}
 	plain, err := archive.Decompress(r, c)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // as above
+		return nil, err
 	}
 	defer plain.Close()
 	ahead := newAheadReader(plain)
@@ -151,5 +151,5 @@ func streamTree(ctx context.Context, r io.Reader, c archive.Compression, sink ar
 		interrupt()
 	}
 	ahead.stop()
-	return tree, err //nolint:wrapcheck // as above
+	return tree, err
 }

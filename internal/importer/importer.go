@@ -64,7 +64,7 @@ type Options struct {
 	Platform string
 	// Concurrency is how many blobs are moved at a time, and how many layers unpacked; 0 means by the machine's
 	// cores and the source.
-	Concurrency uint
+	Concurrency uint16
 }
 
 // Importer imports archives into one namespace of one containerd. Its methods may be called concurrently.
@@ -74,7 +74,7 @@ type Importer struct {
 	namespace   string
 	snapshotter string
 	platform    ocispec.Platform
-	concurrency uint // 0 for automatic
+	concurrency uint16 // 0 for automatic
 
 	applies *semaphore.Weighted // of layers, in all imports together
 }
@@ -123,9 +123,9 @@ func New(o Options) (*Importer, error) {
 }
 
 func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Importer {
-	applies := o.Concurrency
+	applies := int(o.Concurrency)
 	if applies == 0 {
-		applies = uint(runtime.NumCPU()) // the daemon has as many, whatever this container's quota is
+		applies = runtime.NumCPU() // the daemon has as many, whatever this container's quota is
 	}
 	return &Importer{
 		client:      c,

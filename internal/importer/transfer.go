@@ -164,7 +164,7 @@ func (r *runReader) blob(off, n int64) (io.ReadCloser, error) {
 		r.Close() //nolint:gosec // only read from
 		section, err := r.src.Section(r.ctx, off, r.end-off)
 		if err != nil {
-			return nil, err //nolint:wrapcheck // put says what was opened
+			return nil, err
 		}
 		r.section, r.at = section, off
 	}
@@ -180,7 +180,7 @@ func (r *runReader) blob(off, n int64) (io.ReadCloser, error) {
 func (r *runReader) Read(p []byte) (int, error) {
 	n, err := r.section.Read(p)
 	r.at += int64(n)
-	return n, err //nolint:wrapcheck // the source's own
+	return n, err
 }
 
 func (r *runReader) Close() error {
@@ -189,5 +189,5 @@ func (r *runReader) Close() error {
 	}
 	section := r.section
 	r.section = nil
-	return section.Close() //nolint:wrapcheck // as above
+	return section.Close()
 }

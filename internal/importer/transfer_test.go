@@ -123,14 +123,14 @@ func TestConcurrency(t *testing.T) {
 		layers = append(layers, layer(fmt.Sprint(k), 100<<10))
 	}
 	b := build(t, single(layers...))
-	for allowed, want := range map[uint]int64{1: 1, 3: 3, 0: int64(min(max(runtime.NumCPU(), minTransfers), maxTransfers))} {
+	for allowed, want := range map[uint16]int64{1: 1, 3: 3, 0: int64(min(max(runtime.NumCPU(), minTransfers), maxTransfers))} {
 		n := newNode(t, "linux/amd64")
 		n.concurrency = allowed
 		src := &meeting{memory: blobOf(t, b, false), want: want, met: make(chan struct{})}
 		if _, err := n.Import(t.Context(), src, wanted(owner)); err != nil {
 			t.Errorf("%d allowed: %v", allowed, err)
 		}
-		if got := src.most.Load(); got != want {
+		if got := src.most; got != want {
 			t.Errorf("%d allowed: %d sections at a time, want %d", allowed, got, want)
 		}
 	}
@@ -140,19 +140,20 @@ func TestConcurrency(t *testing.T) {
 type meeting struct {
 	*memory
 	want       int64
-	open, most atomic.Int64
-	once       sync.Once
+	mu         sync.Mutex
+	open, most int64
 	met        chan struct{}
 }
 
 func (m *meeting) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	rc, err := m.memory.Section(ctx, off, n)
-	open := m.open.Add(1)
-	for most := m.most.Load(); open > most && !m.most.CompareAndSwap(most, open); most = m.most.Load() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.open++
+	if m.open == m.want && m.most < m.want {
+		close(m.met)
 	}
-	if open == m.want {
-		m.once.Do(func() { close(m.met) })
-	}
+	m.most = max(m.most, m.open)
 	return &attendee{rc, m}, err
 }
 
@@ -171,7 +172,9 @@ func (a *attendee) Read(p []byte) (int, error) {
 }
 
 func (a *attendee) Close() error {
-	a.open.Add(-1)
+	a.mu.Lock()
+	a.open--
+	a.mu.Unlock()
 	return a.ReadCloser.Close()
 }
 
@@ -182,7 +185,7 @@ func TestReadAhead(t *testing.T) {
 	for {
 		piece, err := a.next()
 		got = append(got, piece...)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -197,7 +197,7 @@ func (u *unpacker) wait(failure error) error {
 	}
 	u.work.Wait()
 	if err := context.Cause(u.ctx); err != nil {
-		return err
+		return err //nolint:wrapcheck // fail says of which image
 	}
 	u.cancel(nil)
 	return failure
