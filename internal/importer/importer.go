@@ -6,9 +6,10 @@
 //	source -> archive index -> plan -> content -> Client.Import -> verify -> unpack -> publish
 //
 // The plan says which images serve this node's platform, under which names, and which of their blobs are
-// absent. Only absent blobs are transferred, each written under its digest, all of them below one lease.
-// containerd's own Client.Import then assembles the images from the content store, but the names that it would
-// write are held back until every image has been found complete and unpacked.
+// absent. Only absent blobs are transferred, some at a time, each written under its digest, all of them below one
+// lease; those that have arrived are unpacked meanwhile. containerd's own Client.Import then assembles the images from
+// the content store, but the names that it would write are held back until every image has been found complete and
+// unpacked.
 package importer
 
 import (
