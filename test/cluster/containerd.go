@@ -95,6 +95,8 @@ type ContainerdOptions struct {
 	// Root is containerd's root directory instead of one in the work directory:
 	// for a file system that is small, or fails. It is not removed.
 	Root string
+	// Env is added to containerd's environment.
+	Env []string
 	// Progress, when set, gets lines about what is waited for.
 	Progress io.Writer
 }
@@ -130,6 +132,7 @@ func StartContainerd(ctx context.Context, o ContainerdOptions) (*Node, error) {
 		return nil, errors.Join(err, n.Stop())
 	}
 	n.Containerd = containerdDaemon(n, p, o.CRI, logs, newProgress(o.Progress))
+	n.Containerd.env = append(n.Containerd.env, o.Env...)
 	if err := n.Containerd.Start(ctx); err != nil {
 		return nil, errors.Join(err, n.Stop())
 	}
