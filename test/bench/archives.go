@@ -66,12 +66,12 @@ func layers(first uint64, count int, mib int64, c builder.Compression) []layer {
 // one image of this machine's platform.
 func one(l []layer) []image { return []image{{Tag: "1", Platforms: machine, Layers: l}} }
 
-// sharing are archives with the same four layers below one of their own.
+// sharing are archives with the same four layers below a small one of their own.
 func sharing(count int) []archive {
 	out := make([]archive, count)
 	for i := range out {
-		own := layers(610+uint64(i), 1, 40, builder.Gzip)
-		out[i] = archive{Name: fmt.Sprintf("shared-%d", i+1), Images: one(append(layers(600, 4, 40, builder.Gzip), own...))}
+		own := layers(610+uint64(i), 1, 10, builder.Gzip)
+		out[i] = archive{Name: fmt.Sprintf("shared-%d", i+1), Images: one(append(layers(600, 4, 55, builder.Gzip), own...))}
 	}
 	return out
 }

@@ -138,6 +138,11 @@ func TestJudge(t *testing.T) {
 	exact := benchCase{name: "exact", targets: []target{readOnlyNeeded, wroteOnlyNeeded}}
 	imported := exact
 	imported.noUnpack = true
+	said := func(s sample, read, written int64) outcome {
+		s.reported = reported{read, written}
+		return outcome{agent: []sample{s}}
+	}
+	counted := sample{read: 100 * mib, written: 100 * mib}
 	needed := need{read: 1000, stored: 1000, unpacked: 2000}
 	for name, tc := range map[string]struct {
 		o    outcome
@@ -147,6 +152,10 @@ func TestJudge(t *testing.T) {
 		"slower":                {slow, false, true},
 		"slower and busy":       {slow, true, true},
 		"reached":               {outcome{benchCase: small, agent: run(3, sample{read: 10, written: 10, peak: 10})}, false, true},
+		"told what it did":      {said(counted, 99*mib, 99*mib), false, true},
+		"read in secret":        {said(counted, 90*mib, 99*mib), false, false},
+		"read less than told":   {said(counted, 101*mib, 99*mib), false, false},
+		"wrote less than told":  {said(counted, 99*mib, 101*mib), false, false},
 		"one run wrote":         {outcome{benchCase: small, agent: []sample{{}, {written: 11}, {}}}, false, false},
 		"one run read":          {outcome{benchCase: small, agent: []sample{{}, {read: 11}, {}}}, false, false},
 		"one run was fat":       {outcome{benchCase: small, agent: []sample{{peak: 11}, {}}}, false, false},
