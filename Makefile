@@ -61,11 +61,11 @@ test-unit: ## Run the tests that need no daemon, with the race detector
 test: tools build image test-unit ## Run every test (needs root)
 	go test -count=1 -p 1 -timeout 40m ./test/...
 
-bench: build ## Measure the agent beside ctr (needs root); BENCH=case for one
+bench: build ## Measure the agent beside ctr (needs root); BENCH=case for one, PAIRS=n, BUSY=1
 	@hack/deps.sh
 	@hack/tools/build.sh containerd runc
 	go build -o bin/ ./test/bench
-	bin/bench $(if $(BENCH),-case $(BENCH))
+	bin/bench $(if $(BENCH),-case $(BENCH)) $(if $(PAIRS),-pairs $(PAIRS)) $(if $(BUSY),-busy)
 
 FUZZTIME ?= 1m
 
