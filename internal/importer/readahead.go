@@ -10,10 +10,10 @@ import (
 const (
 	// pieceSize is the most that containerd is given at once, in bytes. Each blob that is on its way takes two
 	// of them.
-	pieceSize = 1 << 20
+	pieceSize = 512 << 10
 	// minPiece is the least, in bytes, as long as the source gives that much within pieceTime: each piece costs containerd
 	// a message. Of a slow source each byte is on disk soon, and not read again by the next attempt.
-	minPiece  = 128 << 10
+	minPiece  = 64 << 10
 	pieceTime = 50 * time.Millisecond
 )
 
