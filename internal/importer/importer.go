@@ -16,7 +16,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -126,7 +125,7 @@ func New(o Options) (*Importer, error) {
 func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Importer {
 	applies := int(o.Concurrency)
 	if applies == 0 {
-		applies = runtime.NumCPU() // the daemon has as many, whatever this container's quota is
+		applies = coresAndOne()
 	}
 	return &Importer{
 		client:      c,

@@ -53,16 +53,19 @@ func atOnce[T any](ctx context.Context, n int, items []T, do func(context.Contex
 	return ctx.Err() //nolint:wrapcheck // the caller's own
 }
 
+// coresAndOne is how much containerd can do at a time, which computes on one core for each blob that is written and for
+// each layer that is unpacked: what waits for the disk leaves its core to another. The cores are the machine's; a quota of
+// this process's container is not the daemon's.
+func coresAndOne() int { return runtime.NumCPU() + 1 }
+
 const (
-	// minTransfers: while one blob is synced, another is written.
-	minTransfers = 2
 	// maxTransfers: each costs containerd and this process some MiB of buffers, and no gain was seen beyond.
 	maxTransfers = 4
 	// remoteTransfers are connections: enough to fill a link that bounds each of them, too few to be a burden.
 	remoteTransfers = 4
 )
 
-// transfers is how many blobs are moved at a time. containerd hashes each on one core.
+// transfers is how many blobs are moved at a time.
 func (i *Importer) transfers(src source.Blob) int {
 	switch {
 	case i.concurrency > 0:
@@ -70,7 +73,7 @@ func (i *Importer) transfers(src source.Blob) int {
 	case src.Remote():
 		return remoteTransfers
 	}
-	return min(max(runtime.NumCPU(), minTransfers), maxTransfers)
+	return min(coresAndOne(), maxTransfers)
 }
 
 const (

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -123,7 +122,7 @@ func TestConcurrency(t *testing.T) {
 		layers = append(layers, layer(fmt.Sprint(k), 100<<10))
 	}
 	b := build(t, single(layers...))
-	for allowed, want := range map[uint16]int64{1: 1, 3: 3, 0: int64(min(max(runtime.NumCPU(), minTransfers), maxTransfers))} {
+	for allowed, want := range map[uint16]int64{1: 1, 3: 3, 0: int64(min(coresAndOne(), maxTransfers))} {
 		n := newNode(t, "linux/amd64")
 		n.concurrency = allowed
 		src := &meeting{memory: blobOf(t, b, false), want: want, met: make(chan struct{})}
