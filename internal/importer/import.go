@@ -39,12 +39,23 @@ func (i *Importer) Import(ctx context.Context, src source.Blob, req Request) (re
 
 // bring makes the images complete below the session's lease, without names, and unpacks them on the way.
 func (s *session) bring(ctx context.Context, src source.Blob, req Request) (a *Archive, p *Plan, err error) {
+	ctx, s.cancel = context.WithCancelCause(ctx)
+	defer func() {
+		if err != nil {
+			s.cancel(err)
+		}
+		s.unpacker.wait()
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause // the first of several failures
+		}
+		s.cancel(nil)
+	}()
 	if req.Unpack {
-		if s.unpacker, ctx, err = s.newUnpacker(ctx); err != nil {
+		if s.unpacker, err = s.newUnpacker(ctx); err != nil {
 			return nil, nil, err
 		}
-		defer func() { err = s.unpacker.wait(err) }()
 	}
+	s.follows = worthFollowing(src)
 	s.progress.phase(PhaseIndexing)
 	if a, err = s.open(ctx, src, req); err != nil {
 		return nil, nil, err

@@ -41,6 +41,8 @@ func (s *session) put(ctx context.Context, d ocispec.Descriptor, open opener) er
 		case errors.Is(err, errPresent):
 			s.present(d)
 			return nil
+		case errors.Is(err, errOvertaken):
+			continue // it is there, but not below the lease yet
 		case errors.As(err, &elsewhere):
 			if err := s.follow(ctx, d, elsewhere.ref); err != nil {
 				return err
@@ -62,8 +64,12 @@ func (s *session) put(ctx context.Context, d ocispec.Descriptor, open opener) er
 	}
 }
 
-// errPresent is a blob that is in the store, and now below the session's lease.
-var errPresent = errors.New("present")
+var (
+	// errPresent is a blob that is in the store, and now below the session's lease.
+	errPresent = errors.New("present")
+	// errOvertaken is a blob that somebody else committed first.
+	errOvertaken = errors.New("overtaken")
+)
 
 // withWriter calls use with an open ingest. Its stream ends with its context only, not when it is closed.
 func (s *session) withWriter(ctx context.Context, ref string, d ocispec.Descriptor, use func(content.Writer) error) error {
@@ -99,7 +105,7 @@ func (s *session) fill(ctx context.Context, w content.Writer, d ocispec.Descript
 		if err != nil {
 			return resumed, fmt.Errorf("open: %w", err)
 		}
-		err = s.copy(w, r, d.Size-st.Offset)
+		err = s.copy(ctx, w, r, d.Size-st.Offset)
 		if err == nil {
 			err = ended(r)
 		}
@@ -111,8 +117,11 @@ func (s *session) fill(ctx context.Context, w content.Writer, d ocispec.Descript
 		}
 	}
 	switch err := w.Commit(ctx, d.Size, d.Digest); {
-	case err == nil, errdefs.IsAlreadyExists(err):
+	case err == nil:
 		return resumed, nil
+	case errdefs.IsAlreadyExists(err):
+		s.progress.done(-d.Size)
+		return resumed, errOvertaken
 	case errdefs.IsFailedPrecondition(err):
 		s.progress.done(-d.Size)
 		return resumed, fmt.Errorf("the bytes have another digest: %w", archive.ErrDigestMismatch)
@@ -123,14 +132,18 @@ func (s *session) fill(ctx context.Context, w content.Writer, d ocispec.Descript
 
 // copy moves exactly n bytes; errors of reading are the source's, errors of writing containerd's. The source is
 // read while containerd writes.
-func (s *session) copy(w io.Writer, r io.Reader, n int64) error {
+func (s *session) copy(ctx context.Context, w io.Writer, r io.Reader, n int64) error {
 	ahead := readAhead(io.LimitReader(r, n))
 	defer ahead.stop()
 	for {
 		piece, err := ahead.next()
 		if len(piece) > 0 {
 			if _, err := w.Write(piece); err != nil {
-				return writerError("write", err)
+				err = writerError("write", err)
+				if ctx.Err() == nil { // else it fails because another has failed
+					s.cancel(err) // who reads from a source that is silent is not to be waited for
+				}
+				return err
 			}
 			n -= int64(len(piece))
 			s.progress.done(int64(len(piece)))

@@ -249,6 +249,9 @@ func (p *planner) diffIDs(ctx context.Context, m ocispec.Manifest) ([]digest.Dig
 	if err := json.Unmarshal(data, &config); err != nil {
 		return nil, fmt.Errorf("read config %s: not an image's: %w", m.Config.Digest, archive.ErrInvalid)
 	}
+	if t := config.RootFS.Type; t != "" && t != "layers" { // containerd would skip it without an error
+		return nil, fmt.Errorf("read config %s: rootfs.type: %.200q, want \"layers\": %w", m.Config.Digest, t, archive.ErrInvalid)
+	}
 	if len(config.RootFS.DiffIDs) != len(m.Layers) {
 		return nil, fmt.Errorf("read config %s: rootfs.diff_ids: %d of them for %d layers: %w",
 			m.Config.Digest, len(config.RootFS.DiffIDs), len(m.Layers), archive.ErrInvalid)

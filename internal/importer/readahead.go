@@ -88,6 +88,7 @@ func (a *ahead) next() ([]byte, error) {
 
 // stop returns when the reader is not used any more.
 func (a *ahead) stop() {
+	a.hungry.Store(true) // what comes slowly is not gathered any more
 	close(a.stopped)
 	for p := range a.full {
 		pieces.Put(p.buf)

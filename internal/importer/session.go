@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
@@ -41,8 +42,10 @@ type session struct {
 	keep     bool
 	progress *reporter
 	arrivals *arrivals
-	unpacker *unpacker // nil when nothing is to be unpacked
-	streams  int       // ingests so far whose digest was unknown
+	cancel   context.CancelCauseFunc // ends the work of bring, for a reason
+	unpacker *unpacker               // nil when nothing is to be unpacked
+	follows  int64                   // see worthFollowing
+	streams  int                     // ingests so far whose digest was unknown
 
 	mu      sync.Mutex
 	written map[digest.Digest]int64 // blobs that this session committed, with their sizes in bytes
@@ -101,6 +104,9 @@ func (i *Importer) adoptLease(ctx context.Context, o Owner) (leases.Lease, error
 	}
 	for _, l := range kept {
 		if l.ID == lease.ID {
+			if err := i.dropExtractions(ctx, lease); err != nil {
+				return leases.Lease{}, err
+			}
 			continue
 		}
 		if err := i.moveLease(ctx, l, lease, l.Labels[labelSpec] == o.SpecHash); err != nil {
@@ -108,6 +114,28 @@ func (i *Importer) adoptLease(ctx context.Context, o Owner) (leases.Lease, error
 		}
 	}
 	return lease, nil
+}
+
+// dropExtractions lets go of snapshots that an attempt which was killed had begun to fill: nobody will find them again.
+func (i *Importer) dropExtractions(ctx context.Context, l leases.Lease) error {
+	resources, err := i.services.leases.ListResources(ctx, l)
+	if err != nil {
+		return fmt.Errorf("list resources of lease %s: %w", l.ID, err)
+	}
+	for _, r := range resources {
+		if !isExtraction(r) {
+			continue
+		}
+		if err := i.services.leases.DeleteResource(ctx, l, r); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("let go of %s %s: %w", r.Type, r.ID, err)
+		}
+	}
+	return nil
+}
+
+// isExtraction knows a snapshot that is being filled by its name (containerd's snapshots.UnpackKeyFormat).
+func isExtraction(r leases.Resource) bool {
+	return strings.HasPrefix(r.Type, "snapshots/") && strings.HasPrefix(r.ID, snapshots.UnpackKeyPrefix+"-")
 }
 
 // moveLease ends a lease, after its resources are held by another one if they are still wanted.
@@ -118,6 +146,9 @@ func (i *Importer) moveLease(ctx context.Context, from, to leases.Lease, wanted 
 			return fmt.Errorf("list resources of lease %s: %w", from.ID, err)
 		}
 		for _, r := range resources {
+			if isExtraction(r) {
+				continue
+			}
 			if err := i.services.leases.AddResource(ctx, to, r); err != nil && !errdefs.IsNotFound(err) {
 				return fmt.Errorf("hold %s %s: %w", r.Type, r.ID, err)
 			}

@@ -13,6 +13,7 @@ import (
 type gate struct {
 	*memory
 	after   int64 // bytes of each section that are given at once
+	trickle int64 // bytes that are given each 20 ms from then on, before they are let through
 	reached chan struct{}
 	once    sync.Once
 	through chan struct{}
@@ -38,7 +39,13 @@ type gated struct {
 func (r *gated) Read(p []byte) (int, error) {
 	if r.left == 0 {
 		r.once.Do(func() { close(r.reached) })
+		var drip <-chan time.Time
+		if r.trickle > 0 {
+			drip = time.After(20 * time.Millisecond)
+		}
 		select {
+		case <-drip:
+			r.left = r.trickle
 		case <-r.through:
 			r.left = 1 << 40
 		case <-r.ctx.Done():
@@ -97,18 +104,21 @@ func TestSharedLayerIsMovedOnce(t *testing.T) {
 	}
 }
 
-// An import whose source stalls holds nobody up.
-func TestStalledImportIsPassed(t *testing.T) {
+// An import whose source stalls, or gives next to nothing, holds nobody up.
+func TestSlowImportIsPassed(t *testing.T) {
 	b := build(t, single(layer("shared", sharedSize)))
-	n := newNode(t, "linux/amd64")
-	stalled := newGate(blobOf(t, b, false), sharedSize/2)
-	waitStalled := n.imports(t, stalled, named("stalled", "1"))
-	<-stalled.reached
-	n.imports(t, newGate(blobOf(t, b, false), 1<<40), named("second", "2"))()
-	close(stalled.through)
-	waitStalled()
-	if _, ok, err := n.Imported(t.Context(), named("stalled", "1")); !ok || err != nil {
-		t.Errorf("the stalled import went on: %v, %v", ok, err)
+	for _, trickle := range []int64{0, 100} {
+		n := newNode(t, "linux/amd64")
+		slow := newGate(blobOf(t, b, false), sharedSize/2)
+		slow.trickle = trickle
+		waitSlow := n.imports(t, slow, named("slow", "1"))
+		<-slow.reached
+		n.imports(t, newGate(blobOf(t, b, false), 1<<40), named("second", "2"))()
+		close(slow.through)
+		waitSlow()
+		if _, ok, err := n.Imported(t.Context(), named("slow", "1")); !ok || err != nil {
+			t.Errorf("trickle %d: the slow import went on: %v, %v", trickle, ok, err)
+		}
 	}
 }
 

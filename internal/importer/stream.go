@@ -21,7 +21,7 @@ const maxForesights = 16
 
 // streamSink stores what a single pass over an archive meets. It implements archive.Sink.
 //
-// As soon as the index and the metadata of all wanted images have passed, what follows is planned: then nothing is
+// As soon as the index and the metadata of all wanted images have passed, what follows is planned: then no blob is
 // stored that they do not need, and they are unpacked while they arrive.
 type streamSink struct {
 	*session
@@ -82,7 +82,9 @@ func (s *streamSink) foresee(ctx context.Context) {
 	for _, b := range p.Blobs {
 		s.needed[b.Digest] = true
 	}
-	s.unpacker.begin(p)
+	if s.req.Digest == "" { // else nobody has vouched for these bytes yet
+		s.unpacker.begin(p)
+	}
 }
 
 // putUnnamed stores a member whose digest shows at its end.
@@ -95,7 +97,7 @@ func (s *streamSink) putUnnamed(ctx context.Context, size int64, r io.Reader) (d
 	}
 	sum := digest.Canonical.Digester()
 	err := s.withWriter(ctx, ref, ocispec.Descriptor{Size: size}, func(w content.Writer) error {
-		if err := s.copy(w, io.TeeReader(r, sum.Hash()), size); err != nil {
+		if err := s.copy(ctx, w, io.TeeReader(r, sum.Hash()), size); err != nil {
 			return err
 		}
 		switch err := w.Commit(ctx, size, sum.Digest()); {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -12,7 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/unpack"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -21,7 +21,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/tarlift/tarlift/internal/archive"
 )
@@ -29,45 +28,41 @@ import (
 // unpacker applies images' layers to the snapshotter while later layers are still on their way. A nil unpacker does
 // nothing.
 //
-// containerd's own Unpacker does the work, one for each image: several layers at a time where the snapshotter can
-// give them their parents afterwards, else in order.
+// containerd's own Unpacker does the work, one for each image, several images at a time. It could also apply the layers of
+// one image side by side, and give them their parents afterwards. It is not asked to: a layer is then applied without
+// those below it, and a directory of theirs that it does not list itself gets mode 0755 and root for its owner.
 type unpacker struct {
 	*session
 	platform unpack.Platform
 	ctx      context.Context // of all its work
-	cancel   context.CancelCauseFunc
-	work     sync.WaitGroup
+	feeding  sync.WaitGroup  // of images, into the group
+	group    errgroup.Group
 	begun    map[digest.Digest]bool // manifests
 	counted  sync.Map               // layers, by digest
 	locks    keyedLocks             // so that images of this import do not unpack the same layer twice
 }
 
+// maxImages are unpacked at a time. They wait most of the time, each layer in a goroutine.
+const maxImages = 4
+
 // silent drops what containerd's Unpacker logs: its errors are returned as well.
 var silent = logrus.NewEntry(&logrus.Logger{Out: io.Discard, Formatter: &logrus.TextFormatter{}, Hooks: logrus.LevelHooks{}})
 
-// newUnpacker finds out before anything is moved that layers could not be unpacked. The context that it returns ends
-// when an image cannot be unpacked.
-func (s *session) newUnpacker(ctx context.Context) (*unpacker, context.Context, error) {
+// newUnpacker finds out before anything is moved that layers could not be unpacked.
+func (s *session) newUnpacker(ctx context.Context) (*unpacker, error) {
 	c := s.importer.client
 	name, err := s.importer.snapshotterName(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	// Only a snapshotter that there is says that it lacks a snapshot.
 	if _, err := c.SnapshotService(name).Stat(ctx, "tarlift"); err != nil && !errdefs.IsNotFound(err) {
-		return nil, nil, runtimeError(fmt.Sprintf("snapshotter %q", name), err)
+		return nil, runtimeError(fmt.Sprintf("snapshotter %q", name), err)
 	}
-	capabilities, err := c.GetSnapshotterCapabilities(ctx, name)
-	if err != nil {
-		return nil, nil, runtimeError(fmt.Sprintf("ask what snapshotter %q can do", name), err)
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	return &unpacker{session: s, ctx: log.WithLogger(ctx, silent), cancel: cancel, begun: map[digest.Digest]bool{}, locks: keyedLocks{held: map[string]chan struct{}{}}, platform: unpack.Platform{
-		Platform:                platforms.All, // the plan has chosen
-		SnapshotterKey:          name,
-		Snapshotter:             c.SnapshotService(name),
-		SnapshotterCapabilities: capabilities,
-	}}, ctx, nil
+	u := &unpacker{session: s, ctx: log.WithLogger(ctx, silent), begun: map[digest.Digest]bool{}, locks: keyedLocks{held: map[string]chan struct{}{}}}
+	u.group.SetLimit(maxImages)
+	u.platform = unpack.Platform{Platform: platforms.All /* the plan has chosen */, SnapshotterKey: name, Snapshotter: c.SnapshotService(name)}
+	return u, nil
 }
 
 // begin starts to unpack those images of a plan that it has not begun yet, a few at a time. Their manifests and
@@ -76,42 +71,39 @@ func (u *unpacker) begin(p *Plan) {
 	if u == nil {
 		return
 	}
-	var images []*rootfs
+	var todo []*rootfs
 	for _, fs := range p.rootfs {
 		if !u.begun[fs.manifest.Digest] {
 			u.begun[fs.manifest.Digest] = true
-			images = append(images, fs)
+			todo = append(todo, fs)
 		}
 	}
-	u.work.Go(func() {
-		var group errgroup.Group
-		group.SetLimit(maxImages)
-		for _, fs := range images {
-			group.Go(func() error {
+	u.feeding.Go(func() {
+		for _, fs := range todo {
+			u.group.Go(func() error {
 				if err := u.image(fs); err != nil {
-					u.fail(fs, err)
+					u.cancel(fmt.Errorf("image %q: %w", fs.name, unpackError(err)))
 				}
 				return nil
 			})
 		}
-		_ = group.Wait() // the errors have been told
 	})
 }
 
-// maxImages are unpacked at a time. They wait most of the time, each layer in a goroutine.
-const maxImages = 4
+// wait returns when nothing is being unpacked any more: after all images, or soon when the import has failed.
+func (u *unpacker) wait() {
+	if u == nil {
+		return
+	}
+	u.feeding.Wait()
+	_ = u.group.Wait() // what fails has cancelled the session
+}
 
 // image unpacks one image.
 func (u *unpacker) image(fs *rootfs) error {
-	options := []unpack.UnpackerOpt{
-		unpack.WithUnpackPlatform(u.platformOf(fs)), unpack.WithDuplicationSuppressor(&u.locks),
-	}
-	if slices.Contains(u.platform.SnapshotterCapabilities, snapshots.RebaseCap) {
-		// It is what asks for unpacking side by side. The bound is the applier's: a layer that is waited for takes
-		// nobody's place.
-		options = append(options, unpack.WithUnpackLimiter(semaphore.NewWeighted(archive.MaxLayers)))
-	}
-	containerds, err := unpack.NewUnpacker(u.ctx, u.services.content, options...)
+	platform := u.platform
+	platform.Applier = applier{u, fs}
+	containerds, err := unpack.NewUnpacker(u.ctx, u.services.content, unpack.WithUnpackPlatform(platform), unpack.WithDuplicationSuppressor(&u.locks))
 	if err != nil {
 		return err //nolint:wrapcheck // begin says of which image
 	}
@@ -138,33 +130,20 @@ func (u *unpacker) image(fs *rootfs) error {
 	return nil
 }
 
-// platformOf is containerd's way to unpack one image.
-func (u *unpacker) platformOf(fs *rootfs) unpack.Platform {
-	p := u.platform
-	p.Applier = applier{u, fs}
-	return p
-}
-
 // applier applies the layers of one image with containerd, as many at a time as all imports together may. It implements
 // diff.Applier.
-//
-// What fails here ends the whole import: the Unpacker would wait for the rest of the layers before it says so.
 type applier struct {
 	*unpacker
 	fs *rootfs
 }
 
-func (a applier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
-	applied, err := a.apply(ctx, d, mounts, opts...)
-	if err != nil {
-		a.fail(a.fs, err)
-		return applied, err
-	}
-	a.count(d)
-	return applied, nil
-}
+// applyError is what applying a layer failed with, without what the Unpacker says about it: that names a directory
+// which is another each time.
+type applyError struct{ error }
 
-func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+func (e *applyError) Unwrap() error { return e.error }
+
+func (a applier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	if err := a.importer.applies.Acquire(ctx, 1); err != nil {
 		return ocispec.Descriptor{}, err //nolint:wrapcheck // the context's
 	}
@@ -172,35 +151,14 @@ func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount
 	// A power cut would else leave a committed snapshot of empty files, which nothing repairs.
 	applied, err := a.importer.client.DiffService().Apply(ctx, d, mounts, append(opts, diff.WithSyncFs(true))...)
 	if err != nil {
-		return applied, err //nolint:wrapcheck // fail says of which image
+		return applied, &applyError{err}
 	}
 	k := slices.IndexFunc(a.fs.layers, func(l ocispec.Descriptor) bool { return l.Digest == d.Digest })
-	if applied.Digest != a.fs.diffIDs[k] {
-		return applied, fmt.Errorf("layer %s: its content is not that of its diff_id %.200q: %w", d.Digest, a.fs.diffIDs[k], archive.ErrDigestMismatch)
+	if want := a.fs.diffIDs[k]; applied.Digest != want {
+		return applied, &applyError{fmt.Errorf("layer %s: its content is not that of its diff_id %.200q: %w", d.Digest, want, archive.ErrDigestMismatch)}
 	}
+	a.count(d)
 	return applied, nil
-}
-
-// fail ends the import with the first error that it is told.
-func (u *unpacker) fail(fs *rootfs, err error) {
-	u.cancel(fmt.Errorf("image %q: %w", fs.name, unpackError(err)))
-}
-
-// wait returns when nothing is being unpacked any more: after all images, or soon when the import has failed. Of
-// several failures it returns the first.
-func (u *unpacker) wait(failure error) error {
-	if u == nil {
-		return failure
-	}
-	if failure != nil {
-		u.cancel(failure)
-	}
-	u.work.Wait()
-	if err := context.Cause(u.ctx); err != nil {
-		return err //nolint:wrapcheck // fail says of which image
-	}
-	u.cancel(nil)
-	return failure
 }
 
 // count makes progress of a layer that is dealt with, once.
@@ -286,23 +244,37 @@ func (a *arrivals) wait(ctx context.Context, d digest.Digest) error {
 	}
 }
 
-// unpackError tells a layer that is not what its image says from a containerd that could not apply it. Of such a
-// layer's error only the kind is kept: the text names a temporary directory that is another each time.
+// unpackError tells a layer that is not what its image says from a containerd that could not apply it. Of a damaged
+// layer's error only the kind is kept, and of others not the names that are made up each time: the text comes into a
+// condition, where another one is news.
 func unpackError(err error) error {
-	if errors.Is(err, archive.ErrDigestMismatch) {
-		return fmt.Errorf("unpack: %w", err)
+	var applying *applyError
+	if errors.As(err, &applying) {
+		err = applying.error
 	}
-	text := err.Error()
+	known := runtimeError("unpack", err)
+	switch {
+	case errors.Is(known, ErrRuntimeUnavailable), errors.Is(known, ErrInsufficientDisk):
+		return known
+	case errors.Is(err, archive.ErrDigestMismatch):
+		return fmt.Errorf("unpack: %w", err)
+	case errors.Is(err, context.Canceled), errdefs.IsCanceled(err):
+		return fmt.Errorf("unpack: %w", context.Canceled)
+	}
+	text := madeUp.ReplaceAllString(err.Error(), "…")
+	if applying == nil {
+		return fmt.Errorf("unpack: %s", text)
+	}
 	for _, damage := range []string{"invalid tar header", "unexpected EOF", "gzip: invalid", "zstd: ", "magic number mismatch", "invalid input:", "failed to decompress"} {
 		if strings.Contains(text, damage) {
 			return fmt.Errorf("unpack: a layer is no tar archive, or a damaged one: %w", archive.ErrInvalid)
 		}
 	}
-	if errors.Is(err, context.Canceled) {
-		return fmt.Errorf("unpack: %w", context.Canceled)
-	}
 	if errdefs.IsInvalidArgument(err) || errdefs.IsFailedPrecondition(err) {
-		return fmt.Errorf("unpack: %w: %w", archive.ErrInvalid, err)
+		return fmt.Errorf("unpack: %w: %s", archive.ErrInvalid, text)
 	}
-	return runtimeError("unpack", err)
+	return fmt.Errorf("unpack: %s", text)
 }
+
+// madeUp are names of snapshots and directories that containerd makes up.
+var madeUp = regexp.MustCompile(`extract-[^ "]+|containerd-mount\d+|snapshots/\d+`)

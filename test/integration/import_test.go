@@ -205,8 +205,11 @@ func TestDaemonKilledDuringTransfer(t *testing.T) {
 	if err := r.Containerd.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	rest := open(t, path)
-	got, err := i.Import(t.Context(), rest, req)
+	got, err := i.Import(t.Context(), open(t, path), req)
+	for deadline := time.Now().Add(10 * time.Second); errors.Is(err, importer.ErrRuntimeUnavailable) && time.Now().Before(deadline); {
+		time.Sleep(50 * time.Millisecond) // the client pauses between two dials
+		got, err = i.Import(t.Context(), open(t, path), req)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
