@@ -55,8 +55,9 @@ func addContainerd(flags *pflag.FlagSet, o *importer.Options) {
 	flags.StringVar(&o.Snapshotter, "snapshotter", "", "snapshotter `name` to unpack with (default: containerd's)")
 }
 
-// addConcurrency adds --concurrency to those who import.
+// addConcurrency adds how much at a time to those who import.
 func addConcurrency(flags *pflag.FlagSet, o *importer.Options) {
+	flags.BoolVar(&o.ParallelUnpack, "parallel-unpack", false, "unpack layers of one image side by side: faster, but only for layers that list all directories above their files")
 	flags.Uint16Var(&o.Concurrency, "concurrency", 0, "`number` of blobs moved, and of layers unpacked, at a time (default: by cores and kind of source)")
 }
 

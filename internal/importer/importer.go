@@ -65,6 +65,10 @@ type Options struct {
 	// Concurrency is how many blobs are moved at a time, and how many layers unpacked; 0 means by the machine's
 	// cores and the source.
 	Concurrency uint16
+	// ParallelUnpack applies the layers of one image side by side where the snapshotter can, which is faster. It is right
+	// only for layers that list every directory above what they hold, as most build tools make them: others get mode
+	// 0755 and root for its owner.
+	ParallelUnpack bool
 }
 
 // Importer imports archives into one namespace of one containerd. Its methods may be called concurrently.
@@ -75,6 +79,7 @@ type Importer struct {
 	snapshotter string
 	platform    ocispec.Platform
 	concurrency uint16 // 0 for automatic
+	parallel    bool   // see Options.ParallelUnpack
 
 	applies *semaphore.Weighted // of layers, in all imports together
 }
@@ -134,6 +139,7 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 		snapshotter: o.Snapshotter,
 		platform:    platform,
 		concurrency: o.Concurrency,
+		parallel:    o.ParallelUnpack,
 		applies:     semaphore.NewWeighted(int64(applies)),
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/unpack"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -21,6 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/tarlift/tarlift/internal/archive"
 )
@@ -28,9 +30,9 @@ import (
 // unpacker applies images' layers to the snapshotter while later layers are still on their way. A nil unpacker does
 // nothing.
 //
-// containerd's own Unpacker does the work, one for each image, several images at a time. It could also apply the layers of
-// one image side by side, and give them their parents afterwards. It is not asked to: a layer is then applied without
-// those below it, and a directory of theirs that it does not list itself gets mode 0755 and root for its owner.
+// containerd's own Unpacker does the work, one for each image, several images at a time. It can also apply the layers of
+// one image side by side, and give them their parents afterwards, but then a layer is applied without those below it: a
+// directory of theirs that it does not list itself gets mode 0755 and root for its owner. So it has to be asked for.
 type unpacker struct {
 	*session
 	platform unpack.Platform
@@ -62,6 +64,11 @@ func (s *session) newUnpacker(ctx context.Context) (*unpacker, error) {
 	u := &unpacker{session: s, ctx: log.WithLogger(ctx, silent), begun: map[digest.Digest]bool{}, locks: keyedLocks{held: map[string]chan struct{}{}}}
 	u.group.SetLimit(maxImages)
 	u.platform = unpack.Platform{Platform: platforms.All /* the plan has chosen */, SnapshotterKey: name, Snapshotter: c.SnapshotService(name)}
+	if s.importer.parallel {
+		if u.platform.SnapshotterCapabilities, err = c.GetSnapshotterCapabilities(ctx, name); err != nil {
+			return nil, runtimeError(fmt.Sprintf("ask what snapshotter %q can do", name), err)
+		}
+	}
 	return u, nil
 }
 
@@ -82,7 +89,7 @@ func (u *unpacker) begin(p *Plan) {
 		for _, fs := range todo {
 			u.group.Go(func() error {
 				if err := u.image(fs); err != nil {
-					u.cancel(fmt.Errorf("image %q: %w", fs.name, unpackError(err)))
+					u.fail(fs, err)
 				}
 				return nil
 			})
@@ -99,11 +106,22 @@ func (u *unpacker) wait() {
 	_ = u.group.Wait() // what fails has cancelled the session
 }
 
+// fail ends the import.
+func (u *unpacker) fail(fs *rootfs, err error) {
+	u.cancel(fmt.Errorf("image %q: %w", fs.name, unpackError(err)))
+}
+
 // image unpacks one image.
 func (u *unpacker) image(fs *rootfs) error {
 	platform := u.platform
 	platform.Applier = applier{u, fs}
-	containerds, err := unpack.NewUnpacker(u.ctx, u.services.content, unpack.WithUnpackPlatform(platform), unpack.WithDuplicationSuppressor(&u.locks))
+	options := []unpack.UnpackerOpt{unpack.WithUnpackPlatform(platform), unpack.WithDuplicationSuppressor(&u.locks)}
+	if slices.Contains(platform.SnapshotterCapabilities, snapshots.RebaseCap) {
+		// It is what asks for unpacking side by side. The bound is the applier's: a layer that is waited for takes
+		// nobody's place.
+		options = append(options, unpack.WithUnpackLimiter(semaphore.NewWeighted(archive.MaxLayers)))
+	}
+	containerds, err := unpack.NewUnpacker(u.ctx, u.services.content, options...)
 	if err != nil {
 		return err //nolint:wrapcheck // begin says of which image
 	}
@@ -143,7 +161,19 @@ type applyError struct{ error }
 
 func (e *applyError) Unwrap() error { return e.error }
 
+// Apply applies a layer. What fails here ends the import at once: side by side, the Unpacker would wait for the layers
+// that are still to come before it says so.
 func (a applier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	applied, err := a.apply(ctx, d, mounts, opts...)
+	if err != nil {
+		a.fail(a.fs, err)
+		return applied, err
+	}
+	a.count(d)
+	return applied, nil
+}
+
+func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	if err := a.importer.applies.Acquire(ctx, 1); err != nil {
 		return ocispec.Descriptor{}, err //nolint:wrapcheck // the context's
 	}
@@ -157,7 +187,6 @@ func (a applier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount
 	if want := a.fs.diffIDs[k]; applied.Digest != want {
 		return applied, &applyError{fmt.Errorf("layer %s: its content is not that of its diff_id %.200q: %w", d.Digest, want, archive.ErrDigestMismatch)}
 	}
-	a.count(d)
 	return applied, nil
 }
 

@@ -19,7 +19,7 @@ import (
 type client struct {
 	name string
 	path string
-	args func(socket string, unpack bool) []string
+	args func(socket string, u unpacking) []string
 	// plain says that it takes plain files only, and anything else from a pipe.
 	plain bool
 	// reports says that the output has the numbers of bytes, as `agent import -o json` prints them.
@@ -35,20 +35,33 @@ func newClients() (agent, ctr client, err error) {
 	if err != nil {
 		return agent, ctr, err
 	}
-	agent = client{name: "agent", path: filepath.Join(root, "bin", "agent"), reports: true, args: func(socket string, unpack bool) []string {
-		return append([]string{"import", "-o", "json", "--progress", "none", "--address", socket}, noUnpack(unpack)...)
+	agent = client{name: "agent", path: filepath.Join(root, "bin", "agent"), reports: true, args: func(socket string, u unpacking) []string {
+		args := append([]string{"import", "-o", "json", "--progress", "none", "--address", socket}, noUnpack(u)...)
+		if u == sideBySide {
+			args = append(args, "--parallel-unpack")
+		}
+		return args
 	}}
-	ctr = client{name: "ctr", path: filepath.Join(tools, "ctr"), plain: true, args: func(socket string, unpack bool) []string {
-		return append([]string{"--address", socket, "--namespace", "k8s.io", "images", "import", "--local"}, noUnpack(unpack)...)
+	ctr = client{name: "ctr", path: filepath.Join(tools, "ctr"), plain: true, args: func(socket string, u unpacking) []string {
+		return append([]string{"--address", socket, "--namespace", "k8s.io", "images", "import", "--local"}, noUnpack(u)...)
 	}}
 	return agent, ctr, nil
 }
 
-func noUnpack(unpack bool) []string {
-	if unpack {
-		return nil
+// unpacking is what is done with layers after they are imported.
+type unpacking int
+
+const (
+	inOrder unpacking = iota
+	sideBySide
+	notAtAll
+)
+
+func noUnpack(u unpacking) []string {
+	if u == notAtAll {
+		return []string{"--no-unpack"}
 	}
-	return []string{"--no-unpack"}
+	return nil
 }
 
 // sample is one run of a client, of all archives of a case.
@@ -68,7 +81,7 @@ type sample struct {
 type reported struct{ Read, Written int64 }
 
 // run has the client import one archive, from a server unless that is nil.
-func (c client) run(socket string, unpack bool, f file, s *server) (sample, error) {
+func (c client) run(socket string, u unpacking, f file, s *server) (sample, error) {
 	if s != nil {
 		s.sent.Store(0)
 	}
@@ -77,7 +90,7 @@ func (c client) run(socket string, unpack bool, f file, s *server) (sample, erro
 	if err != nil {
 		return sample{}, err
 	}
-	command := append([]string{c.path}, c.args(socket, unpack)...)
+	command := append([]string{c.path}, c.args(socket, u)...)
 	e, err := runOrphan(append(command, arg), in)
 	out := sample{seconds: time.Since(start).Seconds(), read: e.read, peak: e.peak}
 	if err != nil {

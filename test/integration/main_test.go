@@ -56,7 +56,13 @@ func startRuntime(t *testing.T, o cluster.ContainerdOptions) *runtime {
 
 func (r *runtime) importer(t *testing.T) *importer.Importer {
 	t.Helper()
-	i, err := importer.New(importer.Options{Address: r.ContainerdAddress})
+	return r.importerWith(t, importer.Options{})
+}
+
+func (r *runtime) importerWith(t *testing.T, o importer.Options) *importer.Importer {
+	t.Helper()
+	o.Address = r.ContainerdAddress
+	i, err := importer.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -57,10 +57,14 @@ func holding(t *testing.T, path string, layer digest.Digest) held {
 // other where it cannot.
 func TestLayersAreUnpackedAsTheyArrive(t *testing.T) {
 	r := startRuntime(t, cluster.ContainerdOptions{})
-	for _, snapshotter := range []string{"overlayfs", "native"} {
-		t.Run(snapshotter, func(t *testing.T) {
-			b, err := builder.Archive{Images: []builder.Image{image("registry.example/"+snapshotter+":1",
-				gzipLayer(snapshotter+"-1", 1000), gzipLayer(snapshotter+"-2", 1000), gzipLayer(snapshotter+"-3", 1000))}}.Build()
+	for name, o := range map[string]importer.Options{
+		"in-order":     {Snapshotter: "overlayfs"},
+		"side-by-side": {Snapshotter: "overlayfs", ParallelUnpack: true},
+		"cannot":       {Snapshotter: "native", ParallelUnpack: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := builder.Archive{Images: []builder.Image{image("registry.example/"+name+":1",
+				gzipLayer(name+"-1", 1000), gzipLayer(name+"-2", 1000), gzipLayer(name+"-3", 1000))}}.Build()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -71,14 +75,10 @@ func TestLayersAreUnpackedAsTheyArrive(t *testing.T) {
 			}
 			p := b.Images[0].Platforms[0]
 			src := holding(t, fileOf(t, data), p.Layers[2].Digest)
-			i, err := importer.New(importer.Options{Address: r.ContainerdAddress, Snapshotter: snapshotter})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer i.Close()
+			i, snapshotter := r.importerWith(t, o), o.Snapshotter
 			done := make(chan error, 1)
 			go func() {
-				_, err := i.Import(t.Context(), src, request(snapshotter))
+				_, err := i.Import(t.Context(), src, request(name))
 				done <- err
 			}()
 			chain := identity.ChainIDs(slices.Clone(p.DiffIDs))
@@ -129,13 +129,16 @@ func TestUnpackFailureEndsTheTransfer(t *testing.T) {
 		}
 	}
 	path := fileOf(t, handmade(t, p.Layers, []digest.Digest{p.DiffIDs[1], p.DiffIDs[0]}, members...))
-	src := holding(t, path, p.Layers[1].Digest) // never let go
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if _, err := r.importer(t).Import(ctx, src, request("1")); !errors.Is(err, archive.ErrDigestMismatch) {
-		t.Errorf("error %v", err)
+	for _, parallel := range []bool{false, true} {
+		src := holding(t, path, p.Layers[1].Digest) // never let go
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		i := r.importerWith(t, importer.Options{ParallelUnpack: parallel})
+		if _, err := i.Import(ctx, src, request("1")); !errors.Is(err, archive.ErrDigestMismatch) {
+			t.Errorf("side by side %v: error %v", parallel, err)
+		}
+		cancel()
+		unchanged(t, before, r.state(t))
 	}
-	unchanged(t, before, r.state(t))
 }
 
 // Many images of one base, unpacked at the same time: each layer once, nothing left over, and no deadlock.

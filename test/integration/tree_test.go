@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"io/fs"
@@ -10,61 +11,81 @@ import (
 	"syscall"
 	"testing"
 
-	"bytes"
-
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/test/cluster"
 )
 
-// Layers as tools write them by hand: the second names files without the directories that they are in, which have
-// their modes from the first, and takes some away.
-func layersOnEachOther() []builder.Layer {
-	return []builder.Layer{
-		{Compression: builder.Gzip, Files: []builder.File{
-			{Name: "home/", Mode: 0o711}, {Name: "home/app/", Mode: 0o700}, builder.Noise("home/app/kept", 1, 100), builder.Noise("home/app/gone", 2, 100),
-			{Name: "tmp/", Mode: 0o1777}, {Name: "opt/", Mode: 0o755}, {Name: "opt/old/", Mode: 0o750}, builder.Noise("opt/old/file", 3, 100),
-		}},
-		{Compression: builder.Gzip, Files: []builder.File{builder.Noise("home/app/new", 4, 100), builder.Noise("tmp/new", 5, 100), {Name: "home/app/.wh.gone"}}},
-		{Compression: builder.Gzip, Files: []builder.File{{Name: "opt/old/.wh..wh..opq"}, builder.Noise("opt/old/new", 6, 100), {Name: ".wh.tmp"}}},
-		{Compression: builder.Gzip, Files: []builder.File{builder.Noise("home/app/deep/er/new", 7, 100)}},
-	}
+// handmadeLayers are as `tar` writes them by hand: the later ones name files without the directories that they are in,
+// which have their modes from the first, and take some away.
+var handmadeLayers = []builder.Layer{
+	{Compression: builder.Gzip, Files: []builder.File{
+		{Name: "home/", Mode: 0o711}, {Name: "home/app/", Mode: 0o700}, builder.Noise("home/app/kept", 1, 100), builder.Noise("home/app/gone", 2, 100),
+		{Name: "tmp/", Mode: 0o777}, {Name: "opt/", Mode: 0o755}, {Name: "opt/old/", Mode: 0o750}, builder.Noise("opt/old/file", 3, 100),
+	}},
+	{Compression: builder.Gzip, Files: []builder.File{builder.Noise("home/app/new", 4, 100), builder.Noise("tmp/new", 5, 100), {Name: "home/app/.wh.gone"}}},
+	{Compression: builder.Gzip, Files: []builder.File{{Name: "opt/old/.wh..wh..opq"}, builder.Noise("opt/old/new", 6, 100), {Name: ".wh.tmp"}}},
+	{Compression: builder.Gzip, Files: []builder.File{builder.Noise("home/app/deep/er/new", 7, 100)}},
 }
 
-// Unpacked images look as they do when containerd's client unpacks them by itself.
+// builtLayers are as build tools write them: with all directories above what they hold.
+var builtLayers = []builder.Layer{
+	handmadeLayers[0],
+	{Compression: builder.Gzip, Files: []builder.File{
+		{Name: "home/", Mode: 0o711}, {Name: "home/app/", Mode: 0o700}, builder.Noise("home/app/new", 4, 100), {Name: "home/app/.wh.gone"}, {Name: ".wh.tmp"},
+	}},
+	{Compression: builder.Gzip, Files: []builder.File{{Name: "opt/"}, {Name: "opt/old/", Mode: 0o750}, {Name: "opt/old/.wh..wh..opq"}, builder.Noise("opt/old/new", 6, 100)}},
+}
+
+// Unpacked images look as they do when containerd's client unpacks them by itself. Side by side, this is so for layers
+// with all their directories only: which is why that has to be asked for.
 func TestUnpackedTree(t *testing.T) {
-	b, err := builder.Archive{Images: []builder.Image{image(app, layersOnEachOther()...)}}.Build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	data, err := b.Bytes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	top := identity.ChainID(slices.Clone(b.Images[0].Platforms[0].DiffIDs)).String()
-	theirs := startRuntime(t, cluster.ContainerdOptions{})
-	imported, err := theirs.Import(theirs.ctx, bytes.NewReader(data))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := client.NewImage(theirs.Client, imported[0]).Unpack(theirs.ctx, "overlayfs"); err != nil {
-		t.Fatal(err)
-	}
-	ours := startRuntime(t, cluster.ContainerdOptions{})
-	if _, err := ours.importer(t).Import(t.Context(), open(t, fileOf(t, data)), request("1")); err != nil {
-		t.Fatal(err)
-	}
-	want := theirs.tree(t, top)
-	if len(want) < 9 {
-		t.Fatalf("containerd's own tree: %q", want)
-	}
-	if diff := cmp.Diff(want, ours.tree(t, top)); diff != "" {
-		t.Errorf("the tree is another (-containerd's +ours):\n%s", diff)
+	for name, tc := range map[string]struct {
+		layers   []builder.Layer
+		parallel bool
+		same     bool
+	}{
+		"handmade":               {handmadeLayers, false, true},
+		"built":                  {builtLayers, false, true},
+		"built, side by side":    {builtLayers, true, true},
+		"handmade, side by side": {handmadeLayers, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := builder.Archive{Images: []builder.Image{image(app, tc.layers...)}}.Build()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			data, err := b.Bytes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			theirs, ours := startRuntime(t, cluster.ContainerdOptions{}), startRuntime(t, cluster.ContainerdOptions{})
+			imported, err := theirs.Import(theirs.ctx, bytes.NewReader(data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := client.NewImage(theirs.Client, imported[0]).Unpack(theirs.ctx, "overlayfs"); err != nil {
+				t.Fatal(err)
+			}
+			i := ours.importerWith(t, importer.Options{ParallelUnpack: tc.parallel})
+			if _, err := i.Import(t.Context(), open(t, fileOf(t, data)), request("1")); err != nil {
+				t.Fatal(err)
+			}
+			top := identity.ChainID(slices.Clone(b.Images[0].Platforms[0].DiffIDs)).String()
+			want := theirs.tree(t, top)
+			if len(want) < 8 {
+				t.Fatalf("containerd's own tree: %q", want)
+			}
+			if diff := cmp.Diff(want, ours.tree(t, top)); (diff == "") != tc.same {
+				t.Errorf("the same tree: %v (-containerd's +ours):\n%s", diff == "", diff)
+			}
+		})
 	}
 }
 
