@@ -59,6 +59,7 @@ test-unit: ## Run the tests that need no daemon, with the race detector
 
 # One package at a time: a cluster wants the machine to itself.
 test: tools build image test-unit ## Run every test (needs root)
+	@hack/deps.sh test
 	go test -count=1 -p 1 -timeout 40m ./test/...
 
 bench: build ## Measure the agent beside ctr (needs root); BENCH=case for one, PAIRS=n, BUSY=1
