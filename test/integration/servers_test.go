@@ -330,7 +330,7 @@ func startProcess(t *testing.T, address, name string, args ...string) {
 	go func() { ended <- cmd.Wait() }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-		_ = <-ended // a signal
+		_ = <-ended                             // a signal
 		if t.Failed() {
 			t.Logf("%s: %s", name, out.String())
 		}
