@@ -330,9 +330,8 @@ func startProcess(t *testing.T, address, name string, args ...string) {
 	go func() { ended <- cmd.Wait() }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-		_ = <-ended                             // a signal
-		if t.Failed() {
-			t.Logf("%s: %s", name, out.String())
+		if err := <-ended; t.Failed() {
+			t.Logf("%s: %v: %s", name, err, out.String())
 		}
 	})
 	for {
