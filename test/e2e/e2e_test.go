@@ -196,7 +196,7 @@ func during(t *testing.T, e *env, name string, fault func()) {
 	n := e.Nodes[0]
 	needed := e.missing(t, n, name+".tar")
 	e.Server.Reset()
-	e.Server.Limit(8 * mib)
+	e.Server.Limit(2 * mib) // of four connections each
 	e.apply(t, name, name+".tar")
 	eventually(t, func(ctx context.Context) string {
 		// What the node has not reported before the fault, it cannot count as an attempt after it.
