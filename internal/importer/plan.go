@@ -256,6 +256,14 @@ func (p *planner) diffIDs(ctx context.Context, m ocispec.Manifest) ([]digest.Dig
 		return nil, fmt.Errorf("read config %s: rootfs.diff_ids: %d of them for %d layers: %w",
 			m.Config.Digest, len(config.RootFS.DiffIDs), len(m.Layers), archive.ErrInvalid)
 	}
+	content := map[digest.Digest]digest.Digest{}
+	for k, id := range config.RootFS.DiffIDs {
+		if other, ok := content[m.Layers[k].Digest]; ok && other != id {
+			return nil, fmt.Errorf("read config %s: rootfs.diff_ids[%d]: layer %s has another one above: %w",
+				m.Config.Digest, k, m.Layers[k].Digest, archive.ErrInvalid)
+		}
+		content[m.Layers[k].Digest] = id
+	}
 	return config.RootFS.DiffIDs, nil
 }
 
