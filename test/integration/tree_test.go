@@ -92,13 +92,23 @@ func TestUnpackedTree(t *testing.T) {
 // tree lists what a snapshot shows: path, mode, owner and content of all that is in it.
 func (r *runtime) tree(t *testing.T, snapshot string) []string {
 	t.Helper()
+	// Without a lease the garbage collector may take the view while it is mounted.
+	ctx, release, err := r.WithLease(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := release(r.ctx); err != nil {
+			t.Error(err)
+		}
+	}()
 	s := r.SnapshotService("overlayfs")
-	mounts, err := s.View(r.ctx, "look", snapshot)
+	mounts, err := s.View(ctx, "look", snapshot)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out []string
-	err = mount.WithTempMount(r.ctx, mounts, func(root string) error {
+	err = mount.WithTempMount(ctx, mounts, func(root string) error {
 		return filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 			if err != nil {
 				return err
@@ -121,7 +131,7 @@ func (r *runtime) tree(t *testing.T, snapshot string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Remove(r.ctx, "look"); err != nil {
+	if err := s.Remove(ctx, "look"); err != nil {
 		t.Fatal(err)
 	}
 	return out
