@@ -215,7 +215,7 @@ func TestPoisonedIngestIsDropped(t *testing.T) {
 	n := newNode(t, "linux/amd64")
 	l := b.Images[0].Platforms[0].Layers[1]
 	ctx := n.in(t.Context())
-	poison := guardedContent{n.services.content, ingestPrefix(owner.UID)}
+	poison := guardedContent{n.services.content, ingestPrefix(sessionKey(owner.UID, ""))}
 	s := &session{importer: n.Importer, services: services{content: poison}, progress: newReporter(nil), written: map[digest.Digest]int64{}}
 	w, err := s.writer(ctx, l.Digest.String(), l)
 	if err != nil {

@@ -2,6 +2,7 @@ package importer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -66,75 +68,100 @@ func refuseConflict(old images.Image, n publication, req Request) error {
 		n.Name, old.Target.Digest, whose, n.Target.Digest, ErrNameConflict)
 }
 
+// errRaced is a name that somebody else made or deleted after it was looked at.
+var errRaced = errors.New("the name was changed at the same time")
+
+// maxRaces bounds how often a publishing begins again because of others. Each time somebody has written a name within
+// the milliseconds that it takes.
+const maxRaces = 5
+
 // publish writes the names, each complete, pinned and owned in one write. After an error it takes back what it
-// wrote; what the names pointed at before is held by the session's lease meanwhile.
+// wrote; what the names pointed at before is held by the session's lease meanwhile. What several names are to become is
+// noted first, so that the next start can finish or undo what a kill interrupts.
 func (s *session) publish(ctx context.Context, names []publication, req Request, r record) error {
-	var writes []*nameWrite
+	for try := 1; ; try++ {
+		err := s.publishOnce(ctx, names, req, r)
+		if try == maxRaces || !errors.Is(err, errRaced) {
+			return err
+		}
+	}
+}
+
+func (s *session) publishOnce(ctx context.Context, names []publication, req Request, r record) error {
+	i, in := s.importer, &intent{Label: ownerLabel(req.Owner)}
 	for _, n := range names {
-		w := &nameWrite{session: s, label: ownerLabel(req.Owner)}
-		writes = append(writes, w) // before it is made: its answer may get lost
+		w, err := s.intend(ctx, n, req, r)
+		if err != nil {
+			return fmt.Errorf("publish %q: %w", n.Name, err)
+		}
+		in.Writes = append(in.Writes, w)
+	}
+	note, err := s.note(ctx, in)
+	if err != nil {
+		return err
+	}
+	for k, w := range in.Writes {
 		err := ctx.Err()
 		if err == nil {
-			err = w.make(ctx, n, req, r)
+			err = i.write(ctx, s.lease, w)
 		}
 		if err == nil {
 			continue
 		}
-		err = fmt.Errorf("publish %q: %w", n.Name, err)
-		for _, w := range slices.Backward(writes) {
-			if undoErr := clearUp(ctx, w.takeBack); undoErr != nil {
-				err = fmt.Errorf("%w (%v)", err, undoErr) //nolint:errorlint // the first error is the reason
-			}
+		err = fmt.Errorf("publish %q: %w", w.Image.Name, err)
+		undo := &intent{in.Label, in.Writes[:k+1]} // the answer to the last may have got lost
+		if undoErr := clearUp(ctx, func(ctx context.Context) error { return i.undo(ctx, undo, note) }); undoErr != nil {
+			err = fmt.Errorf("%w (%v)", err, undoErr) //nolint:errorlint // the first error is the reason
 		}
 		return err
 	}
 	return nil
 }
 
-// nameWrite is the creation or the change of one name.
-type nameWrite struct {
-	*session
-	label string        // the key of the ownership that it writes
-	img   images.Image  // what is written; its Name is empty while nothing is
-	old   *images.Image // what was there before, nil for nothing
-	paths []string      // what of it changes
+// intent is what a publishing is about to do. It lies in the content store, held by the session's lease, until that ends.
+type intent struct {
+	Label  string       `json:"label"` // the key of the ownership that it writes
+	Writes []*nameWrite `json:"writes"`
 }
 
-// make writes a name. A write that has begun is not cancelled, since nobody would know whether it was done.
-func (w *nameWrite) make(ctx context.Context, n publication, req Request, r record) error {
-	r.Target, r.Reference, r.Lease = n.Target.Digest, n.Reference, w.lease.ID
+// nameWrite is the creation or the change of one name.
+type nameWrite struct {
+	Image images.Image  `json:"image"`           // what is written
+	Old   *images.Image `json:"old,omitempty"`   // what was there before, nil for nothing
+	Paths []string      `json:"paths,omitempty"` // what of it changes
+}
+
+// intend decides how a name is to be written, in the light of what is there.
+func (s *session) intend(ctx context.Context, n publication, req Request, r record) (*nameWrite, error) {
+	r.Target, r.Reference, r.Lease = n.Target.Digest, n.Reference, s.lease.ID
 	value, err := r.encode()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	img := images.Image{Name: n.Name, Target: n.Target, Labels: map[string]string{w.label: value, labelManaged: valueManaged}}
+	w := &nameWrite{Image: images.Image{
+		Name: n.Name, Target: n.Target, Labels: map[string]string{ownerLabel(req.Owner): value, labelManaged: valueManaged},
+	}}
 	if req.Pin {
-		img.Labels[labelPinned] = valuePinned
+		w.Image.Labels[labelPinned] = valuePinned
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-	defer cancel()
-	w.img = img
-	_, err = w.services.images.Create(ctx, img)
-	if err == nil {
-		return nil
-	}
-	if !errdefs.IsAlreadyExists(err) {
-		return runtimeError("create", err)
-	}
-	w.img = images.Image{}
-	old, err := w.services.images.Get(ctx, n.Name)
-	if err != nil {
-		return runtimeError("look up", err)
+	old, err := s.services.images.Get(ctx, n.Name)
+	switch {
+	case errdefs.IsNotFound(err):
+		return w, nil
+	case err != nil:
+		return nil, runtimeError("look up", err)
 	}
 	if err := refuseConflict(old, n, req); err != nil {
-		return err
+		return nil, err
 	}
-	return w.change(ctx, old, img, req)
+	w.change(old, req)
+	return w, nil
 }
 
 // change alters only the keys that are ours: foreign labels stay. A name that moves to another target loses the
 // labels of those who wanted the former one, in the same write.
-func (w *nameWrite) change(ctx context.Context, old, img images.Image, req Request) error {
+func (w *nameWrite) change(old images.Image, req Request) {
+	img := w.Image
 	others, _ := otherOwners(old.Labels, req.Owner)
 	for k := range old.Labels {
 		_, set := img.Labels[k]
@@ -145,61 +172,86 @@ func (w *nameWrite) change(ctx context.Context, old, img images.Image, req Reque
 			if old.Target.Digest != img.Target.Digest || !slices.Contains(others, k) {
 				img.Labels[k] = ""
 			}
-		case k == labelPinned && !req.Pin && len(others) == 0 && old.Labels[w.label] != "":
+		case k == labelPinned && !req.Pin && len(others) == 0 && old.Labels[ownerLabel(req.Owner)] != "":
 			img.Labels[k] = ""
 		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(img.Labels)) {
-		w.paths = append(w.paths, "labels."+k)
+		w.Paths = append(w.Paths, "labels."+k)
 	}
-	if old.Target.Digest != img.Target.Digest {
-		w.paths = append(w.paths, "target")
-		held := leases.Resource{ID: old.Target.Digest.String(), Type: "content"}
-		if err := w.services.leases.AddResource(ctx, w.lease, held); err != nil && !errdefs.IsNotFound(err) {
+	if w.retargets(old.Target) {
+		w.Paths = append(w.Paths, "target")
+	}
+	w.Old = &old
+}
+
+func (w *nameWrite) retargets(old ocispec.Descriptor) bool {
+	return old.Digest != w.Image.Target.Digest
+}
+
+// write writes a name, in one call. One that has begun is not cancelled, since nobody would know whether it was done.
+func (i *Importer) write(ctx context.Context, lease leases.Lease, w *nameWrite) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	if w.Old == nil {
+		_, err := i.services.images.Create(ctx, w.Image)
+		if errdefs.IsAlreadyExists(err) {
+			return errRaced
+		}
+		if err != nil {
+			return runtimeError("create", err)
+		}
+		return nil
+	}
+	if w.retargets(w.Old.Target) {
+		held := leases.Resource{ID: w.Old.Target.Digest.String(), Type: "content"}
+		if err := i.services.leases.AddResource(ctx, lease, held); err != nil && !errdefs.IsNotFound(err) {
 			return runtimeError("hold the former image", err)
 		}
 	}
-	w.img, w.old = img, &old
-	if _, err := w.services.images.Update(ctx, img, w.paths...); err != nil {
+	_, err := i.services.images.Update(ctx, w.Image, w.Paths...)
+	if errdefs.IsNotFound(err) {
+		return errRaced
+	}
+	if err != nil {
 		return runtimeError("update", err)
 	}
 	return nil
 }
 
-// takeBack undoes the write, if it took place and nobody has written the name since. Another import may have come to
-// share a name that this one created: then only the ownership goes.
-func (w *nameWrite) takeBack(ctx context.Context) error {
-	if w.img.Name == "" {
-		return nil
+// undo takes back what was written of an intent, the last first, and forgets the note of it.
+func (i *Importer) undo(ctx context.Context, in *intent, note digest.Digest) error {
+	for _, w := range slices.Backward(in.Writes) {
+		if err := i.takeBack(ctx, in.Label, w); err != nil && !errdefs.IsNotFound(err) {
+			return runtimeError("take back "+w.Image.Name, err)
+		}
 	}
-	err := w.undo(ctx)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return runtimeError("take back "+w.img.Name, err)
-	}
-	return nil
+	return i.forget(ctx, note)
 }
 
-func (w *nameWrite) undo(ctx context.Context) error {
-	now, err := w.services.images.Get(ctx, w.img.Name)
+// takeBack undoes a write, if it took place and nobody has written the name since. Another import may have come to
+// share a name that this one created: then only the ownership goes.
+func (i *Importer) takeBack(ctx context.Context, label string, w *nameWrite) error {
+	now, err := i.services.images.Get(ctx, w.Image.Name)
 	if err != nil {
-		return err //nolint:wrapcheck // takeBack adds the context
+		return err //nolint:wrapcheck // undo adds the context
 	}
-	if now.Labels[w.label] != w.img.Labels[w.label] {
+	if now.Labels[label] != w.Image.Labels[label] {
 		return nil
 	}
-	back := images.Image{Name: w.img.Name, Target: w.img.Target, Labels: map[string]string{w.label: ""}}
-	paths := []string{"labels." + w.label}
-	delete(now.Labels, w.label)
+	back := images.Image{Name: w.Image.Name, Target: w.Image.Target, Labels: map[string]string{label: ""}}
+	paths := []string{"labels." + label}
+	delete(now.Labels, label)
 	_, shared := otherOwners(now.Labels, Owner{})
 	switch {
-	case w.old != nil:
-		back.Target, paths = w.old.Target, w.paths
-		for k := range w.img.Labels {
-			back.Labels[k] = w.old.Labels[k]
+	case w.Old != nil:
+		back.Target, paths = w.Old.Target, w.Paths
+		for k := range w.Image.Labels {
+			back.Labels[k] = w.Old.Labels[k]
 		}
 	case !shared:
-		return w.services.images.Delete(ctx, w.img.Name, images.DeleteTarget(&w.img.Target)) //nolint:wrapcheck // as above
+		return i.services.images.Delete(ctx, w.Image.Name, images.DeleteTarget(&w.Image.Target)) //nolint:wrapcheck // as above
 	}
-	_, err = w.services.images.Update(ctx, back, paths...)
+	_, err = i.services.images.Update(ctx, back, paths...)
 	return err //nolint:wrapcheck // as above
 }

@@ -40,6 +40,7 @@ type session struct {
 	lease    leases.Lease
 	prefix   string // of the ingest references
 	keep     bool
+	life     *life
 	progress *reporter
 	arrivals *arrivals
 	cancel   context.CancelCauseFunc // ends the work of bring, for a reason
@@ -52,32 +53,41 @@ type session struct {
 }
 
 // begin opens a session and returns the context that all its calls use. An owner's session adopts what an
-// earlier attempt at the same spec kept.
-func (i *Importer) begin(ctx context.Context, req Request) (*session, context.Context, error) {
+// earlier attempt at the same spec kept; another one clears away what those like it have left that were killed.
+func (i *Importer) begin(ctx context.Context, req Request) (_ *session, _ context.Context, err error) {
 	s := &session{
 		importer: i, services: i.services, keep: req.Keep, progress: newReporter(req.Progress),
 		arrivals: &arrivals{blobs: map[digest.Digest]chan struct{}{}}, written: map[digest.Digest]int64{},
 	}
-	var err error
-	if req.Owner.UID == "" {
-		s.lease, err = i.newLease(ctx, Owner{UID: "import"})
-		s.prefix = "tarlift/" + s.lease.ID + "/"
+	uid, id := req.Owner.UID, ""
+	if uid == "" {
+		if err := i.recover(ctx, importUID, func(Owner) bool { return false }); err != nil {
+			return nil, nil, fmt.Errorf("clear away what a killed import left: %w", err)
+		}
+		uid = importUID
+	}
+	id = leasePrefix(uid) + rand.Text()
+	key := sessionKey(uid, id)
+	if s.life, err = i.live(ctx, key); err != nil {
+		return nil, nil, err
+	}
+	if uid == importUID {
+		s.lease, err = i.newLease(ctx, id, Owner{UID: uid})
 	} else {
-		s.lease, err = i.adoptLease(ctx, req.Owner)
-		s.prefix = ingestPrefix(req.Owner.UID)
+		s.lease, err = i.adoptLease(ctx, id, req.Owner)
 	}
 	if err != nil {
-		return nil, nil, runtimeError("create lease", err)
+		return nil, nil, errors.Join(runtimeError("create lease", err), clearUp(ctx, s.life.end))
 	}
+	s.prefix = ingestPrefix(key)
 	s.services.content = guardedContent{i.services.content, s.prefix}
 	return s, leases.WithLease(ctx, s.lease.ID), nil
 }
 
-func ingestPrefix(uid string) string { return "tarlift/archive/" + uid + "/" }
+func leasePrefix(uid string) string { return "tarlift-" + uid + "-" }
 
 // newLease creates a lease; one whose creation was cancelled does not stay.
-func (i *Importer) newLease(ctx context.Context, o Owner) (leases.Lease, error) {
-	id := fmt.Sprintf("tarlift-%s-%s", o.UID, rand.Text())
+func (i *Importer) newLease(ctx context.Context, id string, o Owner) (leases.Lease, error) {
 	l, err := i.services.leases.Create(ctx, leases.WithID(id), leases.WithExpiration(leaseExpiry),
 		leases.WithLabel(labelUID, o.UID), leases.WithLabel(labelSpec, o.SpecHash))
 	if err != nil && ctx.Err() != nil {
@@ -88,10 +98,15 @@ func (i *Importer) newLease(ctx context.Context, o Owner) (leases.Lease, error) 
 
 // adoptLease returns the lease of an import: the one that an earlier attempt kept while it is young, else a new one.
 // It takes over what other leases of the same spec hold, and drops those of other specs.
-func (i *Importer) adoptLease(ctx context.Context, o Owner) (leases.Lease, error) {
-	kept, err := i.ownLeases(ctx, o.UID)
+func (i *Importer) adoptLease(ctx context.Context, id string, o Owner) (leases.Lease, error) {
+	kept, err := i.sessionLeases(ctx, o.UID)
 	if err != nil {
 		return leases.Lease{}, err
+	}
+	for _, l := range kept {
+		if err := i.settle(ctx, l, false); err != nil {
+			return leases.Lease{}, err
+		}
 	}
 	ours := slices.IndexFunc(kept, func(l leases.Lease) bool {
 		return l.Labels[labelSpec] == o.SpecHash && time.Since(l.CreatedAt) < leaseRenewAfter
@@ -99,7 +114,7 @@ func (i *Importer) adoptLease(ctx context.Context, o Owner) (leases.Lease, error
 	var lease leases.Lease
 	if ours >= 0 {
 		lease = kept[ours]
-	} else if lease, err = i.newLease(ctx, o); err != nil {
+	} else if lease, err = i.newLease(ctx, id, o); err != nil {
 		return leases.Lease{}, err
 	}
 	for _, l := range kept {
@@ -154,36 +169,7 @@ func (i *Importer) moveLease(ctx context.Context, from, to leases.Lease, wanted 
 			}
 		}
 	}
-	if err := i.services.leases.Delete(ctx, from, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("delete lease %s: %w", from.ID, err)
-	}
-	return nil
-}
-
-func (i *Importer) ownLeases(ctx context.Context, uid string) ([]leases.Lease, error) {
-	return i.services.leases.List(ctx, fmt.Sprintf("labels.%q==%q", labelUID, uid)) //nolint:wrapcheck // callers add the context
-}
-
-// Release drops the lease and the partial ingests that earlier attempts for an archive kept: what no published
-// image holds is collected before it returns.
-func (i *Importer) Release(ctx context.Context, uid string) error {
-	if uid == "" {
-		return nil
-	}
-	ctx = i.in(ctx)
-	if err := i.abortIngests(ctx, ingestPrefix(uid)); err != nil {
-		return err
-	}
-	kept, err := i.ownLeases(ctx, uid)
-	if err != nil {
-		return runtimeError("list leases", err)
-	}
-	for _, l := range kept {
-		if err := i.services.leases.Delete(ctx, l, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
-			return runtimeError("delete lease "+l.ID, err)
-		}
-	}
-	return nil
+	return i.dropLease(ctx, from)
 }
 
 func (i *Importer) abortIngests(ctx context.Context, prefix string) error {
@@ -234,17 +220,17 @@ func clearUp(ctx context.Context, step func(context.Context) error) error {
 // end clears up. A failed session that keeps leaves its lease and ingests to the next attempt, unless they fill the
 // disk; every other one leaves nothing but what it published.
 func (s *session) end(ctx context.Context, failure error) error {
-	if failure != nil && s.keep && !errors.Is(failure, ErrInsufficientDisk) {
-		return nil
+	i, steps := s.importer, []func(context.Context) error{s.life.end}
+	if failure == nil || !s.keep || errors.Is(failure, ErrInsufficientDisk) {
+		steps = slices.Insert(steps, 0,
+			func(ctx context.Context) error { return i.abortIngests(ctx, s.prefix) },
+			func(ctx context.Context) error { return i.dropLease(ctx, s.lease) })
 	}
-	err := clearUp(ctx, func(ctx context.Context) error { return s.importer.abortIngests(ctx, s.prefix) })
-	return errors.Join(err, clearUp(ctx, func(ctx context.Context) error {
-		err := s.importer.services.leases.Delete(ctx, s.lease, leases.SynchronousDelete)
-		if err != nil && !errdefs.IsNotFound(err) {
-			return runtimeError("delete lease "+s.lease.ID, err)
-		}
-		return nil
-	}))
+	var failures []error
+	for _, step := range steps {
+		failures = append(failures, clearUp(ctx, step))
+	}
+	return errors.Join(failures...)
 }
 
 // guardedContent is a content store as one importer may use it.

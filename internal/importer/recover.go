@@ -1,0 +1,171 @@
+package importer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/errdefs"
+)
+
+// An importer that is killed leaves a lease, ingests, and perhaps some of its names. Containerd tells who lives: each
+// importer holds a writer open, which the daemon closes when its client is gone.
+
+const (
+	ingestRoot = "tarlift/"
+	lifeRoot   = "tarlift-alive/" // beside the ingests: these are aborted all together
+
+	// importUID is `agent import`'s, in place of an ImageArchive's. Each run of it has a key of its own.
+	importUID = "import"
+)
+
+// sessionKey names the ingests and the sign of life of those who use a lease: all leases of one archive have one.
+func sessionKey(uid, lease string) string {
+	if uid == importUID {
+		return lease
+	}
+	return "archive/" + uid
+}
+
+func ingestPrefix(key string) string { return ingestRoot + key + "/" }
+
+// errAlive is an importer that somebody else is.
+var errAlive = errors.New("another process is importing this")
+
+// life is the sign that an importer lives.
+type life struct {
+	importer *Importer
+	ref      string
+	writer   content.Writer
+	close    context.CancelFunc
+}
+
+// live takes the sign of life of a session. Only one process has it at a time: errAlive.
+func (i *Importer) live(ctx context.Context, key string) (*life, error) {
+	l := &life{importer: i, ref: lifeRoot + key}
+	// It outlasts a cancelled import, until all is cleared up, and below no lease it outlasts that too.
+	open, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	w, err := i.services.content.Writer(open, content.WithRef(l.ref))
+	if err != nil {
+		cancel()
+		if errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "locked") {
+			return nil, fmt.Errorf("ingest %q: %w", l.ref, errAlive)
+		}
+		return nil, runtimeError("show life", err)
+	}
+	l.writer, l.close = w, cancel
+	return l, nil
+}
+
+// end is the last thing that a session does.
+func (l *life) end(ctx context.Context) error {
+	defer l.close()
+	defer l.writer.Close()
+	if err := l.importer.services.content.Abort(ctx, l.ref); err != nil && !errdefs.IsNotFound(err) {
+		return runtimeError("abort ingest "+l.ref, err)
+	}
+	return nil
+}
+
+// Recover deals with what importers that were killed have left. Of wanted owners a publishing that had begun is
+// finished, and what their next attempts need stays. Of others it is undone, and all of theirs goes. What `agent import`
+// had begun to publish is finished, and the rest goes. Importers that live are left alone.
+func (i *Importer) Recover(ctx context.Context, wanted []Owner) error {
+	return i.recover(i.in(ctx), "", func(o Owner) bool {
+		return slices.ContainsFunc(wanted, func(w Owner) bool { return w.UID == o.UID && w.SpecHash == o.SpecHash })
+	})
+}
+
+// recover is Recover for the leases and signs of life of one UID, empty for all.
+func (i *Importer) recover(ctx context.Context, uid string, wanted func(Owner) bool) error {
+	left, err := i.sessionLeases(ctx, uid)
+	if err != nil {
+		return err
+	}
+	byKey := map[string][]leases.Lease{}
+	for _, l := range left {
+		key := sessionKey(l.Labels[labelUID], l.ID)
+		byKey[key] = append(byKey[key], l)
+	}
+	signs, err := i.services.content.ListStatuses(ctx, fmt.Sprintf("ref~=%q", "^"+lifeRoot))
+	if err != nil {
+		return runtimeError("list ingests", err)
+	}
+	for _, s := range signs { // also of those who died before they had a lease
+		key := strings.TrimPrefix(s.Ref, lifeRoot)
+		if _, ok := byKey[key]; !ok && (uid == "" || strings.HasPrefix(key, leasePrefix(uid))) {
+			byKey[key] = nil
+		}
+	}
+	var failures []error
+	for key, left := range byKey {
+		if err := i.recoverSession(ctx, key, left, wanted); err != nil && !errors.Is(err, errAlive) {
+			failures = append(failures, err)
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// recoverSession deals with the leases of one key, if nobody who uses them lives.
+func (i *Importer) recoverSession(ctx context.Context, key string, left []leases.Lease, wanted func(Owner) bool) error {
+	l, err := i.live(ctx, key)
+	if err != nil {
+		return err
+	}
+	keeps := false
+	for _, lease := range left {
+		owner := Owner{UID: lease.Labels[labelUID], SpecHash: lease.Labels[labelSpec]}
+		keep := wanted(owner)
+		if err = i.settle(ctx, lease, keep || owner.UID == importUID); err != nil {
+			break
+		}
+		if keep {
+			keeps = true
+		} else if err = i.dropLease(ctx, lease); err != nil {
+			break
+		}
+	}
+	if err == nil && !keeps {
+		err = i.abortIngests(ctx, ingestPrefix(key))
+	}
+	return errors.Join(err, l.end(ctx))
+}
+
+// sessionLeases lists the leases of one UID, empty for all.
+func (i *Importer) sessionLeases(ctx context.Context, uid string) ([]leases.Lease, error) {
+	filter := fmt.Sprintf("labels.%q", labelUID)
+	if uid != "" {
+		filter += fmt.Sprintf("==%q", uid)
+	}
+	list, err := i.services.leases.List(ctx, filter)
+	if err != nil {
+		return nil, runtimeError("list leases", err)
+	}
+	return list, nil
+}
+
+// dropLease deletes a lease. What nothing else holds is collected before it returns.
+func (i *Importer) dropLease(ctx context.Context, l leases.Lease) error {
+	if err := i.services.leases.Delete(ctx, l, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
+		return runtimeError("delete lease "+l.ID, err)
+	}
+	return nil
+}
+
+// Release drops the lease and the partial ingests that earlier attempts for an archive kept, and takes back names of which
+// a kill left some unwritten. What no published image holds is collected before it returns.
+func (i *Importer) Release(ctx context.Context, uid string) error {
+	if uid == "" || uid == importUID {
+		return nil
+	}
+	ctx = i.in(ctx)
+	left, err := i.sessionLeases(ctx, uid)
+	if err != nil {
+		return err
+	}
+	return i.recoverSession(ctx, sessionKey(uid, ""), left, func(Owner) bool { return false })
+}

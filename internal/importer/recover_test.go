@@ -1,0 +1,155 @@
+package importer
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+)
+
+// killed is a session that brings all blobs of an archive, writes the first of its names, and then is gone like a
+// process that was killed: nothing is cleared up but what the daemon does for a broken connection.
+func killed(t *testing.T, n *node, src *memory, req Request, writes int) {
+	t.Helper()
+	whole, left := n.services.images, writes
+	n.services.images = fatalImages{whole, &left}
+	defer func() { n.services.images = whole }()
+	ctx := n.in(t.Context())
+	s, ctx, err := n.begin(ctx, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, plan, err := s.bring(ctx, src, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := plan.names()
+	dead := make(chan error, 1)
+	go func() {
+		defer close(dead)
+		dead <- s.publish(ctx, names, req, newRecord(req, src.String(), s.result(src, a, plan), "", len(names)))
+	}()
+	for err := range dead {
+		t.Fatalf("published to the end, error %v", err)
+	}
+	if err := s.life.writer.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fatalImages end the goroutine that wants to make the k-th write.
+type fatalImages struct {
+	images.Store
+	left *int
+}
+
+func (f fatalImages) Create(ctx context.Context, i images.Image) (images.Image, error) {
+	f.count()
+	return f.Store.Create(ctx, i)
+}
+
+func (f fatalImages) Update(ctx context.Context, i images.Image, paths ...string) (images.Image, error) {
+	f.count()
+	return f.Store.Update(ctx, i, paths...)
+}
+
+func (f fatalImages) count() {
+	if *f.left == 0 {
+		runtime.Goexit()
+	}
+	*f.left--
+}
+
+func TestRecover(t *testing.T) {
+	one, two := version(t, "one"), twoImages()
+	b := build(t, two)
+	other := owner
+	other.SpecHash = "another"
+	for _, tc := range []struct {
+		name     string
+		owner    Owner
+		wanted   []Owner
+		finished bool
+		kept     bool // lease, for the next attempt
+	}{
+		{"wanted", owner, []Owner{owner}, true, true},
+		{"another spec is wanted", owner, []Owner{other}, false, false},
+		{"another archive is wanted", owner, []Owner{named("other", "9")}, false, false},
+		{"agent import", Owner{}, nil, true, false},
+	} {
+		for writes := range 4 { // two names, and a digest reference each
+			n := newNode(t, "linux/amd64")
+			bystander(t, n)
+			// One of the names moves, from an image that is this owner's.
+			if _, err := n.Import(t.Context(), blobOf(t, one, false), wanted(tc.owner)); err != nil {
+				t.Fatal(err)
+			}
+			before := n.state(t)
+			killed(t, n, blobOf(t, b, false), wanted(tc.owner), writes)
+			partial := n.state(t)
+			if len(partial.Leases) != 1 {
+				t.Fatalf("%s, after %d writes: leases %v", tc.name, writes, partial.Leases)
+			}
+			if (writes > 0) == slices.Equal(before.Images, partial.Images) {
+				t.Fatalf("%s: %d writes published %v", tc.name, writes, partial.Images)
+			}
+			if err := n.Recover(t.Context(), tc.wanted); err != nil {
+				t.Fatal(err)
+			}
+			after := n.state(t)
+			if tc.kept != (len(after.Leases) == 1) || len(after.Ingests) != 0 {
+				t.Errorf("%s, after %d writes: leases %v, ingests %v", tc.name, writes, after.Leases, after.Ingests)
+			}
+			if !tc.finished {
+				unchanged(t, before, after)
+				continue
+			}
+			if _, ok, err := n.Imported(t.Context(), tc.owner); !ok || err != nil {
+				t.Errorf("%s, after %d writes: imported %v, error %v", tc.name, writes, ok, err)
+			}
+		}
+	}
+}
+
+// What lives is left alone, and what has died before it had a lease goes.
+func TestRecoverTellsTheLiving(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	ctx := n.in(t.Context())
+	s, _, err := n.begin(ctx, wanted(owner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	run, _, err := n.begin(ctx, wanted(Owner{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := n.state(t)
+	if err := n.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	unchanged(t, before, n.state(t))
+	if _, _, err := n.begin(ctx, wanted(owner)); !errors.Is(err, errAlive) {
+		t.Errorf("two of one archive at a time: error %v", err)
+	}
+	if err := n.Release(t.Context(), owner.UID); !errors.Is(err, errAlive) {
+		t.Errorf("released while it lives: error %v", err)
+	}
+	if err := n.services.leases.Delete(ctx, s.lease, leases.SynchronousDelete); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []*life{s.life, run.life} {
+		if err := l.writer.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if after := n.state(t); len(after.Leases)+len(after.Ingests) != 0 {
+		t.Errorf("left %v, %v", after.Leases, after.Ingests)
+	}
+}
