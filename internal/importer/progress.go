@@ -61,7 +61,7 @@ func (r *reporter) update(due bool, change func(*Progress)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	change(&r.now)
-	if !due && time.Since(r.last) < progressInterval {
+	if !due && !r.whole() && time.Since(r.last) < progressInterval {
 		return
 	}
 	r.last = time.Now()
@@ -69,4 +69,15 @@ func (r *reporter) update(due bool, change func(*Progress)) {
 		r.now.Done, r.now.Skipped = r.position(), 0
 	}
 	r.report(r.now)
+}
+
+// whole says that a phase has come to the end of its total, which is no report to leave out: a bar would stay short.
+func (r *reporter) whole() bool {
+	switch {
+	case r.now.Total == 0:
+		return false // unknown
+	case r.now.Phase == PhaseUnpacking:
+		return r.now.Unpacked == r.now.Total
+	}
+	return r.position == nil && r.now.Phase == PhaseTransferring && r.now.Done+r.now.Skipped == r.now.Total
 }

@@ -40,7 +40,7 @@ type unpacker struct {
 	feeding  sync.WaitGroup  // of images, into the group
 	group    errgroup.Group
 	begun    map[digest.Digest]bool // manifests
-	counted  sync.Map               // layers, by digest
+	counted  sync.Map               // blobs, by digest
 	locks    keyedLocks             // so that images of this import do not unpack the same layer twice
 }
 
@@ -78,6 +78,7 @@ func (u *unpacker) begin(p *Plan) {
 	if u == nil {
 		return
 	}
+	u.countOthers(p)
 	var todo []*rootfs
 	for _, fs := range p.rootfs {
 		if !u.begun[fs.manifest.Digest] {
@@ -190,7 +191,22 @@ func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount
 	return applied, nil
 }
 
-// count makes progress of a layer that is dealt with, once.
+// countOthers makes progress of the blobs that are no layers: nothing of them is unpacked, but they are in the total.
+func (u *unpacker) countOthers(p *Plan) {
+	layers := map[digest.Digest]bool{}
+	for _, fs := range p.rootfs {
+		for _, l := range fs.layers {
+			layers[l.Digest] = true
+		}
+	}
+	for _, b := range p.Blobs {
+		if !layers[b.Digest] {
+			u.count(b.Descriptor)
+		}
+	}
+}
+
+// count makes progress of a blob that is dealt with, once.
 func (u *unpacker) count(d ocispec.Descriptor) {
 	if _, again := u.counted.LoadOrStore(d.Digest, true); !again {
 		u.progress.unpacked(d.Size)
