@@ -41,6 +41,7 @@ func (r *reporter) stream(src source.Blob) {
 }
 
 func (r *reporter) endStream() {
+	r.update(true, func(*Progress) {}) // how far it came
 	r.update(false, func(now *Progress) { r.position, *now = nil, Progress{Phase: now.Phase, Unpacked: now.Unpacked} })
 }
 
@@ -67,6 +68,9 @@ func (r *reporter) update(due bool, change func(*Progress)) {
 	r.last = time.Now()
 	if r.position != nil {
 		r.now.Done, r.now.Skipped = r.position(), 0
+		if r.now.Total > 0 { // what the source gave before, to be looked at, it gives again
+			r.now.Done = min(r.now.Done, r.now.Total)
+		}
 	}
 	r.report(r.now)
 }
