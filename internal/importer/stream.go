@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -111,7 +112,11 @@ func (s *streamSink) putUnnamed(ctx context.Context, size int64, r io.Reader) (d
 	return sum.Digest(), err
 }
 
-// Get reads a small blob back.
+// Get reads a blob of at most limit bytes back, fs.ErrNotExist for one that was not stored.
 func (s *streamSink) Get(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
-	return s.importer.readBlob(ctx, d, limit)
+	data, err := s.importer.readBlob(ctx, d, limit)
+	if errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("blob %s: %w", d, fs.ErrNotExist)
+	}
+	return data, err
 }
