@@ -10,10 +10,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,37 +23,12 @@ import (
 	"github.com/tarlift/tarlift/internal/archive/builder"
 	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/test/cluster"
+	"github.com/tarlift/tarlift/test/node"
 )
 
-// agentBinary builds the agent once, as `make build` does.
-var agentBinary = sync.OnceValues(func() (string, error) {
-	root, err := cluster.ModuleRoot()
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(os.TempDir(), "agent")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "./cmd/agent")
-	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the agent: %w: %s", err, out)
-	}
-	return path, nil
-})
-
-// output is all that `agent import -o json` may print.
+// output is what `agent import -o json` printed, and how it ended.
 type output struct {
-	Images []importer.Image `json:"images"`
-	Bytes  struct {
-		Read    int64 `json:"read"`
-		Written int64 `json:"written"`
-		Skipped int64 `json:"skipped"`
-	} `json:"bytes"`
-	DurationSeconds float64 `json:"durationSeconds"`
-	Error           *struct {
-		Reason  string `json:"reason"`
-		Message string `json:"message"`
-	} `json:"error"`
+	node.Output
 
 	code   int
 	errOut string
@@ -64,7 +37,7 @@ type output struct {
 // command is the agent with this containerd's address, and JSON as its output.
 func (r *runtime) command(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	agent, err := agentBinary()
+	agent, err := node.Agent()
 	if err != nil {
 		t.Fatal(err)
 	}

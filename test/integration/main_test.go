@@ -4,18 +4,11 @@ package integration
 import (
 	"bytes"
 	"context"
-	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
-	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/google/go-cmp/cmp"
 
@@ -24,6 +17,7 @@ import (
 	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/internal/source"
 	"github.com/tarlift/tarlift/test/cluster"
+	"github.com/tarlift/tarlift/test/node"
 )
 
 func TestMain(m *testing.M) { cluster.Main(m) }
@@ -70,63 +64,17 @@ func (r *runtime) importerWith(t *testing.T, o importer.Options) *importer.Impor
 	return i
 }
 
-// state is all that an import could change in a namespace, as sorted lines.
-func (r *runtime) state(t *testing.T) map[string][]string {
+// state is all that an import could change in CRI's namespace.
+func (r *runtime) state(t *testing.T) node.State {
 	t.Helper()
-	s := map[string][]string{"images": {}, "content": {}, "ingests": {}, "leases": {}, "snapshots": {}}
-	images, err := r.ImageService().List(r.ctx)
+	s, err := node.StateOf(r.ctx, r.Client)
 	if err != nil {
 		t.Fatal(err)
-	}
-	for _, i := range images {
-		s["images"] = append(s["images"], fmt.Sprint(i.Name, " ", i.Target.Digest, " ", labels(i.Labels)))
-	}
-	err = r.ContentStore().Walk(r.ctx, func(i content.Info) error {
-		s["content"] = append(s["content"], i.Digest.String())
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ingests, err := r.ContentStore().ListStatuses(r.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, i := range ingests {
-		s["ingests"] = append(s["ingests"], i.Ref)
-	}
-	leases, err := r.LeasesService().List(r.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range leases {
-		s["leases"] = append(s["leases"], l.ID)
-	}
-	err = r.SnapshotService("overlayfs").Walk(r.ctx, func(_ context.Context, i snapshots.Info) error {
-		s["snapshots"] = append(s["snapshots"], i.Name)
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, lines := range s {
-		slices.Sort(lines)
 	}
 	return s
 }
 
-// labels leaves out the lease of the import that wrote a name, which is another each time.
-func labels(l map[string]string) string {
-	var out []string
-	for _, k := range slices.Sorted(maps.Keys(l)) {
-		out = append(out, k+"="+leaseField.ReplaceAllString(l[k], ""))
-	}
-	return strings.Join(out, ",")
-}
-
-var leaseField = regexp.MustCompile(`,"lease":"[^"]*"`)
-
-func unchanged(t *testing.T, before, after map[string][]string) {
+func unchanged(t *testing.T, before, after node.State) {
 	t.Helper()
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("containerd's state changed (-before +after):\n%s", diff)

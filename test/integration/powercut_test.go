@@ -20,66 +20,40 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
 	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/test/cluster"
 )
 
-// mortal is a containerd whose root is a file system that can lose its power: what was not written out by then is lost.
-// The cache of a disk, which can be lost as well, is not part of this: file systems flush it whenever they sync.
+// mortal is a containerd whose root is a file system that can lose its power.
 type mortal struct {
 	*runtime
-	disk, root string // the file system's image, and where it is mounted
+	disk *cluster.Disk
 }
 
 func startMortal(t *testing.T) *mortal {
 	t.Helper()
-	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
-	m := &mortal{disk: filepath.Join(t.TempDir(), "disk"), root: t.TempDir()}
-	execute(t, "truncate", "--size", "512M", m.disk)
-	execute(t, "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", m.disk)
-	m.mount(t)
+	disk, err := cluster.NewDisk(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(m.root, unix.MNT_DETACH); err != nil {
+		if err := disk.Unmount(); err != nil {
 			t.Error(err)
 		}
 	})
-	m.runtime = startRuntime(t, cluster.ContainerdOptions{Root: m.root})
-	return m
+	return &mortal{startRuntime(t, cluster.ContainerdOptions{Root: disk.Dir}), disk}
 }
 
-func execute(t *testing.T, name string, args ...string) {
-	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", name, err, out)
-	}
-}
-
-// mount mounts the file system. The loop device is freed with the last mount, even if that goes with the namespace. The
-// journal is not written out by age within the test, so that only what somebody syncs survives.
-func (m *mortal) mount(t *testing.T) {
-	t.Helper()
-	execute(t, "mount", "-t", "ext4", "-o", "loop,commit=3600", m.disk, m.root)
-}
-
-// goDown shuts the file system down without writing anything: EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH, of
-// the kernel's fs/ext4/ext4.h. Then containerd ends.
+// goDown cuts the power. Then containerd ends.
 func (m *mortal) goDown(t *testing.T) {
 	t.Helper()
-	const shutdown, noLogFlush = 0x8004587d, 2
-	root, err := os.Open(m.root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = unix.IoctlSetPointerInt(int(root.Fd()), shutdown, noLogFlush)
-	root.Close()
-	if err != nil {
+	if err := m.disk.CutPower(); err != nil {
 		t.Fatal(err)
 	}
 	m.Containerd.Kill()
-	if err := unix.Unmount(m.root, 0); err != nil {
+	if err := m.disk.Unmount(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -87,7 +61,9 @@ func (m *mortal) goDown(t *testing.T) {
 // comeBack replays the journal and starts containerd on what is left.
 func (m *mortal) comeBack(t *testing.T) {
 	t.Helper()
-	m.mount(t)
+	if err := m.disk.Mount(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if err := m.Containerd.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +224,10 @@ func TestPowerCutDamagesWhatIsNotSynced(t *testing.T) {
 	layers := perishable()
 	path, _, chain := archived(t, app, layers)
 	top := chain[len(layers)-1]
-	execute(t, filepath.Join(tools, "ctr"), "--address", m.ContainerdAddress, "--namespace", "k8s.io", "images", "import", "--local", path)
+	ctr := exec.CommandContext(t.Context(), filepath.Join(tools, "ctr"), "--address", m.ContainerdAddress, "--namespace", "k8s.io", "images", "import", "--local", path)
+	if out, err := ctr.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 	m.snapshot(t, "overlayfs", top)
 	m.goDown(t)
 	m.comeBack(t)

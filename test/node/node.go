@@ -1,0 +1,110 @@
+// Package node is one machine for tests: a containerd of their own, all that it has, and the agent's command line.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"github.com/tarlift/tarlift/internal/importer"
+	"github.com/tarlift/tarlift/test/cluster"
+)
+
+// Agent builds the agent once, as `make build` does, and gives its path.
+var Agent = sync.OnceValues(func() (string, error) {
+	root, err := cluster.ModuleRoot()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(os.TempDir(), "agent")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "./cmd/agent")
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the agent: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+// Output is all that `agent import -o json` may print.
+type Output struct {
+	Images []importer.Image `json:"images"`
+	Bytes  struct {
+		Read    int64 `json:"read"`
+		Written int64 `json:"written"`
+		Skipped int64 `json:"skipped"`
+	} `json:"bytes"`
+	DurationSeconds float64 `json:"durationSeconds"`
+	Error           *struct {
+		Reason  string `json:"reason"`
+		Message string `json:"message"`
+	} `json:"error"`
+}
+
+// State is all that an import could change in a namespace, as sorted lines.
+type State map[string][]string
+
+// StateOf asks containerd; ctx has the namespace.
+func StateOf(ctx context.Context, c *client.Client) (State, error) {
+	s := State{"images": {}, "content": {}, "ingests": {}, "leases": {}, "snapshots": {}}
+	images, err := c.ImageService().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range images {
+		s["images"] = append(s["images"], fmt.Sprint(i.Name, " ", i.Target.Digest, " ", labels(i.Labels)))
+	}
+	ingests, err := c.ContentStore().ListStatuses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range ingests {
+		s["ingests"] = append(s["ingests"], i.Ref)
+	}
+	leases, err := c.LeasesService().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range leases {
+		s["leases"] = append(s["leases"], l.ID)
+	}
+	err = errors.Join(
+		c.ContentStore().Walk(ctx, func(i content.Info) error {
+			s["content"] = append(s["content"], i.Digest.String())
+			return nil
+		}),
+		c.SnapshotService("overlayfs").Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+			s["snapshots"] = append(s["snapshots"], i.Name)
+			return nil
+		}))
+	if err != nil {
+		return nil, err
+	}
+	for _, lines := range s {
+		slices.Sort(lines)
+	}
+	return s, nil
+}
+
+// labels leaves out the lease of the import that wrote a name, which is another each time.
+func labels(l map[string]string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(l)) {
+		out = append(out, k+"="+leaseField.ReplaceAllString(l[k], ""))
+	}
+	return strings.Join(out, ",")
+}
+
+var leaseField = regexp.MustCompile(`,"lease":"[^"]*"`)
