@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"io"
+	stdlog "log"
 	"os"
 	"os/signal"
 	"syscall"
@@ -24,6 +25,8 @@ func main() {
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	// containerd's client library also logs what it returns as errors, as text between progress or lines of JSON.
 	log.L.Logger.SetLevel(log.PanicLevel)
+	// net/http logs there what a server sends unasked: text from outside, as it is.
+	stdlog.SetOutput(io.Discard)
 
 	root := newRootCommand()
 	root.SetArgs(args)
