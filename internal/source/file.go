@@ -7,8 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
 	"syscall"
 )
 
@@ -66,34 +64,6 @@ func openWaiting(ctx context.Context, path string) (*os.File, error) {
 	}
 }
 
-// OpenUnder opens the regular file path below the directory dir for random access. Neither ".." nor a
-// symbolic link leads out of dir, and nothing but regular files is opened: path may come from
-// somebody who must not read other files of the node.
-func OpenUnder(dir, path string) (Blob, error) {
-	if !filepath.IsLocal(path) || strings.ContainsRune(path, 0) {
-		return nil, fmt.Errorf("open %q: the path must lead to a file below the archive directory: %w", path, ErrInvalid)
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, fileError("open archive directory", dir, err)
-	}
-	defer root.Close()
-
-	info, err := root.Stat(path)
-	if err != nil {
-		return nil, fileError("open", path, err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("open %q: it is a %s, not a regular file: %w", path, kindOf(info.Mode()), ErrInvalid)
-	}
-	// Without O_NONBLOCK a pipe that has taken the file's place since Stat would block for ever.
-	f, err := root.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, fileError("open", path, err)
-	}
-	return newFileBlob(f, path)
-}
-
 // fileBlob is a regular file.
 type fileBlob struct {
 	counter
@@ -104,10 +74,11 @@ type fileBlob struct {
 }
 
 func newFileBlob(f *os.File, name string) (Blob, error) {
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("it is a %s, not a regular file", kindOf(info.Mode()))
+	if err := requireRegular(f, name); err != nil {
+		f.Close() //nolint:gosec // only read from
+		return nil, err
 	}
+	info, err := f.Stat()
 	if err != nil {
 		f.Close() //nolint:gosec // only read from
 		return nil, fileError("open", name, err)
@@ -115,12 +86,15 @@ func newFileBlob(f *os.File, name string) (Blob, error) {
 	return &fileBlob{f: f, name: name, size: info.Size(), validator: fileValidator(info)}, nil
 }
 
+// fileValidator has the time of the last change beside that of the last modification, which can be set back. It
+// also differs when the last name of an open file is gone, because another was renamed over it or it was deleted.
 func fileValidator(info fs.FileInfo) string {
 	var inode uint64
+	var changed int64
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		inode = st.Ino
+		inode, changed = st.Ino, st.Ctim.Nano()
 	}
-	return fmt.Sprintf("%d-%d-%d", info.Size(), info.ModTime().UnixNano(), inode)
+	return fmt.Sprintf("%d-%d-%d-%d", info.Size(), info.ModTime().UnixNano(), changed, inode)
 }
 
 func (b *fileBlob) RandomAccess() bool { return true }
@@ -134,12 +108,29 @@ func (b *fileBlob) ReadAt(p []byte, off int64) (int, error) {
 	n, err := b.f.ReadAt(p, off)
 	b.add(n)
 	if err == io.EOF && off+int64(n) < b.size {
-		return n, fmt.Errorf("read %q: the file was cut short: %w", b.name, ErrChanged)
+		return 0, fmt.Errorf("read %q: the file was cut short: %w", b.name, ErrChanged)
 	}
 	if err != nil && err != io.EOF {
 		return n, fileError("read", b.name, err)
 	}
+	if err := b.unchanged(); err != nil {
+		return 0, err
+	}
 	return n, err //nolint:wrapcheck // io.EOF
+}
+
+// unchanged fails when the file is not as it was opened. What was rewritten would otherwise be blamed on the
+// archive, as a wrong digest or bad metadata. It is asked after each read, so that no byte is given away which
+// was read after the change: on the scale of reading a system call costs nothing.
+func (b *fileBlob) unchanged() error {
+	info, err := b.f.Stat()
+	if err != nil {
+		return fileError("read", b.name, err)
+	}
+	if fileValidator(info) != b.validator {
+		return fmt.Errorf("read %q: the file was written to, replaced or removed meanwhile: %w", b.name, ErrChanged)
+	}
+	return nil
 }
 
 func (b *fileBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
@@ -171,7 +162,7 @@ func (s *fileSection) Read(p []byte) (int, error) {
 		return 0, err //nolint:wrapcheck // the caller's own
 	}
 	if s.off == s.end {
-		return 0, s.unchanged()
+		return 0, io.EOF
 	}
 	p = p[:min(int64(len(p)), s.end-s.off)]
 	n, err := s.b.ReadAt(p, s.off)
@@ -182,25 +173,12 @@ func (s *fileSection) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// unchanged is io.EOF for a file that is still the one that was opened. Bytes that were rewritten in
-// place would otherwise be blamed on the archive, as a wrong digest.
-func (s *fileSection) unchanged() error {
-	info, err := s.b.f.Stat()
-	if err != nil {
-		return fileError("read", s.b.name, err)
-	}
-	if fileValidator(info) != s.b.validator {
-		return fmt.Errorf("read %q: size or modification time is not what it was: %w", s.b.name, ErrChanged)
-	}
-	return io.EOF
-}
-
 func (s *fileSection) Close() error { return nil }
 
 // fileError gives an error of the file system its meaning.
 func fileError(op, name string, err error) error {
 	var errno syscall.Errno
-	text, kind := "the path leads out of the archive directory", ErrInvalid
+	text, kind := "it cannot be read", ErrUnavailable
 	switch hasErrno := errors.As(err, &errno); {
 	case errors.Is(err, fs.ErrNotExist), errno == syscall.ENOTDIR:
 		text, kind = "no such file", ErrNotFound

@@ -50,8 +50,8 @@ type Blob interface {
 	// BytesRead is the number of bytes taken from the source so far, read-ahead included.
 	BytesRead() int64
 
-	// Validator changes when the bytes do: a strong ETag, a Last-Modified date, or a file's size,
-	// modification time and inode. It is empty when the source tells none.
+	// Validator changes when the bytes do: a strong ETag, a Last-Modified date, or a file's size, times of
+	// modification and change, and inode. It is empty when the source tells none.
 	Validator() string
 
 	// String names the source without secrets: no user, no password, no query string.
