@@ -6,6 +6,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
 
 	"github.com/opencontainers/go-digest"
 	corev1 "k8s.io/api/core/v1"
@@ -28,6 +31,11 @@ type Sources struct {
 	Namespace string
 	// ArchiveDir is the directory on the node that file sources lie in. Empty: there are none.
 	ArchiveDir string
+	// AllowAddresses are those of loopback, link-local and multicast networks and of metadata services that http
+	// sources may be at all the same. Whoever writes a spec must not reach what trusts its neighbours on the node.
+	AllowAddresses []netip.Prefix
+	// Proxy chooses the proxy of http sources; nil: none.
+	Proxy func(*http.Request) (*url.URL, error)
 }
 
 // Open is the one switch from a spec to a source.
@@ -49,7 +57,7 @@ func (s Sources) Open(ctx context.Context, spec v1alpha1.Source) (source.Blob, e
 }
 
 func (s Sources) httpOptions(ctx context.Context, spec *v1alpha1.HTTPSource) (source.HTTPOptions, error) {
-	o := source.HTTPOptions{URL: spec.URL}
+	o := source.HTTPOptions{URL: spec.URL, AllowAddresses: s.AllowAddresses, Proxy: s.Proxy}
 	if ref := spec.SecretRef; ref != nil {
 		data, err := s.secret(ctx, ref.Name, "username", "password", "bearerToken")
 		if err != nil {

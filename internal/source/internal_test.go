@@ -8,52 +8,55 @@ import (
 	"time"
 )
 
+// Addresses that no test connects to; the others are in TestForbiddenAddresses.
 func TestCheckAddr(t *testing.T) {
-	for addr, refused := range map[string]bool{
-		"127.0.0.1":                false, // a server on the node
-		"::1":                      false,
-		"10.0.0.1":                 false, // air-gapped networks
-		"192.168.1.1":              false,
-		"fd12:3456::1":             false,
-		"203.0.113.7":              false,
-		"64:ff9b::c000:201":        false, // 192.0.2.1 by NAT64
-		"169.254.169.254":          true,  // AWS, Azure, Google, …
-		"169.254.0.1":              true,
-		"::ffff:169.254.169.254":   true, // the same, mapped
-		"64:ff9b::a9fe:a9fe":       true, // the same, by NAT64
-		"fe80::1":                  true,
-		"fe80::1%eth0":             true,
-		"fd00:ec2::254":            true, // AWS
-		"fd20:ce::254":             true, // Google
-		"100.100.100.200":          true, // Alibaba
-		"168.63.129.16":            true, // Azure
-		"192.0.0.192":              true, // Oracle
-		"0.0.0.0":                  true, // reaches loopback services under another name
-		"::":                       true,
-		"224.0.0.1":                true,
-		"ff02::1":                  true,
-		"::ffff:0.0.0.0":           true,
-		"100.100.100.201":          false,
-		"64:ff9b:1::169.254.169.1": false, // another prefix: somebody's own network
+	allowed := reach{allowed: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("64:ff9b::7f00:2/128")}}
+	for _, tc := range []struct {
+		r       reach
+		addr    string
+		refused bool
+		why     string
+	}{
+		{reach{}, "10.0.0.1", false, "air-gapped networks"},
+		{reach{}, "172.16.0.1", false, "the same"},
+		{reach{}, "192.168.1.1", false, "the same"},
+		{reach{}, "100.64.0.1", false, "carriers' networks"},
+		{reach{}, "fd12:3456::1", false, "unique local addresses"},
+		{reach{}, "203.0.113.7", false, "anywhere"},
+		{reach{}, "2600:1f18::1", false, "anywhere"},
+		{reach{}, "100.100.100.201", false, "only its neighbour is metadata"},
+		{reach{}, "::ffff:10.0.0.1", false, "mapped"},
+		{reach{}, "64:ff9b::c000:201", false, "192.0.2.1 by NAT64"},
+		{reach{}, "64:ff9b:1::192.0.2.1", false, "by a local NAT64 of 96 bits"},
+		{reach{}, "64:ff9b:1:c000:2:100::", false, "by a local NAT64 of 48 bits"},
+		{reach{}, "2002:c000:201::1", false, "by 6to4"},
+		{reach{}, "2001:0:1:2:3:4:3fff:fdfe", false, "192.0.2.1 by Teredo"},
+		{reach{}, "2001:db8::7f00:1", false, "the end of an ordinary address says nothing"},
+		{reach{}, "127.0.0.1", true, "loopback"},
+		{reach{}, "fe80::1%eth0", true, "link-local with a zone"},
+		{reach{}, "fd00::200:5efe:169.254.169.254", true, "ISATAP with its universal bit"},
+		{allowed, "127.0.0.1", false, "allowed"},
+		{allowed, "::ffff:127.0.0.1", false, "the same, mapped"},
+		{allowed, "64:ff9b::127.0.0.1", false, "the same by NAT64"},
+		{allowed, "64:ff9b::127.0.0.2", false, "allowed in this form"},
+		{allowed, "127.0.0.2", true, "not allowed in this"},
+		{allowed, "::1", true, "not allowed"},
+		{reach{anywhere: true}, "169.254.169.254", false, "nothing is refused"},
 	} {
-		if err := checkAddr(netip.MustParseAddr(addr)); errors.Is(err, ErrInvalid) != refused {
-			t.Errorf("%s: %v", addr, err)
+		if err := tc.r.checkAddr(netip.MustParseAddr(tc.addr)); errors.Is(err, ErrInvalid) != tc.refused {
+			t.Errorf("%s: %v: %s", tc.addr, err, tc.why)
 		}
 	}
 }
 
-// The check must hold for what a name resolves to, at the moment of dialling.
-func TestDialerChecksAfterLookUp(t *testing.T) {
-	d := newDialer()
-	if err := d.ControlContext(t.Context(), "tcp4", "169.254.169.254:80", nil); !errors.Is(err, ErrInvalid) {
-		t.Errorf("control: %v", err)
-	}
-	conn, err := d.DialContext(t.Context(), "tcp", "169.254.169.254:80")
-	if err == nil {
-		conn.Close()
-	}
-	if !errors.Is(err, ErrInvalid) {
-		t.Errorf("dial: %v", err)
+func TestEndsInNumber(t *testing.T) {
+	for host, want := range map[string]bool{
+		"127.1": true, "1": true, "0x7f": true, "a.0x": true, "host.0177": true, "1.2.3.4.5": true,
+		"a1": false, "1a": false, "1.example": false, "0x7g": false, "": false, "x.0xyz": false, "123-4": false,
+	} {
+		if endsInNumber(host) != want {
+			t.Errorf("%q: %v", host, !want)
+		}
 	}
 }
 
@@ -121,6 +124,19 @@ func TestBackoffIsBounded(t *testing.T) {
 	b.progress()
 	if !b.again(t.Context(), 0) {
 		t.Error("no attempt after progress")
+	}
+}
+
+// A server's wish is granted within a bound, whatever the backoff says.
+func TestBackoffWaitsAsAsked(t *testing.T) {
+	b := &backoff{base: time.Nanosecond, max: time.Microsecond, failed: 1}
+	for asked, want := range map[time.Duration]time.Duration{7 * time.Second: 7 * time.Second, time.Hour: maxRetryAfter} {
+		if got := b.next(asked); got != want {
+			t.Errorf("asked for %s it waits %s, want %s", asked, got, want)
+		}
+	}
+	if got := b.next(0); got > b.max {
+		t.Errorf("asked for nothing it waits %s", got)
 	}
 }
 

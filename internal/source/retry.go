@@ -42,12 +42,7 @@ func (b *backoff) again(ctx context.Context, atLeast time.Duration) bool {
 	if b.failed >= b.attempts {
 		return false
 	}
-	limit := b.max
-	if shift := b.failed - 1; shift < 20 {
-		limit = min(limit, b.base<<shift)
-	}
-	wait := max(rand.N(limit+1), min(atLeast, maxRetryAfter)) //nolint:gosec // jitter is no secret
-	timer := time.NewTimer(wait)
+	timer := time.NewTimer(b.next(atLeast))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -55,6 +50,15 @@ func (b *backoff) again(ctx context.Context, atLeast time.Duration) bool {
 	case <-timer.C:
 		return true
 	}
+}
+
+// next is how long to wait now.
+func (b *backoff) next(atLeast time.Duration) time.Duration {
+	limit := b.max
+	if shift := b.failed - 1; shift < 20 {
+		limit = min(limit, b.base<<shift)
+	}
+	return max(rand.N(limit+1), min(atLeast, maxRetryAfter)) //nolint:gosec // jitter is no secret
 }
 
 // retryAfter reads the header of RFC 9110, section 10.2.3: seconds or a date. Anything else is 0.

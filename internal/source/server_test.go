@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -156,11 +158,62 @@ func (w *stallingWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
+// part answers that it sends the bytes from first to last of data, and sends body.
+func part(w http.ResponseWriter, data []byte, first, last int, body []byte) {
+	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, len(data)))
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(http.StatusPartialContent)
+	w.Write(body)
+}
+
+// reset sends the head of an answer and n bytes, and then a TCP reset.
+func reset(w http.ResponseWriter, r *http.Request, data []byte, n int) {
+	first, last := rangeOf(r)
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	fmt.Fprintf(conn, "HTTP/1.1 206 Partial Content\r\nETag: %s\r\nContent-Range: bytes %d-%d/%d\r\nContent-Length: %d\r\n\r\n",
+		strongETag, first, last, len(data), last-first+1)
+	conn.Write(data[first : first+n])
+	if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
+		panic(err)
+	}
+	conn.Close()
+}
+
+// trickle sends head and body of an answer by hand, n bytes at a time, with a pause after each.
+func trickle(w http.ResponseWriter, answer []byte, n int, pause time.Duration) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	for piece := range slices.Chunk(answer, n) {
+		if _, err := conn.Write(piece); err != nil {
+			return // the client is gone
+		}
+		time.Sleep(pause)
+	}
+}
+
+// fallSilent sends the beginning of an answer, and nothing more until the client goes.
+func fallSilent(w http.ResponseWriter, beginning string) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, beginning) //nolint:errcheck // the client may be gone
+	io.Copy(io.Discard, conn)       //nolint:errcheck // ends with the connection
+}
+
 // quick are options that do not wait long. The idle timeout is long for every test but those that wait
 // for it: a slow machine must not break connections.
 func quick(url string) source.HTTPOptions {
 	return source.HTTPOptions{
 		URL:         url,
+		Anywhere:    true, // on loopback is where tests serve
 		IdleTimeout: time.Minute,
 		BackoffBase: time.Microsecond,
 		BackoffMax:  time.Millisecond,

@@ -25,6 +25,7 @@ var valueSets = map[string][]string{
 		`image.digest="sha256:` + strings.Repeat("a", 64) + `"`, `image.pullPolicy="Never"`, `imagePullSecrets=[{"name":"pull"}]`,
 		`node.podLabels={"a":"b","app.kubernetes.io/component":"x"}`, `controller.podLabels={"app.kubernetes.io/name":"x"}`, `node.podAnnotations={"a":"b"}`, `node.seLinuxOptions={"type":"spc_t"}`,
 		`controller.replicas=3`, `node.concurrency=1`, `node.parallelUnpack=true`, `controller.affinity={"nodeAffinity":{}}`, `node.serviceAccountAnnotations={"a":"b"}`,
+		`node.allowSourceAddresses=["127.0.0.1/32","fe80::/10"]`, `node.sourceProxyFromEnvironment=true`,
 	},
 }
 
@@ -222,6 +223,36 @@ func TestAPIServerAddress(t *testing.T) {
 	}
 }
 
+// What an http source may reach is decided by whoever installs the chart; by default it is nothing of the node.
+func TestSourceAddresses(t *testing.T) {
+	tests := map[string]struct{ values, want []string }{
+		"defaults": {nil, nil},
+		"set": {
+			[]string{`node.allowSourceAddresses=["127.0.0.1/32","fe80::/10"]`, `node.sourceProxyFromEnvironment=true`},
+			[]string{"--allow-source-addresses=127.0.0.1/32", "--allow-source-addresses=fe80::/10", "--source-proxy-from-environment"},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			for role, pod := range pods(t, render(t, tt.values...)) {
+				var got []string
+				for _, arg := range pod.Spec.Containers[0].Args {
+					if strings.Contains(arg, "source-") {
+						got = append(got, arg)
+					}
+				}
+				want := tt.want
+				if role == "controller" {
+					want = nil // it opens no sources
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("%s's arguments (-want +got):\n%s", role, diff)
+				}
+			}
+		})
+	}
+}
+
 // TestSchema has one row for each mistake that would otherwise be found out on
 // the nodes.
 func TestSchema(t *testing.T) {
@@ -243,6 +274,11 @@ func TestSchema(t *testing.T) {
 		"two volumes in one place, by .": {`archives.directory="/run/./containerd"`, "archives.directory"},
 		"node's ports are one":           {`node.ports={"metrics":9462,"health":9462}`, "node.ports"},
 		"controller's ports are one":     {`controller.ports.health=9463`, "controller.ports"},
+		"an address without a prefix":    {`node.allowSourceAddresses=["127.0.0.1"]`, "allowSourceAddresses"},
+		"a prefix too long":              {`node.allowSourceAddresses=["127.0.0.1/33"]`, "allowSourceAddresses"},
+		"a name as a prefix":             {`node.allowSourceAddresses=["localhost/32"]`, "allowSourceAddresses"},
+		"one prefix without a list":      {`node.allowSourceAddresses="127.0.0.1/32"`, "allowSourceAddresses"},
+		"proxy as text":                  {`node.sourceProxyFromEnvironment="false"`, "sourceProxyFromEnvironment"},
 		"toleration with unknown effect": {`node.tolerations=[{"operator":"Exists","effect":"No"}]`, "effect"},
 	}
 	for name, tt := range tests {

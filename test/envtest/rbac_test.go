@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"testing"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -15,6 +16,9 @@ import (
 	"github.com/tarlift/tarlift/controllers"
 	"github.com/tarlift/tarlift/internal/source"
 )
+
+// loopback is where tests serve.
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
 
 // That the roles suffice is shown by the tests that run under them; this is what they must not give.
 func TestRoles(t *testing.T) {
@@ -100,7 +104,7 @@ func TestSecretsOfSources(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sources := controllers.Sources{Secrets: reader, Namespace: systemNamespace}
+	sources := controllers.Sources{Secrets: reader, Namespace: systemNamespace, AllowAddresses: loopback}
 	for _, test := range []struct {
 		secret, cert string
 		want         error

@@ -197,7 +197,7 @@ func byName(members []builder.Member) []builder.Member {
 func openURL(t *testing.T, wire *relay, path func(host string) string) source.Blob {
 	t.Helper()
 	host := wire.Addr().String()
-	b, err := source.OpenHTTP(t.Context(), source.HTTPOptions{URL: "http://" + host + path(host)})
+	b, err := source.OpenHTTP(t.Context(), source.HTTPOptions{URL: "http://" + host + path(host), Anywhere: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,26 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// prefixes is a flag that adds an address prefix each time it is given.
+type prefixes []netip.Prefix
+
+func (p *prefixes) String() string { return fmt.Sprint([]netip.Prefix(*p)) }
+func (p *prefixes) Type() string   { return "prefix" }
+func (p *prefixes) Set(s string) error {
+	prefix, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return errors.New("must be an address, a slash and a number of bits, such as 127.0.0.1/32")
+	case prefix.Addr().Is4In6():
+		return errors.New("must be given as an IPv4 prefix")
+	case prefix != prefix.Masked():
+		return fmt.Errorf("has bits behind the prefix: %s, or a longer one?", prefix.Masked())
+	}
+	*p = append(*p, prefix)
+	return nil
+}
