@@ -161,11 +161,12 @@ func validatorOf(h http.Header) validator {
 	return validator{}
 }
 
-// same tells whether a partial answer belongs to the same bytes. The header may be absent: the server
-// has then compared If-Range itself. It may differ: there are servers that ignore If-Range.
+// same tells whether a partial answer belongs to the same bytes. It may not: there are servers that ignore
+// If-Range. An ETag must be there (RFC 9110, section 15.3.7); a date need not, since a server that has
+// compared If-Range itself may leave it out.
 func (v validator) same(h http.Header) bool {
 	got := h.Get(v.header)
-	return got == "" || got == v.value
+	return got == v.value || got == "" && v.header == "Last-Modified"
 }
 
 // contentRange is "bytes first-last/total" (RFC 9110, section 14.4); total is -1 if unknown.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -18,9 +19,10 @@ func TestHTTPResume(t *testing.T) {
 	data := randomBytes(300_000)
 	const off, n = 100_000, 150_000
 	for name, tc := range map[string]struct {
-		why   string
-		idle  time.Duration
-		fault func(i int, w http.ResponseWriter, r *http.Request)
+		why     string
+		idle    time.Duration
+		surplus bool // the server sends more, or what it sends cannot be counted
+		fault   func(i int, w http.ResponseWriter, r *http.Request)
 	}{
 		"breaks every 10,000 bytes": {why: "a bad link", fault: func(_ int, w http.ResponseWriter, r *http.Request) {
 			cut(w, r, data, 10_000)
@@ -60,6 +62,29 @@ func TestHTTPResume(t *testing.T) {
 			w.WriteHeader(http.StatusPartialContent)
 			http.NewResponseController(w).Flush()
 			w.Write(data[first:min(first+60_000, last+1)])
+		}},
+		"Content-Length below the range": {why: "a proxy that cuts", fault: func(_ int, w http.ResponseWriter, r *http.Request) {
+			first, last := rangeOf(r)
+			part(w, data, first, last, data[first:min(first+60_000, last+1)])
+		}},
+		"Content-Length above the range": {why: "what follows are bytes from nowhere", surplus: true, fault: func(_ int, w http.ResponseWriter, r *http.Request) {
+			first, last := rangeOf(r)
+			last = min(first+60_000-1, last)
+			part(w, data, first, last, append(slices.Clone(data[first:last+1]), make([]byte, 10_000)...))
+		}},
+		"more than was asked for": {why: "the end is not where it was wanted", surplus: true, fault: func(_ int, w http.ResponseWriter, r *http.Request) {
+			first, last := rangeOf(r)
+			if r.Header.Set("Range", fmt.Sprintf("bytes=%d-", first)); last-first == n-1 {
+				cut(w, r, data, 60_000)
+			}
+			serveData(w, r, data)
+		}},
+		"resets": {why: "a firewall that lost its table", surplus: true, fault: func(i int, w http.ResponseWriter, r *http.Request) {
+			if i == 1 {
+				reset(w, r, data, 50_000)
+				return
+			}
+			serveData(w, r, data)
 		}},
 		"stalls": {why: "a switch that lost the connection", idle: 300 * time.Millisecond, fault: func(i int, w http.ResponseWriter, r *http.Request) {
 			if i == 1 {
@@ -101,7 +126,7 @@ func TestHTTPResume(t *testing.T) {
 			if got := b.BytesRead() - before; got != n {
 				t.Errorf("BytesRead grew by %d for %d bytes: it did not continue at the exact byte", got, n)
 			}
-			if got := srv.sent.Load() - sent; got != n && tc.idle == 0 {
+			if got := srv.sent.Load() - sent; got != n && tc.idle == 0 && !tc.surplus {
 				t.Errorf("the server sent %d bytes for %d", got, n)
 			}
 			if faulty.Load() < 2 {
@@ -157,6 +182,7 @@ func TestHTTPSectionErrors(t *testing.T) {
 			serveData(w, r, other)
 		}, source.ErrChanged},
 		"replaced, If-Range ignored":  {"the new ETag tells", part(`"v2"`, "bytes 100000-249999/300000"), source.ErrChanged},
+		"replaced, ETag left out":     {"nothing says that it is the same", part("", "bytes 100000-249999/300000"), source.ErrChanged},
 		"replaced, no validator":      {"the whole of something cannot be a part", func(w http.ResponseWriter, _ *http.Request) { w.Write(other) }, source.ErrChanged},
 		"other total size":            {"cannot be the same file", part(strongETag, "bytes 100000-249999/300001"), source.ErrChanged},
 		"416":                         {"it became shorter", status(http.StatusRequestedRangeNotSatisfiable), source.ErrChanged},

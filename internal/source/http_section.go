@@ -120,7 +120,7 @@ func (b *httpBlob) acceptPart(res *response, off int64) error {
 		return fmt.Errorf("the server has no such range any more: %w", ErrChanged)
 	}
 	if !b.validator.same(res.Header) {
-		return fmt.Errorf("the server sent another %s: %w", b.validator.header, ErrChanged)
+		return fmt.Errorf("the server did not send the same %s again: %w", b.validator.header, ErrChanged)
 	}
 	got, err := parseContentRange(res.Header.Get("Content-Range"))
 	switch {
