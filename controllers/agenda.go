@@ -18,10 +18,19 @@ import (
 // NodeImageState and containerd's labels.
 type agenda struct {
 	records  map[types.UID]*record
+	recovery recovery
 	releases map[types.UID]*attempt // archives whose leftovers of failed attempts are to go
 	runtime  *v1alpha1.RuntimeInfo  // nil: not known yet
-	probe    attempt                // at learning the runtime
-	jitter   func() float64         // in [0, 1)
+	limits   limits
+	jitter   func() float64 // in [0, 1)
+}
+
+// recovery is dealing with what killed importers have left, this agent's earlier processes among them: once, after the
+// start, as soon as it is known which archives there are.
+type recovery struct {
+	attempt
+	done   bool
+	passed bool // it failed though containerd answers: what else there is to do does not wait for it
 }
 
 // record is one archive that selects this node.
@@ -32,6 +41,7 @@ type record struct {
 	entry   v1alpha1.ArchiveState // as reported
 	done    bool                  // the images are there: containerd or, until it has been asked, the last report says so
 	checked bool                  // containerd was asked for this spec
+	suspect bool                  // an attempt at it was not seen to end: it may have killed the agent
 	failure *failure              // of the last attempt
 	heeded  string                // the value of AnnotationReconcileRequestedAt that has been acted upon
 }
@@ -42,11 +52,11 @@ type failure struct {
 }
 
 func newAgenda(jitter func() float64) *agenda {
-	return &agenda{records: map[types.UID]*record{}, releases: map[types.UID]*attempt{}, jitter: jitter}
+	return &agenda{records: map[types.UID]*record{}, releases: map[types.UID]*attempt{}, limits: defaultLimits, jitter: jitter}
 }
 
-// restore takes over what an earlier process of this agent reported, before the first follow. Archives that are
-// gone by now are found out by follow.
+// restore takes over what an earlier process of this agent reported, before the first follow, which forgets the archives
+// that are gone by now.
 func (a *agenda) restore(status *v1alpha1.NodeImageStateStatus) {
 	a.runtime = status.Containerd.DeepCopy()
 	for i := range status.Archives {
@@ -59,7 +69,8 @@ func (a *agenda) restore(status *v1alpha1.NodeImageStateStatus) {
 	}
 }
 
-// follow brings the records in line with the archives that select this node.
+// follow brings the records in line with the archives that select this node. What an earlier process has left of those
+// that are gone is the recovery's.
 func (a *agenda) follow(archives []*v1alpha1.ImageArchive, now time.Time) {
 	gone := map[types.UID]bool{}
 	for uid := range a.records {
@@ -78,8 +89,10 @@ func (a *agenda) follow(archives []*v1alpha1.ImageArchive, now time.Time) {
 		}
 	}
 	for uid := range gone {
+		if a.records[uid].archive != nil {
+			a.release(uid)
+		}
 		delete(a.records, uid)
-		a.release(uid)
 	}
 }
 
@@ -93,8 +106,8 @@ func newRecord(archive *v1alpha1.ImageArchive) *record {
 }
 
 // adopt joins a restored record with its archive. Of an earlier generation only the conditions' times are of use.
-// What failed is tried again after a wait, so that an archive that kills the agent does not keep the others from
-// their turn.
+// What failed is tried again after a wait, and alone, so that an archive that kills the agent does not keep the others
+// from their turn.
 func (a *agenda) adopt(rec *record, archive *v1alpha1.ImageArchive, now time.Time) {
 	old := *rec
 	*rec = *newRecord(archive)
@@ -106,6 +119,7 @@ func (a *agenda) adopt(rec *record, archive *v1alpha1.ImageArchive, now time.Tim
 	if !rec.done && rec.entry.Attempts > 0 {
 		rec.tries = int(rec.entry.Attempts) - 1
 		rec.failed(now, retryLimit, a.jitter)
+		rec.suspect = true
 	}
 }
 
@@ -139,45 +153,85 @@ func (a *agenda) release(uid types.UID) {
 	}
 }
 
-// next says what the worker is to do now that it runs running, or nothing: stop that, or start something. Otherwise
-// wait is when to ask again, 0 for when something changes. Leftovers go first, since they take space; then what is
-// there already is found out, then imports run, the oldest archive first.
-func (a *agenda) next(running *job, now time.Time) (start *job, stop bool, wait time.Duration) {
-	if running != nil {
-		return nil, a.outdated(running), 0
-	}
-	due := func(t attempt) bool {
-		d := t.notBefore.Sub(now)
-		if d > 0 && (wait == 0 || d < wait) {
-			wait = d
+// next says what the worker is to do besides what it does: start a job, or stop one. After either it is to be asked
+// again; when it says neither, wait is when to ask again, 0 for when something changes.
+//
+// What only asks containerd goes first, one at a time: first what killed importers have left, then leftovers, since they
+// take space, then what is there already. Then imports run, the oldest archive's first.
+func (a *agenda) next(running []activity, now time.Time) (start, stop *job, wait time.Duration) {
+	for _, r := range running {
+		if !r.stopping && a.outdated(r.job) {
+			return nil, r.job, 0
 		}
-		return d <= 0
 	}
-	for _, uid := range slices.Sorted(maps.Keys(a.releases)) {
-		if due(*a.releases[uid]) {
-			return &job{kind: jobRelease, uid: uid}, false, 0
-		}
+	t := newTurn(running, now)
+	if t.asking {
+		return nil, nil, 0
 	}
 	records := a.oldestFirst()
-	for _, rec := range records {
-		if rec.asked() || !rec.checked && due(rec.attempt) {
-			return &job{kind: jobCheck, uid: rec.archive.UID, archive: rec.archive, owner: rec.owner}, false, 0
+	if rc := &a.recovery; !rc.done {
+		if t.due(rc.attempt) {
+			return &job{kind: jobRecover, wanted: owners(records)}, nil, 0
+		}
+		if !rc.passed {
+			return nil, nil, t.wait
+		}
+	}
+	if start = a.nextQuestion(records, t); start == nil {
+		start = a.nextImport(records, t)
+	}
+	return start, nil, t.wait
+}
+
+// nextQuestion is the next release or check.
+func (a *agenda) nextQuestion(records []*record, t *turn) *job {
+	for _, uid := range slices.Sorted(maps.Keys(a.releases)) {
+		if !t.busy[uid] && t.due(*a.releases[uid]) {
+			return &job{kind: jobRelease, uid: uid}
 		}
 	}
 	for _, rec := range records {
-		if rec.checked && !rec.done && !rec.archive.Spec.Suspend && due(rec.attempt) {
-			return &job{kind: jobImport, uid: rec.archive.UID, archive: rec.archive, owner: rec.owner}, false, 0
+		if !t.busy[rec.archive.UID] && (rec.asked() || !rec.checked && t.due(rec.attempt)) {
+			return rec.job(jobCheck)
 		}
 	}
-	if a.runtime == nil && len(records) == 0 && due(a.probe) { // checks ask for it as well
-		return &job{kind: jobProbe}, false, 0
+	return nil
+}
+
+// nextImport is the oldest archive's for which there is a place. One that may have killed the agent begins only while no
+// other import makes progress. Whatever begins beside it, and is killed with it, does so too from then on: so each of them
+// runs without the other.
+func (a *agenda) nextImport(records []*record, t *turn) *job {
+	if t.imports >= a.limits.all {
+		return nil
 	}
-	return nil, false, wait
+	for _, rec := range records {
+		if t.busy[rec.archive.UID] || !rec.checked || rec.done || rec.archive.Spec.Suspend || !t.due(rec.attempt) {
+			continue
+		}
+		if t.moving == 0 || t.moving < a.limits.moving && !rec.suspect {
+			return rec.job(jobImport)
+		}
+		t.wait = sooner(t.wait, t.stall)
+	}
+	return nil
+}
+
+func (r *record) job(kind jobKind) *job {
+	return &job{kind: kind, uid: r.archive.UID, archive: r.archive, owner: r.owner}
+}
+
+func owners(records []*record) []importer.Owner {
+	var list []importer.Owner
+	for _, rec := range records {
+		list = append(list, rec.owner)
+	}
+	return list
 }
 
 // outdated says whether a running job has lost its purpose.
 func (a *agenda) outdated(running *job) bool {
-	if running.kind == jobProbe || running.kind == jobRelease {
+	if running.kind == jobRecover || running.kind == jobRelease {
 		return false
 	}
 	rec := a.records[running.uid]
@@ -213,11 +267,12 @@ func (a *agenda) learn(o *outcome, now time.Time) (news bool) {
 	}
 	rec := a.records[o.job.uid]
 	news = true
+	if rec != nil && o.job.kind == jobImport && !o.stopped {
+		rec.suspect = false
+	}
 	switch {
-	case o.job.kind == jobProbe:
-		if o.err != nil {
-			a.probe.failed(now, runtimeRetryLimit, a.jitter)
-		}
+	case o.job.kind == jobRecover:
+		a.learnRecovery(o, now)
 	case o.job.kind == jobRelease:
 		if t := a.releases[o.job.uid]; t != nil && o.err != nil {
 			t.failed(now, retryLimit, a.jitter)
@@ -237,6 +292,25 @@ func (a *agenda) learn(o *outcome, now time.Time) (news bool) {
 		}
 	}
 	return news
+}
+
+// learnRecovery notes how a recovery ended. Of a containerd that does not answer all archives tell, since they wait.
+func (a *agenda) learnRecovery(o *outcome, now time.Time) {
+	rc := &a.recovery
+	if rc.done = o.err == nil; rc.done {
+		return
+	}
+	reason, _ := Classify(o.err)
+	if rc.passed = reason != v1alpha1.ReasonRuntimeUnavailable; rc.passed {
+		rc.failed(now, retryLimit, a.jitter)
+		return
+	}
+	rc.failed(now, runtimeRetryLimit, a.jitter)
+	for _, rec := range a.records {
+		if !rec.done {
+			rec.failure = &failure{ImportError: v1alpha1.ImportError{Reason: reason, Message: errorText(o.err)}}
+		}
+	}
 }
 
 // learnFailure notes a failed attempt. A containerd that does not answer says nothing against images that were

@@ -19,27 +19,15 @@ func TestOldestFirst(t *testing.T) {
 		b.expect("check " + name)
 		b.end(absent)
 	}
-	for _, name := range []string{"also-old", "old", "young"} {
+	for _, name := range []string{"also-old", "old"} {
 		b.expect("import " + name)
 		b.wantState(name, "Ready=False/Importing Reconciling=True/Importing")
-		b.expect("wait 0s")
-		b.end(good)
-		b.wantState(name, "Ready=True/Imported")
 	}
-	b.expect("wait 0s")
-}
-
-func TestProbeWithoutArchives(t *testing.T) {
-	b := newBench(t)
-	b.expect("probe")
-	b.end(down)
-	b.expect("wait 2s")
-	b.pass(2 * time.Second)
-	b.expect("probe")
-	b.end(absent)
-	if s := b.status(nil, importer.Progress{}, b.now); s.Containerd.Version != "v2" || s.Summary != "0/0" {
-		t.Errorf("status %+v", s)
-	}
+	b.expect("wait 5s")
+	b.endOf("old", good)
+	b.wantState("old", "Ready=True/Imported")
+	b.wantState("also-old", "Ready=False/Importing Reconciling=True/Importing")
+	b.expect("import young")
 	b.expect("wait 0s")
 }
 
@@ -61,7 +49,7 @@ func TestNewSpecStopsAndStartsAgain(t *testing.T) {
 	b.end(absent)
 	b.expect("import a")
 	b.see(edited(a, func(a *v1alpha1.ImageArchive) { a.Spec.Source.File.Path = "new.tar" }))
-	b.expect("stop")
+	b.expect("stop a")
 	b.end(outcome{err: errors.New("context canceled"), stopped: true})
 	b.expect("release a")
 	b.end(absent)
@@ -109,7 +97,7 @@ func TestDeletedIsStoppedAndReleased(t *testing.T) {
 	b.end(absent)
 	b.expect("import a")
 	b.see()
-	b.expect("stop")
+	b.expect("stop a")
 	b.end(outcome{stopped: true})
 	b.expect("release a")
 	b.end(outcome{err: errors.New("no")})
@@ -130,7 +118,7 @@ func TestSuspend(t *testing.T) {
 	b.end(whole)
 	b.expect("import a")
 	b.see(edited(a, suspend), edited(done, suspend))
-	b.expect("stop")
+	b.expect("stop a")
 	b.end(outcome{stopped: true})
 	b.expect("wait 0s")
 	b.wantState("a", "Ready=False/Suspended")
@@ -182,6 +170,7 @@ func TestFailingArchiveLetsOthersPass(t *testing.T) {
 	b.end(absent)
 	b.expect("check good")
 	b.end(absent)
+	b.limits.all = 1
 	b.expect("import bad")
 	b.end(unreachable)
 	b.expect("import good")
@@ -308,7 +297,7 @@ func TestLossIsImportedAgain(t *testing.T) {
 	b.expect("check a")
 	b.wantState("a", "Ready=True/Imported")
 	for i, o := range []outcome{absent, absent} { // the second time nothing is lost any more
-		o.job = &job{kind: jobCheck, uid: a.UID, owner: ownerOf(a)}
+		o.job = b.at("a").job
 		if news := b.learn(&o, b.now); news != (i == 0) {
 			t.Errorf("check %d: news %v", i, news)
 		}
@@ -367,7 +356,7 @@ func TestFullDiskIsNotTriedAllTheTime(t *testing.T) {
 
 // restart is a new process that finds what the old one has reported.
 func (b *bench) restart(archives ...*v1alpha1.ImageArchive) (*bench, *v1alpha1.NodeImageStateStatus) {
-	written := b.status(b.running, importer.Progress{}, b.now)
+	written := b.status(b.running, b.now)
 	n := &bench{t: b.t, agenda: newAgenda(noJitter), now: b.now.Add(time.Hour)}
 	n.restore(written)
 	n.see(archives...)
@@ -383,15 +372,18 @@ func TestRestartWithEverythingDone(t *testing.T) {
 	b.end(good)
 
 	b, written := b.restart(a)
-	for _, o := range []outcome{down, whole} { // containerd may come up later than the agent
-		b.expect("check a")
-		if c := compare(written, b.status(b.running, importer.Progress{}, b.now)); c != noChange {
+	for _, step := range []struct {
+		job string
+		o   outcome
+	}{{"recover", down}, {"recover", absent}, {"check a", down}, {"check a", whole}} { // containerd may come up later than the agent
+		b.expect(step.job)
+		if c := compare(written, b.status(b.running, b.now)); c != noChange {
 			t.Errorf("would write %v before containerd has answered", c)
 		}
-		b.end(o)
+		b.end(step.o)
 		b.pass(time.Minute)
 	}
-	if c := compare(written, b.status(nil, importer.Progress{}, b.now)); c != noChange {
+	if c := compare(written, b.status(nil, b.now)); c != noChange {
 		t.Errorf("would write %v though nothing has changed", c)
 	}
 	b.expect("wait 0s")
@@ -405,6 +397,8 @@ func TestRestartContinues(t *testing.T) {
 	b.expect("import poison") // and the process dies
 
 	b, _ = b.restart(a, poison)
+	b.expect("recover")
+	b.end(absent)
 	b.expect("check a")
 	b.end(absent)
 	b.expect("import a")
@@ -430,7 +424,7 @@ func TestRestartRemembersFailures(t *testing.T) {
 	b.end(absent)
 
 	b, written := b.restart(a)
-	if c := compare(written, b.status(nil, importer.Progress{}, b.now)); c != noChange {
+	if c := compare(written, b.status(nil, b.now)); c != noChange {
 		t.Errorf("would write %v", c)
 	}
 	b.wantState("a", "Ready=False/ArchiveInvalid Stalled=True/ArchiveInvalid")
@@ -444,7 +438,9 @@ func TestRestartAfterChanges(t *testing.T) {
 		b.end(whole)
 	}
 	b, _ = b.restart(edited(a, func(a *v1alpha1.ImageArchive) { a.Spec.Pin = new(bool) }))
-	b.expect("release gone")
+	if got := b.expect("recover").wanted; len(got) != 1 || got[0] != b.records["uid-a"].owner {
+		t.Errorf("wanted %+v", got)
+	}
 	b.end(absent)
 	b.expect("check a")
 	b.end(absent)
@@ -483,8 +479,7 @@ func TestNewsOnlyOnce(t *testing.T) {
 	b.end(absent)
 	var news []bool
 	for _, o := range []outcome{unreachable, unreachable, broken, broken, unreachable} {
-		b.running = &job{kind: jobImport, uid: "uid-a", owner: b.records["uid-a"].owner}
-		o.job = b.running
+		o.job = b.records["uid-a"].job(jobImport)
 		news = append(news, b.learn(&o, b.now))
 	}
 	if want := []bool{true, false, true, false, true}; !slices.Equal(news, want) {

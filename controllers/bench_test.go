@@ -44,12 +44,16 @@ type bench struct {
 	*agenda
 	now      time.Time
 	archives []*v1alpha1.ImageArchive
-	running  *job
+	running  []activity
 }
 
+// newBench begins after the recovery.
 func newBench(t *testing.T, archives ...*v1alpha1.ImageArchive) *bench {
-	b := &bench{t: t, agenda: newAgenda(noJitter), now: epoch, archives: archives}
-	b.follow(archives, b.now)
+	t.Helper()
+	b := &bench{t: t, agenda: newAgenda(noJitter), now: epoch}
+	b.see(archives...)
+	b.expect("recover")
+	b.end(absent)
 	return b
 }
 
@@ -59,15 +63,15 @@ func (b *bench) see(archives ...*v1alpha1.ImageArchive) {
 	b.follow(archives, b.now)
 }
 
-// expect starts the next job, which must be this one: "check a", "import a", "release a", "probe", "stop", or
+// expect takes the next step, which must be this one: "recover", "check a", "import a", "release a", "stop a", or
 // "wait 2s".
 func (b *bench) expect(want string) *job {
 	b.t.Helper()
 	start, stop, wait := b.next(b.running, b.now)
 	got := fmt.Sprintf("wait %s", wait)
 	switch {
-	case stop:
-		got = "stop"
+	case stop != nil:
+		got = "stop " + stop.owner.Name
 	case start != nil && start.uid != "":
 		got = fmt.Sprintf("%s %s", start.kind, start.uid[len("uid-"):])
 	case start != nil:
@@ -76,20 +80,50 @@ func (b *bench) expect(want string) *job {
 	if got != want {
 		b.t.Fatalf("the next step is %q, want %q", got, want)
 	}
-	if start != nil {
+	switch {
+	case stop != nil:
+		b.at(stop.owner.Name).stopping = true
+	case start != nil:
 		b.started(start, b.now)
-		b.running = start
+		b.running = append(b.running, activity{
+			job: start, progress: importer.Progress{Phase: importer.PhaseTransferring}, moved: b.now,
+		})
 	}
 	return start
 }
 
-// end reports the outcome of the running job.
+// at is what runs for an archive.
+func (b *bench) at(name string) *activity {
+	b.t.Helper()
+	for i, r := range b.running {
+		if r.uid == types.UID("uid-"+name) {
+			return &b.running[i]
+		}
+	}
+	b.t.Fatalf("nothing runs for %s", name)
+	return nil
+}
+
+// end reports the outcome of the job that began last.
 func (b *bench) end(o outcome) {
-	o.job, b.running = b.running, nil
+	b.t.Helper()
+	if len(b.running) == 0 {
+		b.t.Fatal("nothing runs")
+	}
+	last := len(b.running) - 1
+	o.job, b.running = b.running[last].job, b.running[:last]
 	if o.runtime == nil && !errors.Is(o.err, importer.ErrRuntimeUnavailable) {
 		o.runtime = &importer.Runtime{Version: "v2"}
 	}
 	b.learn(&o, b.now)
+}
+
+// endOf is end for the job of an archive.
+func (b *bench) endOf(name string, o outcome) {
+	b.t.Helper()
+	last := &b.running[len(b.running)-1]
+	*last, *b.at(name) = *b.at(name), *last
+	b.end(o)
 }
 
 func (b *bench) pass(d time.Duration) { b.now = b.now.Add(d) }
@@ -107,7 +141,7 @@ var (
 // report is an archive's entry as it would be written now.
 func (b *bench) report(name string) v1alpha1.ArchiveState {
 	b.t.Helper()
-	for _, e := range b.status(b.running, importer.Progress{Phase: importer.PhaseTransferring}, b.now).Archives {
+	for _, e := range b.status(b.running, b.now).Archives {
 		if e.Name == name {
 			return e
 		}

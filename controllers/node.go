@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -50,7 +51,7 @@ type NodeReconciler struct {
 	jitter func() float64
 }
 
-// progressPoll is how often the progress of a running import is looked at, to see whether it is worth a write.
+// progressPoll is how often the progress of running imports is looked at, to see whether it is worth a write.
 const progressPoll = 2 * time.Second
 
 // apiRetry bounds the wait after a failed call of the API server. Imports go on meanwhile.
@@ -102,7 +103,7 @@ var recreated = predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool { return e.ObjectOld.GetUID() != e.ObjectNew.GetUID() },
 }
 
-// Reconcile looks at all archives of the node: it takes in what has changed, gives the worker its next job, and
+// Reconcile looks at all archives of the node: it takes in what has changed, gives the worker its next jobs, and
 // reports.
 func (r *NodeReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
 	view, err := r.look(ctx)
@@ -191,27 +192,31 @@ func (r *NodeReconciler) takeIn(ctx context.Context, view *nodeView, now time.Ti
 		}
 	}
 	r.agenda.follow(view.archives, now)
-	if o := r.worker.collect(); o != nil {
+	for _, o := range r.worker.collect() {
 		news := r.agenda.learn(o, now)
 		r.announce(ctx, o, news)
 	}
 	r.sendNotes(view)
 }
 
-// steer keeps the worker at the most urgent job. It returns when another one will be due, 0 for unknown.
+// steer keeps the worker at what is most urgent. It returns when something else will be due, 0 for unknown.
 func (r *NodeReconciler) steer(ctx context.Context, now time.Time) time.Duration {
-	running, _ := r.worker.running()
-	start, stop, wait := r.agenda.next(running, now)
-	if stop && r.worker.stop() {
-		ctrl.LoggerFrom(ctx).Info("Stopping an import that is no longer wanted", "archive", running.owner.Name)
-	}
-	if start != nil && r.worker.begin(start) { //nolint:contextcheck // a job outlives this reconcile
-		r.agenda.started(start, now)
-		if start.kind == jobImport {
-			ctrl.LoggerFrom(ctx).Info("Importing", "archive", start.owner.Name, "generation", start.archive.Generation)
+	log := ctrl.LoggerFrom(ctx)
+	for {
+		start, stop, wait := r.agenda.next(r.worker.running(now), now)
+		switch {
+		case stop != nil:
+			r.worker.stop(stop.uid)
+			log.Info("Stopping an import that is no longer wanted", "archive", stop.owner.Name)
+		case start != nil && r.worker.begin(start): //nolint:contextcheck // a job outlives this reconcile
+			r.agenda.started(start, now)
+			if start.kind == jobImport {
+				log.Info("Importing", "archive", start.owner.Name, "generation", start.archive.Generation)
+			}
+		default:
+			return wait
 		}
 	}
-	return wait
 }
 
 // announce tells of a job's end by an Event on the NodeImageState, by metrics and in the log. A failure like the
@@ -273,9 +278,9 @@ func summary(o *outcome) string {
 // report writes the node's status if it says something new and it is time for that. It returns when it will be, 0
 // for unknown.
 func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Time) (time.Duration, error) {
-	running, progress := r.worker.running()
+	running := r.worker.running(now)
 	var poll time.Duration
-	if running != nil && running.kind == jobImport {
+	if slices.ContainsFunc(running, func(a activity) bool { return a.kind == jobImport }) {
 		poll = progressPoll
 	}
 	if view.leftover {
@@ -285,7 +290,7 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	if wait > 0 {
 		return wait, nil
 	}
-	current := r.agenda.status(running, progress, now)
+	current := r.agenda.status(running, now)
 	c := compare(written, current)
 	if c == noChange {
 		r.pacer.settled()

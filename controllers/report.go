@@ -10,18 +10,17 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	"github.com/tarlift/tarlift/internal/importer"
 )
 
-// status is what the node has to report now. running is what the worker does, if anything, and how far it is.
-func (a *agenda) status(running *job, progress importer.Progress, now time.Time) *v1alpha1.NodeImageStateStatus {
+// status is what the node has to report now that the worker does running.
+func (a *agenda) status(running []activity, now time.Time) *v1alpha1.NodeImageStateStatus {
 	s := &v1alpha1.NodeImageStateStatus{Containerd: a.runtime.DeepCopy()}
 	ready := 0
 	for _, rec := range a.oldestFirst() {
-		current := running != nil && running.kind == jobImport && running.uid == rec.archive.UID &&
-			running.owner.SpecHash == rec.owner.SpecHash
-		if current {
-			rec.entry.Bytes = &v1alpha1.ArchiveBytes{Total: progress.Total, Done: progress.Done, Skipped: progress.Skipped}
+		current := rec.importAmong(running)
+		if current != nil {
+			p := current.progress
+			rec.entry.Bytes = &v1alpha1.ArchiveBytes{Total: p.Total, Done: p.Done, Skipped: p.Skipped}
 		}
 		if rec.done {
 			ready++
@@ -30,7 +29,7 @@ func (a *agenda) status(running *job, progress importer.Progress, now time.Time)
 		if rec.failure != nil {
 			rec.entry.LastError = rec.failure.DeepCopy()
 		}
-		rec.entry.Conditions = mergeConditions(rec.entry.Conditions, rec.archive.Generation, now, rec.conditions(current, progress.Phase)...)
+		rec.entry.Conditions = mergeConditions(rec.entry.Conditions, rec.archive.Generation, now, rec.conditions(current)...)
 		s.Archives = append(s.Archives, *rec.entry.DeepCopy())
 	}
 	slices.SortFunc(s.Archives, func(x, y v1alpha1.ArchiveState) int { return strings.Compare(x.Name, y.Name) })
@@ -38,13 +37,23 @@ func (a *agenda) status(running *job, progress importer.Progress, now time.Time)
 	return s
 }
 
+// importAmong is the import that runs for a record as it is now, nil for none.
+func (r *record) importAmong(running []activity) *activity {
+	for i, j := range running {
+		if j.kind == jobImport && j.uid == r.archive.UID && j.owner.SpecHash == r.owner.SpecHash {
+			return &running[i]
+		}
+	}
+	return nil
+}
+
 // conditions describe a record. While an attempt that follows a failed one runs, Ready keeps telling the failure:
 // whether that is over only the attempt's end tells, and else each retry would cost two writes.
-func (r *record) conditions(running bool, phase importer.Phase) []metav1.Condition {
+func (r *record) conditions(running *activity) []metav1.Condition {
 	doing := condition(v1alpha1.ConditionReconciling, metav1.ConditionTrue, v1alpha1.ReasonPending, "waits for its turn")
 	switch {
-	case running:
-		doing.Reason, doing.Message = v1alpha1.ReasonImporting, string(phase)
+	case running != nil:
+		doing.Reason, doing.Message = v1alpha1.ReasonImporting, string(running.progress.Phase)
 	case r.failure != nil:
 		doing.Message = "will be tried again"
 	}
@@ -64,7 +73,7 @@ func (r *record) conditions(running bool, phase importer.Phase) []metav1.Conditi
 		return []metav1.Condition{failed(v1alpha1.ConditionReady, metav1.ConditionFalse), failed(v1alpha1.ConditionStalled, metav1.ConditionTrue)}
 	case r.failure != nil:
 		return []metav1.Condition{failed(v1alpha1.ConditionReady, metav1.ConditionFalse), doing}
-	case running:
+	case running != nil:
 		return []metav1.Condition{notReady(v1alpha1.ReasonImporting, "the import is running"), doing}
 	}
 	return []metav1.Condition{notReady(doing.Reason, doing.Message), doing}

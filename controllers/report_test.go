@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	"github.com/tarlift/tarlift/internal/importer"
 )
 
 func statusWith(edit func(*v1alpha1.ArchiveState)) *v1alpha1.NodeImageStateStatus {
@@ -108,12 +107,14 @@ func TestProgressIsRationed(t *testing.T) {
 	b.expect("check a")
 	b.end(absent)
 	b.expect("import a")
-	written := b.status(b.running, importer.Progress{Total: 1000}, b.now)
+	b.at("a").progress.Total = 1000
+	written := b.status(b.running, b.now)
 	p := pacer{last: b.now}
 	writes := 0
 	for done := range int64(1000) {
 		b.pass(100 * time.Millisecond)
-		current := b.status(b.running, importer.Progress{Total: 1000, Done: done}, b.now)
+		b.at("a").progress.Done = done
+		current := b.status(b.running, b.now)
 		if c := compare(written, current); c != noChange && p.wait(c, b.now, 3, noJitter) == 0 {
 			writes++
 			written = current
@@ -122,6 +123,27 @@ func TestProgressIsRationed(t *testing.T) {
 	}
 	if writes < 5 || writes > 10 {
 		t.Errorf("%d writes", writes)
+	}
+}
+
+// Archives of the same spec are told apart, and each shows its own progress.
+func TestProgressOfSeveral(t *testing.T) {
+	a, twin, waiting := newArchive("a", 3*time.Hour), newArchive("twin", 2*time.Hour), newArchive("waiting", time.Hour)
+	twin.Spec, waiting.Spec = a.Spec, a.Spec
+	b := newBench(t, a, twin, waiting)
+	for _, name := range []string{"a", "twin", "waiting"} {
+		b.expect("check " + name)
+		b.end(absent)
+	}
+	b.expect("import a")
+	b.expect("import twin")
+	b.at("a").progress.Done, b.at("twin").progress.Done = 1, 2
+	b.wantState("waiting", "Ready=False/Pending Reconciling=True/Pending")
+	for name, want := range map[string]int64{"a": 1, "twin": 2} {
+		b.wantState(name, "Ready=False/Importing Reconciling=True/Importing")
+		if e := b.report(name); e.Bytes.Done != want {
+			t.Errorf("%s: %d bytes, want %d", name, e.Bytes.Done, want)
+		}
 	}
 }
 

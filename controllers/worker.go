@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,27 +24,32 @@ type Importer interface {
 	Import(ctx context.Context, src source.Blob, req importer.Request) (importer.Result, error)
 	// Release drops what failed imports of the archive with this UID have kept.
 	Release(ctx context.Context, uid string) error
+	// Recover deals with what importers that were killed have left: a publishing that had begun is finished for the
+	// wanted owners and undone for others; what a wanted owner's next attempt can adopt stays; all else is cleared.
+	// Living importers are left alone.
+	Recover(ctx context.Context, wanted []importer.Owner) error
 }
 
 // job is one thing that a worker does. All but releases ask for the runtime first.
 type job struct {
 	kind    jobKind
-	uid     types.UID
+	uid     types.UID              // of the archive, empty for a recovery
 	archive *v1alpha1.ImageArchive // not changed by anybody
 	owner   importer.Owner
+	wanted  []importer.Owner // of a recovery
 }
 
 type jobKind int
 
 const (
-	jobProbe   jobKind = iota // asks for the runtime only
+	jobRecover jobKind = iota // deals with what killed importers have left
 	jobRelease                // drops leftovers
 	jobCheck                  // asks whether the images are there
 	jobImport                 // opens the source and imports
 )
 
 func (k jobKind) String() string {
-	return [...]string{"probe", "release", "check", "import"}[k]
+	return [...]string{"recover", "release", "check", "import"}[k]
 }
 
 // outcome is what became of a job.
@@ -58,20 +64,37 @@ type outcome struct {
 	duration time.Duration
 }
 
-// worker does one job at a time beside the reconciler, which stays free to watch and to report.
+// worker does jobs beside the reconciler, which stays free to watch and to report. Which ones, and how many at a time,
+// the agenda decides; of one archive there is never more than one.
 type worker struct {
 	importer Importer
 	open     func(context.Context, v1alpha1.Source) (source.Blob, error)
 	metrics  *metrics
 
-	mu       sync.Mutex
-	base     context.Context // of all jobs; nil until the manager has started the worker
-	wake     func()          // tells the reconciler that a job has ended
-	jobs     sync.WaitGroup
-	current  *job
+	mu    sync.Mutex
+	base  context.Context // of all jobs; nil until the manager has started the worker
+	wake  func()          // tells the reconciler that a job has ended
+	jobs  sync.WaitGroup
+	tasks []*task // until the reconciler has collected their outcomes, in the order in which they began
+}
+
+// task is a job from its beginning until its outcome is collected.
+type task struct {
+	*job
 	cancel   context.CancelFunc
+	stopping bool         // it has been told to end
+	read     func() int64 // bytes taken from the source; nil until that is open
 	progress importer.Progress
-	ended    *outcome // until the reconciler has collected it
+	pulse    pulse
+	outcome  *outcome // nil while it runs
+}
+
+// activity is a task as it was looked at.
+type activity struct {
+	*job
+	progress importer.Progress
+	moved    time.Time // when an import was last seen to make progress
+	stopping bool      // it has been told to end, or has
 }
 
 // Start lets jobs begin until ctx ends, and returns when the last one has cleared up. It makes worker a Runnable.
@@ -98,21 +121,23 @@ func (w *worker) onWake(wake func()) {
 	w.wake = wake
 }
 
-// begin starts a job. It is refused while another one runs or has not been collected, and when the worker is not up.
+// begin starts a job. It is refused until the outcome of the last one of the same archive has been collected, and when
+// the worker is not up.
 func (w *worker) begin(j *job) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.base == nil || w.base.Err() != nil || w.current != nil || w.ended != nil {
+	if w.base == nil || w.base.Err() != nil || w.taskOf(j.uid) != nil {
 		return false
 	}
 	ctx, cancel := context.WithCancel(w.base)
-	w.current, w.cancel, w.progress = j, cancel, importer.Progress{Phase: importer.PhaseIndexing}
+	t := &task{job: j, cancel: cancel, progress: importer.Progress{Phase: importer.PhaseIndexing}, pulse: pulse{at: time.Now()}}
+	w.tasks = append(w.tasks, t)
 	w.jobs.Go(func() {
 		defer cancel()
-		o := w.do(ctx, j)
+		o := w.do(ctx, t)
 		o.stopped = ctx.Err() != nil
 		w.mu.Lock()
-		w.current, w.ended = nil, o
+		t.outcome = o
 		wake := w.wake
 		w.mu.Unlock()
 		if wake != nil {
@@ -122,40 +147,62 @@ func (w *worker) begin(j *job) bool {
 	return true
 }
 
-// stop tells the running job to end; it has when collect returns its outcome. It says whether that is news to the job.
-func (w *worker) stop() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.current == nil || w.cancel == nil {
-		return false
+func (w *worker) taskOf(uid types.UID) *task {
+	for _, t := range w.tasks {
+		if t.uid == uid {
+			return t
+		}
 	}
-	w.cancel()
-	w.cancel = nil
-	return true
+	return nil
 }
 
-// collect returns the outcome of a job that has ended, once.
-func (w *worker) collect() *outcome {
+// stop tells the job of an archive to end; it has when collect returns its outcome.
+func (w *worker) stop(uid types.UID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	o := w.ended
-	w.ended = nil
-	return o
+	if t := w.taskOf(uid); t != nil {
+		t.stopping = true
+		t.cancel()
+	}
 }
 
-// running is the job that runs, nil for none, and how far it is.
-func (w *worker) running() (*job, importer.Progress) {
+// collect returns the outcomes of the jobs that have ended, each once.
+func (w *worker) collect() []*outcome {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.current, w.progress
+	var ended []*outcome
+	w.tasks = slices.DeleteFunc(w.tasks, func(t *task) bool {
+		if t.outcome != nil {
+			ended = append(ended, t.outcome)
+		}
+		return t.outcome != nil
+	})
+	return ended
 }
 
-func (w *worker) do(ctx context.Context, j *job) *outcome {
-	o := &outcome{job: j}
+// running is what the worker does, in the order in which it began. A job that has ended is part of it until it is
+// collected: before, nobody knows what is to follow.
+func (w *worker) running(now time.Time) []activity {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	list := make([]activity, len(w.tasks))
+	for i, t := range w.tasks {
+		var read int64
+		if t.read != nil {
+			read = t.read()
+		}
+		t.pulse.look(now, t.progress, read)
+		list[i] = activity{t.job, t.progress, t.pulse.at, t.stopping || t.outcome != nil}
+	}
+	return list
+}
+
+func (w *worker) do(ctx context.Context, t *task) *outcome {
+	o := &outcome{job: t.job}
 	begin := time.Now()
 	defer func() { o.duration = time.Since(begin) }()
-	if j.kind == jobRelease {
-		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.importer.Release(ctx, string(j.uid)) })
+	if t.kind == jobRelease {
+		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.importer.Release(ctx, string(t.uid)) })
 		return o
 	}
 	var runtime importer.Runtime
@@ -167,16 +214,18 @@ func (w *worker) do(ctx context.Context, j *job) *outcome {
 		return o
 	}
 	o.runtime = &runtime
-	switch j.kind {
+	switch t.kind {
+	case jobRecover:
+		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.importer.Recover(ctx, t.wanted) })
 	case jobCheck:
 		o.err = within(ctx, workTimeout, func(ctx context.Context) (err error) {
-			o.result, o.whole, err = w.importer.Imported(ctx, j.owner)
+			o.result, o.whole, err = w.importer.Imported(ctx, t.owner)
 			return err
 		})
 	case jobImport:
 		w.metrics.inProgress.Inc()
 		defer w.metrics.inProgress.Dec()
-		w.importArchive(ctx, j, o)
+		w.importArchive(ctx, t, o)
 	}
 	return o
 }
@@ -185,7 +234,7 @@ const (
 	// askTimeout is how long containerd may take to say who it is, which takes it milliseconds.
 	askTimeout = 30 * time.Second
 	// workTimeout is how long containerd may take over what no progress is seen of: going through the content of all
-	// images of an archive, and deleting what a lease held. Both take seconds on a slow disk.
+	// images of an archive, and deleting what leases held. Both take seconds on a slow disk.
 	workTimeout = 5 * time.Minute
 )
 
@@ -200,24 +249,27 @@ func within(ctx context.Context, limit time.Duration, call func(context.Context)
 	return err
 }
 
-func (w *worker) importArchive(ctx context.Context, j *job, o *outcome) {
-	blob, err := w.open(ctx, j.archive.Spec.Source)
+func (w *worker) importArchive(ctx context.Context, t *task, o *outcome) {
+	blob, err := w.open(ctx, t.archive.Spec.Source)
 	if err != nil {
 		o.err = err
 		return
 	}
 	defer blob.Close()
 	defer func() { o.read = blob.BytesRead() }()
+	w.mu.Lock()
+	t.read = blob.BytesRead
+	w.mu.Unlock()
 
 	phases := phaseTimer{metrics: w.metrics}
 	defer phases.end()
-	req := requestFor(j.archive)
-	req.Owner = j.owner
+	req := requestFor(t.archive)
+	req.Owner = t.owner
 	req.Progress = func(p importer.Progress) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		phases.enter(p.Phase)
-		w.progress = p
+		t.progress = p
 	}
 	o.result, o.err = w.importer.Import(ctx, blob, req)
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -26,6 +27,8 @@ type fakeImporter struct {
 	whole     bool
 	importing func(context.Context, source.Blob, importer.Request) (importer.Result, error)
 	released  []string
+	recover   error
+	recovered [][]importer.Owner
 }
 
 // ask is how long containerd takes to answer.
@@ -57,6 +60,14 @@ func (f *fakeImporter) Release(ctx context.Context, uid string) error {
 	return f.ask(ctx, "Release")
 }
 
+func (f *fakeImporter) Recover(ctx context.Context, wanted []importer.Owner) error {
+	f.recovered = append(f.recovered, wanted)
+	if err := f.ask(ctx, "Recover"); err != nil {
+		return err
+	}
+	return f.recover
+}
+
 // startWorker runs a worker until the test ends. Each value of the channel is a wake.
 func startWorker(t *testing.T, f *fakeImporter) (*worker, *prometheus.Registry, chan struct{}) {
 	t.Helper()
@@ -83,7 +94,7 @@ func importJob() *job {
 	return &job{kind: jobImport, uid: a.UID, archive: a, owner: importer.Owner{UID: "uid-a", SpecHash: "7"}}
 }
 
-func TestWorkerDoesOneJobAtATime(t *testing.T) {
+func TestWorkerImports(t *testing.T) {
 	release := make(chan struct{})
 	f := &fakeImporter{importing: func(_ context.Context, b source.Blob, r importer.Request) (importer.Result, error) {
 		if r.Owner.SpecHash != "7" || !r.Keep {
@@ -106,23 +117,34 @@ func TestWorkerDoesOneJobAtATime(t *testing.T) {
 	if !w.begin(importJob()) {
 		t.Fatal("refused the first job")
 	}
-	if w.begin(&job{kind: jobProbe}) {
-		t.Error("took a second job")
+	if w.begin(importJob()) {
+		t.Error("took a second job of the same archive")
+	}
+	if !w.begin(&job{kind: jobRecover}) {
+		t.Fatal("refused another job")
+	}
+	<-wakes
+	if ended := w.collect(); len(ended) != 1 || ended[0].job.kind != jobRecover {
+		t.Fatalf("ended %+v", ended)
+	}
+	if r := w.running(time.Now()); len(r) != 1 || r[0].kind != jobImport || r[0].stopping {
+		t.Errorf("running %+v", r)
 	}
 	close(release)
 	<-wakes
-	if w.begin(&job{kind: jobProbe}) {
-		t.Error("took a job before the last one's outcome was collected")
+	if w.begin(importJob()) {
+		t.Error("took a job before the outcome of the last one of this archive was collected")
 	}
-	if j, _ := w.running(); j != nil {
-		t.Error("still running")
+	if r := w.running(time.Now()); len(r) != 1 || !r[0].stopping || r[0].progress.Phase != importer.PhaseUnpacking {
+		t.Errorf("ended, and not collected: %+v", r)
 	}
-	o := w.collect()
-	if o == nil || o.err != nil || o.stopped || o.result.Bytes.Written != 2 || o.runtime.Version != "v2" || o.read == 0 {
+	ended := w.collect()
+	if len(ended) != 1 || len(w.collect()) != 0 || len(w.running(time.Now())) != 0 {
+		t.Fatalf("collected %+v", ended)
+	}
+	o := ended[0]
+	if o.err != nil || o.stopped || o.result.Bytes.Written != 2 || o.runtime.Version != "v2" || o.read == 0 {
 		t.Fatalf("outcome %+v", o)
-	}
-	if w.collect() != nil {
-		t.Error("collected twice")
 	}
 	w.metrics.count(o)
 	want := `
@@ -152,23 +174,33 @@ func TestWorkerDoesOneJobAtATime(t *testing.T) {
 }
 
 func TestWorkerStops(t *testing.T) {
+	began := make(chan struct{}, 2)
 	f := &fakeImporter{importing: func(ctx context.Context, _ source.Blob, _ importer.Request) (importer.Result, error) {
+		began <- struct{}{}
 		<-ctx.Done()
 		return importer.Result{}, errors.New("whatever came of it")
 	}}
-	w, _, wakes := startWorker(t, f)
-	if w.stop() {
-		t.Error("stopped though nothing runs")
-	}
-	if !w.begin(importJob()) {
+	w, registry, wakes := startWorker(t, f)
+	other := importJob()
+	other.uid = "uid-b"
+	w.stop("uid-a") // nothing runs
+	if !w.begin(importJob()) || !w.begin(other) {
 		t.Fatal("refused")
 	}
-	if !w.stop() || w.stop() {
-		t.Error("a job is told to stop once")
-	}
+	<-began
+	<-began
+	w.stop("uid-a")
+	w.stop("uid-a")
 	<-wakes
-	if o := w.collect(); !o.stopped {
-		t.Errorf("outcome %+v", o)
+	if ended := w.collect(); len(ended) != 1 || ended[0].job.uid != "uid-a" || !ended[0].stopped {
+		t.Errorf("outcomes %+v", ended)
+	}
+	if r := w.running(time.Now()); len(r) != 1 || r[0].uid != "uid-b" || r[0].stopping {
+		t.Errorf("running %+v", r)
+	}
+	want := "# HELP tarlift_imports_in_progress Imports that run now.\n# TYPE tarlift_imports_in_progress gauge\ntarlift_imports_in_progress 1\n"
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "tarlift_imports_in_progress"); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -179,29 +211,34 @@ func TestWorkerAsksForTheRuntimeFirst(t *testing.T) {
 		t.Error("opened the source without a containerd to import into")
 		return nil, source.ErrUnavailable
 	}
-	for _, kind := range []jobKind{jobProbe, jobCheck, jobImport} {
+	for _, kind := range []jobKind{jobRecover, jobCheck, jobImport} {
 		j := importJob()
 		j.kind = kind
 		w.begin(j)
 		<-wakes
-		if o := w.collect(); !errors.Is(o.err, importer.ErrRuntimeUnavailable) || o.runtime != nil {
+		if o := w.collect()[0]; !errors.Is(o.err, importer.ErrRuntimeUnavailable) || o.runtime != nil {
 			t.Errorf("%s: %+v", kind, o)
 		}
+	}
+	if len(f.recovered) > 0 {
+		t.Error("recovered without a containerd")
 	}
 }
 
 func TestHungContainerdIsUnavailable(t *testing.T) {
-	for hang, kind := range map[string]jobKind{"Runtime": jobImport, "Imported": jobCheck, "Release": jobRelease} {
+	for hang, kind := range map[string]jobKind{
+		"Runtime": jobImport, "Recover": jobRecover, "Imported": jobCheck, "Release": jobRelease,
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := &worker{importer: &fakeImporter{hang: hang}}
 			j := importJob()
 			j.kind = kind
-			if o := w.do(t.Context(), j); !errors.Is(o.err, importer.ErrRuntimeUnavailable) {
+			if o := w.do(t.Context(), &task{job: j}); !errors.Is(o.err, importer.ErrRuntimeUnavailable) {
 				t.Errorf("%s: %v", hang, o.err)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
-			if o := w.do(ctx, j); !errors.Is(o.err, context.Canceled) || errors.Is(o.err, importer.ErrRuntimeUnavailable) {
+			if o := w.do(ctx, &task{job: j}); !errors.Is(o.err, context.Canceled) || errors.Is(o.err, importer.ErrRuntimeUnavailable) {
 				t.Errorf("%s, told to stop: %v", hang, o.err)
 			}
 		})

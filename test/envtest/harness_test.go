@@ -46,6 +46,16 @@ type fakeNode struct {
 	checks   int
 	imports  []string
 	released []string
+
+	hangs      []string // archives of which each import hangs
+	recover    error
+	recoveries []recovery
+}
+
+// recovery is a call of Recover, and what had been done before.
+type recovery struct {
+	wanted          []importer.Owner
+	checks, imports int
 }
 
 func newFakeNode(t *testing.T, name string) *fakeNode {
@@ -77,7 +87,7 @@ func (f *fakeNode) Imported(_ context.Context, o importer.Owner) (importer.Resul
 func (f *fakeNode) Import(ctx context.Context, b source.Blob, r importer.Request) (importer.Result, error) {
 	f.mu.Lock()
 	f.imports = append(f.imports, r.Owner.Name)
-	hang, fail := f.hang, f.fail
+	hang, fail := f.hang || slices.Contains(f.hangs, r.Owner.Name), f.fail
 	f.mu.Unlock()
 	r.Progress(importer.Progress{Phase: importer.PhaseTransferring, Done: 30, Skipped: 10, Total: 100})
 	if hang {
@@ -107,6 +117,13 @@ func (f *fakeNode) Release(_ context.Context, uid string) error {
 	defer f.mu.Unlock()
 	f.released = append(f.released, uid)
 	return nil
+}
+
+func (f *fakeNode) Recover(_ context.Context, wanted []importer.Owner) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.recoveries = append(f.recoveries, recovery{wanted, f.checks, len(f.imports)})
+	return f.recover
 }
 
 // set changes the node's behaviour.
