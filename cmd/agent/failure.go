@@ -97,7 +97,7 @@ var remedies = map[string]string{
 	v1alpha1.ReasonContentIncomplete:  "write the archive again, with all blobs of this platform",
 	v1alpha1.ReasonNoMatchingPlatform: "write the archive for this platform, or choose another one with --platform",
 	v1alpha1.ReasonNameConflict:       "remove that image, choose others with --include, or let --conflict=replace move the name",
-	v1alpha1.ReasonInsufficientDisk:   "free space on containerd's file system",
+	v1alpha1.ReasonInsufficientDisk:   "free space there, or keep less with --disk-reserve",
 	v1alpha1.ReasonSourceDenied:       "look at --help for credentials, and at the file's owner and mode",
 	v1alpha1.ReasonRuntimeUnavailable: "is containerd running, is --address its socket, and may you write to it?",
 }

@@ -53,6 +53,8 @@ func addContainerd(flags *pflag.FlagSet, o *importer.Options) {
 	flags.StringVar(&o.Namespace, "namespace", "k8s.io", "containerd's namespace `name`; the kubelet looks into k8s.io")
 	flags.StringVar(&o.Platform, "platform", "", "`platform` to take, such as linux/arm64 (default: this machine's)")
 	flags.StringVar(&o.Snapshotter, "snapshotter", "", "snapshotter `name` to unpack with (default: containerd's)")
+	flags.Var(&o.Reserve, "disk-reserve", "`size` (10Gi) or share (20%) to leave free of the file systems that containerd writes to; 0 for none")
+	flags.StringVar(&o.ContainerdRoot, "containerd-root", "", "`directory` on the file system of containerd's root, where its own path cannot be seen (default: found out)")
 }
 
 // addConcurrency adds how much at a time to those who import.

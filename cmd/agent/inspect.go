@@ -60,7 +60,7 @@ blobs it would move, and which it would not, because they are there. Nothing is 
 			return err
 		}
 		if plan {
-			if in.Plan, err = planImport(ctx, flags.containerd, a, request); err != nil {
+			if err := planImport(ctx, flags.containerd, a, request, in); err != nil {
 				return err
 			}
 		}
@@ -77,15 +77,16 @@ var planOnly = []string{"include", "exclude", "rename", "digest", "index-digest"
 
 // inspection is what there is to say about an archive; -o json prints it.
 type inspection struct {
-	Source      string          `json:"source"`
-	Format      string          `json:"format"`           // oci or docker
-	Compression string          `json:"compression"`      // none, gzip or zstd
-	Access      string          `json:"access"`           // random or stream
-	Reason      string          `json:"reason,omitempty"` // why it is a stream
-	Size        int64           `json:"size"`             // of the archive in bytes, -1 if unknown
-	IndexDigest digest.Digest   `json:"indexDigest"`
-	Images      []inspectedName `json:"images"` // in the archive's order
-	Plan        *importer.Plan  `json:"plan,omitempty"`
+	Source      string           `json:"source"`
+	Format      string           `json:"format"`           // oci or docker
+	Compression string           `json:"compression"`      // none, gzip or zstd
+	Access      string           `json:"access"`           // random or stream
+	Reason      string           `json:"reason,omitempty"` // why it is a stream
+	Size        int64            `json:"size"`             // of the archive in bytes, -1 if unknown
+	IndexDigest digest.Digest    `json:"indexDigest"`
+	Images      []inspectedName  `json:"images"` // in the archive's order
+	Plan        *importer.Plan   `json:"plan,omitempty"`
+	Disks       []*importer.Disk `json:"disks,omitempty"` // what the plan would need of them
 }
 
 // inspectedName is one entry of the archive's index.
@@ -192,12 +193,16 @@ func fetch(a *importer.Archive) archive.Fetch {
 	}
 }
 
-// planImport asks containerd.
-func planImport(ctx context.Context, o importer.Options, a *importer.Archive, r importer.Request) (*importer.Plan, error) {
+// planImport asks containerd what an import would do.
+func planImport(ctx context.Context, o importer.Options, a *importer.Archive, r importer.Request, in *inspection) error {
 	imp, err := importer.New(o)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer imp.Close()
-	return imp.Plan(ctx, a, r)
+	if in.Plan, err = imp.Plan(ctx, a, r); err != nil {
+		return err
+	}
+	in.Disks, err = imp.Disks(ctx, in.Plan, r)
+	return err
 }

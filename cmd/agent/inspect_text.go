@@ -34,6 +34,7 @@ func printInspection(w io.Writer, in *inspection, o importer.Options) error {
 	}
 	if in.Plan != nil {
 		printPlan(t, in.Plan, o)
+		printDisks(t, in.Disks)
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print the inspection: %w", err)
@@ -97,6 +98,27 @@ func printPlan(w io.Writer, p *importer.Plan, o importer.Options) {
 			action = "keep: it is there"
 		}
 		printRow(w, b.Digest.String(), blobKind(b.Descriptor), size(b.Size), action)
+	}
+}
+
+// printDisks says what an import would need of each file system, and what there is.
+func printDisks(w io.Writer, disks []*importer.Disk) {
+	if len(disks) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	printRow(w, "WRITES TO", "NEEDS", "FREE", "RESERVED")
+	for _, d := range disks {
+		needs := size(d.Blobs)
+		if d.Unpacked > 0 {
+			needs += " and about " + size(d.Unpacked) + " unpacked"
+		}
+		roots := strings.Join(d.Roots, ", ")
+		if d.Unknown != "" {
+			printRow(w, roots, needs, "unknown: "+d.Unknown)
+			continue
+		}
+		printRow(w, roots, needs, size(d.Free)+" of "+size(d.Total), size(d.Reserve))
 	}
 }
 

@@ -40,6 +40,12 @@ func (i *Importer) Import(ctx context.Context, src source.Blob, req Request) (re
 // bring makes the images complete below the session's lease, without names, and unpacks them on the way.
 func (s *session) bring(ctx context.Context, src source.Blob, req Request) (a *Archive, p *Plan, err error) {
 	ctx, s.cancel = context.WithCancelCause(ctx)
+	endWatch, err := s.watchDisk(ctx)
+	if err != nil {
+		s.cancel(err)
+		return nil, nil, err
+	}
+	defer endWatch()
 	defer func() {
 		if err != nil {
 			s.cancel(err)
@@ -64,6 +70,9 @@ func (s *session) bring(ctx context.Context, src source.Blob, req Request) (a *A
 		return nil, nil, err
 	}
 	if err := s.refuseConflicts(ctx, p.names(), req); err != nil {
+		return nil, nil, err
+	}
+	if err := s.preflight(ctx, p, req); err != nil {
 		return nil, nil, err
 	}
 	if err := s.transfer(ctx, src, p); err != nil {

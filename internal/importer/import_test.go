@@ -317,7 +317,7 @@ func TestSecondPlatformLeavesTheFirst(t *testing.T) {
 	if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(owner)); err != nil {
 		t.Fatal(err)
 	}
-	other := &node{newImporter(n.client, Options{Namespace: "k8s.io"}, builder.Platform("linux/amd64")), n.db}
+	other := &node{newImporter(n.client, inProcess, builder.Platform("linux/amd64")), n.db}
 	for range 2 {
 		if _, err := other.Import(t.Context(), blobOf(t, b, false), wanted(named("other", "2"))); err != nil {
 			t.Fatal(err)

@@ -69,6 +69,11 @@ type Options struct {
 	// only for layers that list every directory above what they hold, as most build tools make them: others get mode
 	// 0755 and root for its owner.
 	ParallelUnpack bool
+	// Reserve is how much an import leaves free of the file systems that containerd writes to.
+	Reserve Reserve
+	// ContainerdRoot is a directory on the file system of containerd's root, for where that cannot be seen under the path
+	// that containerd says. Empty: found out.
+	ContainerdRoot string
 }
 
 // Importer imports archives into one namespace of one containerd. Its methods may be called concurrently.
@@ -80,6 +85,10 @@ type Importer struct {
 	platform    ocispec.Platform
 	concurrency uint16 // 0 for automatic
 	parallel    bool   // see Options.ParallelUnpack
+
+	reserve        Reserve
+	containerdRoot string
+	askRoots       func(ctx context.Context, snapshotter string) ([]root, error)
 
 	applies *semaphore.Weighted // of layers, in all imports together
 }
@@ -132,7 +141,7 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 	if applies == 0 {
 		applies = coresAndOne()
 	}
-	return &Importer{
+	i := &Importer{
 		client:      c,
 		services:    services{c.ContentStore(), c.ImageService(), c.LeasesService()},
 		namespace:   o.Namespace,
@@ -141,7 +150,12 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 		concurrency: o.Concurrency,
 		parallel:    o.ParallelUnpack,
 		applies:     semaphore.NewWeighted(int64(applies)),
+
+		reserve:        o.Reserve,
+		containerdRoot: o.ContainerdRoot,
 	}
+	i.askRoots = i.askContainerd
+	return i
 }
 
 // Close ends the connection.
@@ -225,7 +239,7 @@ type Progress struct {
 	Done     int64 // bytes written to the content store
 	Skipped  int64 // bytes of needed blobs that were present
 	Total    int64 // bytes of all needed blobs, 0 while unknown
-	Unpacked int64 // bytes of the layers whose snapshots are there, as they lie in the archive
+	Unpacked int64 // bytes of the needed blobs that are unpacked or need not be, as they lie in the archive
 }
 
 // Image is one name that an import published.

@@ -133,6 +133,8 @@ func (s *session) fill(ctx context.Context, w content.Writer, d ocispec.Descript
 // copy moves exactly n bytes; errors of reading are the source's, errors of writing containerd's. The source is
 // read while containerd writes.
 func (s *session) copy(ctx context.Context, w io.Writer, r io.Reader, n int64) error {
+	s.writing.Add(1)
+	defer s.writing.Add(-1)
 	ahead := readAhead(io.LimitReader(r, n))
 	defer ahead.stop()
 	for {
@@ -183,12 +185,17 @@ func writerError(doing string, err error) error {
 	return runtimeError(doing, err)
 }
 
-// writer opens an ingest, waiting a little while another writer holds it. content.OpenWriter would wait for ever,
-// and also for a daemon that is down.
+// writer opens an ingest of this session's.
 func (s *session) writer(ctx context.Context, ref string, d ocispec.Descriptor) (content.Writer, error) {
-	deadline := time.Now().Add(ingestWait)
+	return openWriter(ctx, s.services.content, ingestWait, content.WithRef(ref), content.WithDescriptor(d))
+}
+
+// openWriter opens an ingest, waiting a little while another writer holds it. content.OpenWriter would wait for ever,
+// and also for a daemon that is down.
+func openWriter(ctx context.Context, store content.Ingester, wait time.Duration, opts ...content.WriterOpt) (content.Writer, error) {
+	deadline := time.Now().Add(wait)
 	for pause := 2 * time.Millisecond; ; pause *= 2 {
-		w, err := s.services.content.Writer(ctx, content.WithRef(ref), content.WithDescriptor(d))
+		w, err := store.Writer(ctx, opts...)
 		if !errdefs.IsUnavailable(err) || time.Now().After(deadline) {
 			return w, err //nolint:wrapcheck // the caller looks at its kind
 		}

@@ -43,7 +43,10 @@ type node struct {
 	db *metadata.DB
 }
 
-func newNode(t *testing.T, platform string) *node {
+// inProcess options keep no reserve: there is no containerd that could say where it writes to.
+var inProcess = Options{Namespace: "k8s.io", Reserve: Reserve{set: true}}
+
+func newNode(t testing.TB, platform string) *node {
 	t.Helper()
 	dir := t.TempDir()
 	store, err := local.NewStore(filepath.Join(dir, "content"))
@@ -67,7 +70,7 @@ func newNode(t *testing.T, platform string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &node{newImporter(c, Options{Namespace: "k8s.io"}, platforms.Normalize(platforms.MustParse(platform))), db}
+	return &node{newImporter(c, inProcess, platforms.Normalize(platforms.MustParse(platform))), db}
 }
 
 // collecting deletes leases the way the daemon's service does: a synchronous deletion collects garbage first.
@@ -89,7 +92,7 @@ type state struct {
 	Images, Content, Ingests, Leases []string
 }
 
-func (n *node) state(t *testing.T) state {
+func (n *node) state(t testing.TB) state {
 	t.Helper()
 	ctx := n.in(t.Context())
 	var s state

@@ -213,7 +213,7 @@ func TestFailedImportLeavesTheOthers(t *testing.T) {
 	n := newNode(t, "linux/amd64")
 	b := build(t, twoImages())
 	whole, left := n.services.images, 1
-	other := &node{newImporter(n.client, Options{Namespace: "k8s.io"}, n.platform), n.db}
+	other := &node{newImporter(n.client, inProcess, n.platform), n.db}
 	n.services.images = sharing{deafImages{whole, &left}, func() {
 		if _, err := other.Import(t.Context(), blobOf(t, b, false), wanted(Owner{})); err != nil {
 			t.Error(err)
@@ -234,7 +234,7 @@ func TestTakingBackLeavesSharedNames(t *testing.T) {
 	b := build(t, twoImages())
 	whole, left := n.services.images, 1
 	n.services.images = failingImages{whole, &left}
-	other := &node{newImporter(n.client, Options{Namespace: "k8s.io"}, n.platform), n.db}
+	other := &node{newImporter(n.client, inProcess, n.platform), n.db}
 	req := wanted(owner)
 	n.services.images = sharing{n.services.images, func() {
 		if _, err := other.Import(t.Context(), blobOf(t, b, false), wanted(named("other", "9"))); err != nil {

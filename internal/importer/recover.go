@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -44,12 +45,16 @@ type life struct {
 	close    context.CancelFunc
 }
 
-// live takes the sign of life of a session. Only one process has it at a time: errAlive.
-func (i *Importer) live(ctx context.Context, key string) (*life, error) {
+// deathWait is how long the daemon may take to notice that a process is gone, which takes it milliseconds.
+const deathWait = 100 * time.Millisecond
+
+// live takes the sign of life of a session, after at most this wait for another to give it up. Only one has it at a time:
+// errAlive.
+func (i *Importer) live(ctx context.Context, key string, wait time.Duration) (*life, error) {
 	l := &life{importer: i, ref: lifeRoot + key}
 	// It outlasts a cancelled import, until all is cleared up, and below no lease it outlasts that too.
 	open, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	w, err := i.services.content.Writer(open, content.WithRef(l.ref))
+	w, err := openWriter(open, i.services.content, wait, content.WithRef(l.ref))
 	if err != nil {
 		cancel()
 		if errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "locked") {
@@ -112,7 +117,7 @@ func (i *Importer) recover(ctx context.Context, uid string, wanted func(Owner) b
 
 // recoverSession deals with the leases of one key, if nobody who uses them lives.
 func (i *Importer) recoverSession(ctx context.Context, key string, left []leases.Lease, wanted func(Owner) bool) error {
-	l, err := i.live(ctx, key)
+	l, err := i.live(ctx, key, deathWait)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -46,6 +47,7 @@ type session struct {
 	cancel   context.CancelCauseFunc // ends the work of bring, for a reason
 	unpacker *unpacker               // nil when nothing is to be unpacked
 	follows  int64                   // see worthFollowing
+	writing  atomic.Int32            // how much of containerd's is writing now
 	streams  int                     // ingests so far whose digest was unknown
 
 	mu      sync.Mutex
@@ -68,7 +70,7 @@ func (i *Importer) begin(ctx context.Context, req Request) (_ *session, _ contex
 	}
 	id = leasePrefix(uid) + rand.Text()
 	key := sessionKey(uid, id)
-	if s.life, err = i.live(ctx, key); err != nil {
+	if s.life, err = i.live(ctx, key, ingestWait); err != nil {
 		return nil, nil, err
 	}
 	if uid == importUID {

@@ -56,7 +56,7 @@ func newUnpackingNode(t *testing.T, apply *hashingApplier) (*node, snapshots.Sna
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &node{newImporter(c, Options{Namespace: "k8s.io", Snapshotter: "native"}, builder.Platform("linux/amd64")), db}, snapshotter
+	return &node{newImporter(c, Options{Namespace: "k8s.io", Snapshotter: "native", Reserve: inProcess.Reserve}, builder.Platform("linux/amd64")), db}, snapshotter
 }
 
 // hashingApplier says what a layer's content is, and leaves the snapshot empty.

@@ -179,6 +179,8 @@ func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount
 		return ocispec.Descriptor{}, err //nolint:wrapcheck // the context's
 	}
 	defer a.importer.applies.Release(1)
+	a.writing.Add(1)
+	defer a.writing.Add(-1)
 	// A power cut would else leave a committed snapshot of empty files, which nothing repairs.
 	applied, err := a.importer.client.DiffService().Apply(ctx, d, mounts, append(opts, diff.WithSyncFs(true))...)
 	if err != nil {

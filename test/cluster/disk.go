@@ -20,11 +20,11 @@ type Disk struct {
 	image string
 }
 
-// diskSize is room for some images, and more than the least that ext4 has a journal in.
-const diskSize = 512 << 20
+// DiskSize in bytes is room for some images.
+const DiskSize = 512 << 20
 
-// NewDisk makes a file system in dir, and mounts it there.
-func NewDisk(ctx context.Context, dir string) (*Disk, error) {
+// NewDisk makes a file system of this many bytes in dir, and mounts it there.
+func NewDisk(ctx context.Context, dir string, size int64) (*Disk, error) {
 	d := &Disk{Dir: filepath.Join(dir, "mounted"), image: filepath.Join(dir, "image")}
 	if err := os.Mkdir(d.Dir, 0o755); err != nil {
 		return nil, err
@@ -33,7 +33,7 @@ func NewDisk(ctx context.Context, dir string) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(image.Truncate(diskSize), image.Close()); err != nil {
+	if err := errors.Join(image.Truncate(size), image.Close()); err != nil {
 		return nil, err
 	}
 	if err := runTool(ctx, "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", d.image); err != nil {

@@ -41,7 +41,7 @@ func (r *runtime) command(t *testing.T, name string, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return exec.Command(agent, append([]string{name, "--address", r.ContainerdAddress, "-o", "json"}, args...)...)
+	return exec.Command(agent, append([]string{name, "--address", r.ContainerdAddress, "--disk-reserve", littleReserve, "-o", "json"}, args...)...)
 }
 
 // run runs the agent and decodes into v the one object that it must print.

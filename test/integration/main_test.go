@@ -56,12 +56,26 @@ func (r *runtime) importer(t *testing.T) *importer.Importer {
 func (r *runtime) importerWith(t *testing.T, o importer.Options) *importer.Importer {
 	t.Helper()
 	o.Address = r.ContainerdAddress
+	if o.Reserve == (importer.Reserve{}) {
+		o.Reserve = reserve(t, littleReserve)
+	}
 	i, err := importer.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { i.Close() })
 	return i
+}
+
+// littleReserve lets tests run on a machine that is fuller than a node should be.
+const littleReserve = "1%"
+
+func reserve(t *testing.T, s string) (r importer.Reserve) {
+	t.Helper()
+	if err := r.Set(s); err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 // state is all that an import could change in CRI's namespace.

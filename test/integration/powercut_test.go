@@ -34,7 +34,7 @@ type mortal struct {
 
 func startMortal(t *testing.T) *mortal {
 	t.Helper()
-	disk, err := cluster.NewDisk(t.Context(), t.TempDir())
+	disk, err := cluster.NewDisk(t.Context(), t.TempDir(), cluster.DiskSize)
 	if err != nil {
 		t.Fatal(err)
 	}
