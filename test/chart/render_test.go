@@ -26,6 +26,7 @@ var valueSets = map[string][]string{
 		`node.podLabels={"a":"b","app.kubernetes.io/component":"x"}`, `controller.podLabels={"app.kubernetes.io/name":"x"}`, `node.podAnnotations={"a":"b"}`, `node.seLinuxOptions={"type":"spc_t"}`,
 		`controller.replicas=3`, `node.concurrency=1`, `node.parallelUnpack=true`, `controller.affinity={"nodeAffinity":{}}`, `node.serviceAccountAnnotations={"a":"b"}`,
 		`node.allowSourceAddresses=["127.0.0.1/32","fe80::/10"]`, `node.sourceProxyFromEnvironment=true`,
+		`node.diskReserve="10Gi"`, `containerd.rootDirectory="/var/lib/containerd/tmpmounts"`,
 	},
 }
 
@@ -253,6 +254,37 @@ func TestSourceAddresses(t *testing.T) {
 	}
 }
 
+// What the agent looks at to see how much space is left is what the chart mounts.
+func TestDiskReserve(t *testing.T) {
+	for name, tt := range map[string]struct {
+		values, args, mounted []string
+	}{
+		"defaults": {nil, []string{"--disk-reserve=15%"}, nil},
+		"none":     {[]string{`node.diskReserve="0"`}, []string{"--disk-reserve=0"}, nil},
+		"a root":   {[]string{`containerd.rootDirectory="/data/c/tmp"`}, []string{"--disk-reserve=15%", "--containerd-root=/containerd-root"}, []string{"/data/c/tmp"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := pods(t, render(t, tt.values...))["node"].Spec
+			var args, mounted []string
+			for _, arg := range pod.Containers[0].Args {
+				if strings.HasPrefix(arg, "--disk") || strings.HasPrefix(arg, "--containerd") {
+					args = append(args, arg)
+				}
+			}
+			for _, m := range pod.Containers[0].VolumeMounts {
+				for _, v := range pod.Volumes {
+					if m.MountPath == "/containerd-root" && v.Name == m.Name && m.ReadOnly {
+						mounted = append(mounted, v.HostPath.Path)
+					}
+				}
+			}
+			if diff := cmp.Diff([][]string{tt.args, tt.mounted}, [][]string{args, mounted}); diff != "" {
+				t.Errorf("arguments and mounts (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // TestSchema has one row for each mistake that would otherwise be found out on
 // the nodes.
 func TestSchema(t *testing.T) {
@@ -274,6 +306,10 @@ func TestSchema(t *testing.T) {
 		"two volumes in one place, by .": {`archives.directory="/run/./containerd"`, "archives.directory"},
 		"node's ports are one":           {`node.ports={"metrics":9462,"health":9462}`, "node.ports"},
 		"controller's ports are one":     {`controller.ports.health=9463`, "controller.ports"},
+		"a reserve of everything":        {`node.diskReserve="100%"`, "diskReserve"},
+		"a reserve without a unit":       {`node.diskReserve="much"`, "diskReserve"},
+		"a reserve that is a number":     {`node.diskReserve=15`, "diskReserve"},
+		"a root that is relative":        {`containerd.rootDirectory="lib/containerd"`, "rootDirectory"},
 		"an address without a prefix":    {`node.allowSourceAddresses=["127.0.0.1"]`, "allowSourceAddresses"},
 		"a prefix too long":              {`node.allowSourceAddresses=["127.0.0.1/33"]`, "allowSourceAddresses"},
 		"a name as a prefix":             {`node.allowSourceAddresses=["localhost/32"]`, "allowSourceAddresses"},
