@@ -41,7 +41,7 @@ func TestNodeImportsBesideStalledOnes(t *testing.T) {
 		t.Errorf("the other one was stopped: %+v", e)
 	}
 	if n.importCount() != 5 {
-		t.Errorf("imports of %q", n.imports)
+		t.Errorf("%d imports", n.importCount())
 	}
 }
 
@@ -54,7 +54,9 @@ func TestNodeRecovers(t *testing.T) {
 	p := n.start(t)
 	n.waitFor(t, "recovers", ready)
 	n.waitFor(t, "recovers-gone", ready)
-	if r := n.recoveries; len(r) != 1 || len(r[0].wanted) != 2 || r[0].checks+r[0].imports > 0 {
+	var r []recovery
+	n.set(func() { r = n.recoveries })
+	if len(r) != 1 || len(r[0].wanted) != 2 || r[0].checks+r[0].imports > 0 {
 		t.Fatalf("recoveries %+v", r)
 	}
 	p.stop()
