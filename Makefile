@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tools cluster-tools build image demo cluster generate verify lint test test-unit bench fuzz clean
+.PHONY: help tools cluster-tools build image demo cluster generate verify lint test test-unit test-faults bench fuzz clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -61,6 +61,13 @@ test-unit: ## Run the tests that need no daemon, with the race detector
 test: tools build image test-unit ## Run every test (needs root)
 	@hack/deps.sh test
 	go test -count=1 -p 1 -timeout 40m ./test/...
+
+SEED ?= 1
+
+test-faults: ## Kill the agent, containerd and the power at every point of an import (needs root, 20 minutes); SEED=n
+	@hack/deps.sh
+	@hack/tools/build.sh containerd runc
+	go test -count=1 -v -timeout 40m ./test/faults -full -seed $(SEED)
 
 bench: build ## Measure the agent beside ctr (needs root); BENCH=case for one, PAIRS=n, BUSY=1
 	@hack/deps.sh

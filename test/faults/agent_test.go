@@ -1,0 +1,161 @@
+package faults
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/importer"
+)
+
+// writesName are calls that write a name, and answers to them.
+var writesName = regexp.MustCompile(`\.Images/(Create|Update)$`)
+
+// plan is how often what is killed.
+type plan struct {
+	names   int // messages that have to do with the writing of names
+	sample  int // of all messages
+	instant int // random times
+	// again is in how many of these the next program is killed, too: one in so many, 0 for never.
+	again int
+}
+
+// crashes of an import that passes these messages and takes this long.
+func (p plan) crashes(dice *rand.Rand, messages []message, usual time.Duration) []*crash {
+	var out []*crash
+	writes := 0
+	for _, m := range messages {
+		if writesName.MatchString(m.method) {
+			writes++
+		}
+	}
+	for _, k := range dice.Perm(writes)[:min(p.names, writes)] {
+		out = append(out, &crash{n: k + 1, method: writesName})
+	}
+	for _, k := range dice.Perm(len(messages))[:min(p.sample, len(messages))] {
+		out = append(out, &crash{n: k + 1})
+	}
+	for range p.instant {
+		out = append(out, &crash{after: time.Duration(dice.Int64N(int64(usual + usual/10)))})
+	}
+	for _, c := range out {
+		if p.again > 0 && dice.IntN(p.again) == 0 {
+			c.again = 1 + dice.IntN(againWithin)
+		}
+	}
+	return out
+}
+
+// againWithin are the messages in which a program clears up at its start, and some more.
+const againWithin = 60
+
+// all is a sample of every message.
+const all = 1 << 20
+
+// An `agent import` that is killed harms nobody, and the next one clears up.
+func TestAgentIsKilled(t *testing.T) {
+	former := application(1)
+	for _, tc := range []struct {
+		name   string
+		change func(*builder.Archive)
+		former *builder.Archive
+		short  plan
+		long   plan
+	}{
+		{"new names", func(*builder.Archive) {}, nil, plan{5, 6, 2, 3}, plan{all, all, 30, 3}},
+		{"other images for the names", func(*builder.Archive) {}, &former, plan{all, 4, 2, 3}, plan{all, all, 30, 3}},
+		{"stream", func(a *builder.Archive) { a.Compression = builder.Gzip }, nil, plan{3, 6, 2, 3}, plan{all, 80, 30, 3}},
+		{"docker archive", func(a *builder.Archive) { a.Format = builder.Docker }, nil, plan{3, 6, 2, 3}, plan{all, 80, 30, 3}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			a := application(2)
+			tc.change(&a)
+			s := newScenario(t, "agent import killed: "+tc.name, newRig(t, nil), a, tc.former)
+			for k, c := range pick(tc.short, tc.long).crashes(dice(t), s.messages, s.usual) {
+				s.restore(t)
+				p := s.killed(t, s.client(t, s.material.path), c)
+				if p.killed() {
+					s.kills++
+				}
+				s.aftermath(t, c, p)
+				s.attempts(t, c, k%2 == 0)
+			}
+			if a.Compression == builder.None { // ctr reads nothing else
+				s.compare(t, func(control *scenario, c *crash) { control.killed(t, ctrImport(t, s.material.path), c) })
+			}
+		})
+	}
+}
+
+// compare does the same to containerd's own client, which shows that this test would see it.
+func (s *scenario) compare(t *testing.T, strike func(control *scenario, c *crash)) {
+	t.Helper()
+	control := &scenario{rig: s.rig, row: &row{}, usual: s.usual, client: ctrImport, material: s.material, other: s.other, former: s.former, stay: s.stay, before: s.before}
+	s.restore(t)
+	p := control.proxy(t, nil)
+	control.must(t, ctrImport(t, s.material.path)(p.address))
+	p.stop()
+	after := s.state(t)["images"]
+	left, partial, incomplete, failed := 0, 0, 0, 0
+	points := pick(plan{3, 3, 0, 0}, plan{all, 20, 0, 0}).crashes(dice(t), p.messages(), 0)
+	for _, c := range points {
+		control.restore(t)
+		strike(control, c)
+		if len(s.rig.incomplete(t)) > 0 {
+			incomplete++
+		}
+		next := start(t, ctrImport(t, s.other.path)(s.ContainerdAddress))
+		next.wait(t)
+		if next.code() != 0 {
+			failed++
+		}
+		got := slices.DeleteFunc(s.state(t)["images"], func(line string) bool { return strings.HasPrefix(line, otherName) })
+		if !cmp.Equal(got, s.before["images"]) && !cmp.Equal(got, after) {
+			partial++
+		}
+		if control.scrub(t) > 0 {
+			left++
+		}
+	}
+	s.control = fmt.Sprintf("ctr, %d times: incomplete %d, in part %d, leftovers %d, failed %d", len(points), incomplete, partial, left, failed)
+	if left == 0 || incomplete+partial == 0 {
+		t.Errorf("the control shows nothing: %s", s.control)
+	}
+}
+
+// A node's agent that is killed finds what it has left when it starts: to go on with, or to remove.
+func TestOwnerIsKilled(t *testing.T) {
+	owner := importer.Owner{Name: "application", UID: "5d1b", SpecHash: "1"}
+	for _, wanted := range []bool{true, false} {
+		t.Run(fmt.Sprint("wanted ", wanted), func(t *testing.T) {
+			former := application(1)
+			s := newScenario(t, fmt.Sprintf("node's agent killed, archive wanted: %v", wanted), newRig(t, nil), application(2), &former)
+			run := helpSpec{Archive: s.material.path, Owner: owner}.program(t)
+			s.rehearseOwner(t, run)
+			for _, c := range pick(plan{all, 6, 2, 3}, plan{all, 120, 20, 3}).crashes(dice(t), s.messages, s.usual) {
+				s.restore(t)
+				p := s.killed(t, run, c)
+				if p.killed() {
+					s.kills++
+				}
+				s.aftermath(t, c, p)
+				if wanted {
+					s.adopted(t, c, run, owner)
+				} else {
+					s.killedAgain(t, helpSpec{}.program(t), c)
+					s.attempt(t, c, "Recover of nothing wanted", helpSpec{}.program(t), s.before, s.after)
+				}
+			}
+			if s.slowest > 5*time.Second {
+				t.Errorf("a recovery took %s", s.slowest)
+			}
+		})
+	}
+}
