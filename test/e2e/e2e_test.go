@@ -45,6 +45,7 @@ func TestEndToEnd(t *testing.T) {
 		{"suspended", suspended},
 		{"the API server restarted", apiServerRestarted},
 		{"deleted", deleted},
+		{"no room beside the reserve", reserved},
 		{"source gone and agents restarted", sourceGone},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.run(t, e) }) {
@@ -359,6 +360,36 @@ func deleted(t *testing.T, e *env) {
 			t.Errorf("%s: CRI has the image as %v; images and pins stay", n.Name, i)
 		}
 	}
+}
+
+// An agent in a pod sees containerd's file system, although nothing of it is mounted there.
+func reserved(t *testing.T, e *env) {
+	if err := e.Install(t.Context(), "node.diskReserve=99%"); err != nil {
+		t.Fatal(err)
+	}
+	e.Server.Reset()
+	e.write(t, "large.tar", "e2e.tarlift.dev/large:1", "large")
+	e.apply(t, "large", "large.tar")
+	for _, n := range e.Nodes {
+		eventually(t, func(ctx context.Context) string {
+			s := e.on(ctx, n, "large")
+			if s == nil || s.LastError == nil {
+				return n.Name + " has not tried"
+			}
+			if s.LastError.Reason != v1alpha1.ReasonInsufficientDisk || !strings.Contains(s.LastError.Message, "are to stay so") {
+				return n.Name + " says " + asJSON(s.LastError)
+			}
+			return ""
+		})
+	}
+	if err := e.Install(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	now := v1alpha1.AnnotationReconcileRequestedAt + "=" + time.Now().Format(time.RFC3339)
+	if _, err := e.Run(t.Context(), "kubectl", "annotate", "imagearchive", "large", now); err != nil {
+		t.Fatal(err)
+	}
+	e.ready(t, "large")
 }
 
 // Done is done: what was imported needs its source no more.

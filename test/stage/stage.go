@@ -146,6 +146,7 @@ func (s *Stage) Install(ctx context.Context, values ...string) error {
 	repository, tag, _ := strings.Cut(s.AgentImage, ":")
 	args := []string{
 		"upgrade", "--install", "tarlift", "charts/tarlift", "--namespace", Namespace, "--create-namespace",
+		"--set", "node.diskReserve=1%", // the machine may be fuller than a node should be
 		"--set", "image.repository=" + repository, "--set-string", "image.tag=" + tag, "--set", "image.pullPolicy=Never",
 		"--wait", "--timeout", "3m",
 	}
