@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/tarlift/tarlift/internal/source"
 )
 
 // gate is a source whose sections give no byte beyond a place until they are let through.
@@ -61,7 +63,7 @@ func (r *gated) Read(p []byte) (int, error) {
 func (r *gated) Close() error { return r.ReadCloser.Close() }
 
 // imports starts an import, and returns how to wait for it.
-func (n *node) imports(t *testing.T, src *gate, o Owner) func() {
+func (n *node) imports(t *testing.T, src source.Blob, o Owner) func() {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() {

@@ -32,8 +32,11 @@ func (s *session) transfer(ctx context.Context, src source.Blob, p *Plan) error 
 		return err
 	}
 	s.unpacker.begin(p)
-	return atOnce(ctx, workers, runs(absent, src.Remote()), func(ctx context.Context, blobs []PlannedBlob) error {
-		return s.putRun(ctx, src, blobs)
+	if src.Remote() {
+		return newFetcher(src, workers).each(ctx, runs(absent), s.putRun)
+	}
+	return atOnce(ctx, workers, absent, func(ctx context.Context, b PlannedBlob) error {
+		return s.putRun(ctx, src, []PlannedBlob{b})
 	})
 }
 
@@ -61,7 +64,7 @@ func coresAndOne() int { return runtime.NumCPU() + 1 }
 const (
 	// maxTransfers: each costs containerd and this process some MiB of buffers, and no gain was seen beyond.
 	maxTransfers = 4
-	// remoteTransfers are connections: enough to fill a link that bounds each of them, too few to be a burden.
+	// remoteTransfers are also connections: enough to fill a link that bounds each of them, too few to be a burden.
 	remoteTransfers = 4
 )
 
@@ -77,16 +80,16 @@ func (i *Importer) transfers(src source.Blob) int {
 }
 
 const (
-	// maxRun bounds what one request fetches of several blobs, in bytes: a round trip of 50 ms is then small beside the
-	// time that the bytes take at 100 MiB/s, and what there is to fetch is still spread over the connections.
+	// maxRun bounds what is fetched of several blobs together, in bytes: a round trip of 50 ms is then small beside the time
+	// that the bytes take at 100 MiB/s, and there is still something to write at the same time.
 	maxRun = 8 << 20
 	// maxGap between two blobs of a run, in bytes: tar headers and padding. More would be cheaper to ask for anew.
 	maxGap = 16 << 10
 )
 
-// runs groups blobs so that what lies side by side in a remote archive is fetched in one request. Each run's blobs are in
+// runs groups blobs so that what lies side by side in a remote archive is fetched as one section. Each run's blobs are in
 // the order in which they lie there, and the runs in the order of the first of their blobs that is wanted.
-func runs(blobs []PlannedBlob, remote bool) [][]PlannedBlob {
+func runs(blobs []PlannedBlob) [][]PlannedBlob {
 	type place struct {
 		PlannedBlob
 		turn int
@@ -95,9 +98,7 @@ func runs(blobs []PlannedBlob, remote bool) [][]PlannedBlob {
 	for k, b := range blobs {
 		places[k] = place{b, k}
 	}
-	if remote {
-		slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.extent.Offset, b.extent.Offset) })
-	}
+	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.extent.Offset, b.extent.Offset) })
 	type run struct {
 		blobs      []PlannedBlob
 		start, end int64
@@ -106,7 +107,7 @@ func runs(blobs []PlannedBlob, remote bool) [][]PlannedBlob {
 	var all []*run
 	for _, p := range places {
 		end := p.extent.Offset + p.extent.Size
-		if last := len(all) - 1; remote && last >= 0 {
+		if last := len(all) - 1; last >= 0 {
 			r := all[last]
 			if gap := p.extent.Offset - r.end; 0 <= gap && gap <= maxGap && end-r.start <= maxRun {
 				r.blobs, r.end, r.turn = append(r.blobs, p.PlannedBlob), end, min(r.turn, p.turn)
@@ -137,8 +138,13 @@ func (s *session) putHere(ctx context.Context, b PlannedBlob) error {
 	return nil
 }
 
+// sections is what blobs are read from: a source, or a turn to read from a remote one.
+type sections interface {
+	Section(ctx context.Context, off, n int64) (io.ReadCloser, error)
+}
+
 // putRun transfers the blobs of a run over one section, as far as none of them is passed over.
-func (s *session) putRun(ctx context.Context, src source.Blob, blobs []PlannedBlob) error {
+func (s *session) putRun(ctx context.Context, src sections, blobs []PlannedBlob) error {
 	last := blobs[len(blobs)-1].extent
 	r := &runReader{ctx: ctx, src: src, end: last.Offset + last.Size}
 	defer r.Close()
@@ -156,7 +162,7 @@ func (s *session) putRun(ctx context.Context, src source.Blob, blobs []PlannedBl
 // runReader gives the bytes of blobs one after the other, of one section where the next lies just behind.
 type runReader struct {
 	ctx     context.Context
-	src     source.Blob
+	src     sections
 	section io.ReadCloser // nil while none is open
 	at, end int64         // where section stands, and where it ends
 }

@@ -29,12 +29,10 @@ func TestRuns(t *testing.T) {
 	a, b, c := blob("a", 1000, 500), blob("b", 2048, 500), blob("c", 3072, 500)
 	for name, tc := range map[string]struct {
 		blobs []PlannedBlob
-		local bool
 		want  [][]string
 	}{
 		"neighbours":                {blobs: []PlannedBlob{a, b, c}, want: [][]string{{"a", "b", "c"}}},
 		"in another order":          {blobs: []PlannedBlob{c, a, b}, want: [][]string{{"a", "b", "c"}}},
-		"local":                     {blobs: []PlannedBlob{c, a, b}, local: true, want: [][]string{{"c"}, {"a"}, {"b"}}},
 		"a gap":                     {blobs: []PlannedBlob{a, blob("far", 1500+maxGap+1, 5)}, want: [][]string{{"a"}, {"far"}}},
 		"as wide as a gap may be":   {blobs: []PlannedBlob{a, blob("far", 1500+maxGap, 5)}, want: [][]string{{"a", "far"}}},
 		"wanted first, lying last":  {blobs: []PlannedBlob{blob("far", 1<<20, 5), b, a}, want: [][]string{{"far"}, {"a", "b"}}},
@@ -43,7 +41,7 @@ func TestRuns(t *testing.T) {
 		"none":                      {want: [][]string{}},
 	} {
 		got := [][]string{}
-		for _, r := range runs(tc.blobs, !tc.local) {
+		for _, r := range runs(tc.blobs) {
 			var names []string
 			for _, b := range r {
 				names = append(names, b.extent.Member)
@@ -63,11 +61,11 @@ func (remote) Remote() bool { return true }
 
 // Neighbours share a request. What turns out to be there is passed over.
 func TestNeighboursShareARequest(t *testing.T) {
-	all := single(layer("a", 1<<20), layer("b", 1<<20), layer("c", 1<<20), layer("d", 1<<20))
+	all := single(layer("a", 50<<10), layer("b", 50<<10), layer("c", 50<<10), layer("d", 50<<10))
 	for name, tc := range map[string]struct {
 		before   builder.Archive
 		requests int64
-	}{"nothing there": {single(), 1}, "one there": {single(layer("b", 1<<20)), 2}} {
+	}{"nothing there": {single(), 1}, "one there": {single(layer("b", 50<<10)), 2}} {
 		n := newNode(t, "linux/amd64")
 		if _, err := n.Import(t.Context(), blobOf(t, build(t, tc.before), false), wanted(owner)); err != nil {
 			t.Fatal(err)

@@ -1,0 +1,159 @@
+package importer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+)
+
+// fetched is a section that is fetched in chunks.
+type fetched struct {
+	*fetcher
+	ctx       context.Context
+	cancel    context.CancelFunc
+	receiving sync.WaitGroup
+	next, end int64         // of the archive, what has yet to be asked for
+	chunks    []*chunk      // the first is being read
+	arrived   chan struct{} // tells Read that there is more of the first chunk
+}
+
+type chunk struct {
+	off      int64
+	buf      []byte
+	read, in int // bytes of buf
+	complete bool
+	err      error // that follows the bytes, once it is complete
+}
+
+// Section is as that of a source.Blob. A turn has one at a time.
+func (t *turn) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	s := &fetched{fetcher: t.fetcher, next: off, end: off + n, arrived: make(chan struct{}, 1)}
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.section = s
+	t.schedule()
+	return s, nil
+}
+
+// begin has a connection fetch the next chunk.
+func (s *fetched) begin() {
+	c := &chunk{off: s.next}
+	if last := len(s.buffers) - 1; last >= 0 {
+		c.buf, s.buffers = s.buffers[last], s.buffers[:last]
+	} else {
+		c.buf = make([]byte, s.most)
+	}
+	c.buf = c.buf[:min(s.size, s.end-s.next)]
+	s.next += int64(len(c.buf))
+	s.chunks = append(s.chunks, c)
+	s.busy++
+	s.receiving.Go(func() {
+		start := time.Now()
+		err := s.receive(c)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.busy--
+		if c.complete, c.err = true, err; err == nil {
+			s.adapt(int64(len(c.buf)), time.Since(start))
+		} else {
+			s.end = s.next // nobody will get that far
+		}
+		s.tell(c)
+		s.schedule()
+	})
+}
+
+// receive returns the source's error, as if it were read without chunks.
+func (s *fetched) receive(c *chunk) error {
+	section, err := s.src.Section(s.ctx, c.off, int64(len(c.buf)))
+	if err != nil {
+		return err
+	}
+	defer section.Close()
+	for in := 0; in < len(c.buf); {
+		n, err := section.Read(c.buf[in:])
+		in += n
+		s.mu.Lock()
+		c.in = in
+		s.tell(c)
+		s.mu.Unlock()
+		switch {
+		case errors.Is(err, io.EOF) && in < len(c.buf):
+			return io.ErrUnexpectedEOF
+		case err != nil && !errors.Is(err, io.EOF):
+			return err
+		}
+	}
+	return ended(section)
+}
+
+// tell wakes Read up if it waits for c.
+func (s *fetched) tell(c *chunk) {
+	if len(s.chunks) == 0 || s.chunks[0] != c {
+		return
+	}
+	select {
+	case s.arrived <- struct{}{}:
+	default:
+	}
+}
+
+func (s *fetched) Read(p []byte) (int, error) {
+	for {
+		n, err := s.take(p)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		select {
+		case <-s.arrived:
+		case <-s.ctx.Done():
+			return 0, s.ctx.Err() //nolint:wrapcheck // the caller's own
+		}
+	}
+}
+
+// take reads what has arrived. What follows a chunk is looked at once that is complete.
+func (s *fetched) take(p []byte) (n int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.chunks) > 0 {
+		c := s.chunks[0]
+		if c.read < c.in || !c.complete {
+			n = copy(p, c.buf[c.read:c.in])
+			c.read += n
+			return n, nil
+		}
+		if c.err != nil {
+			return 0, c.err
+		}
+		s.drop()
+		s.schedule()
+	}
+	if s.next < s.end {
+		return 0, nil
+	}
+	return 0, io.EOF
+}
+
+// drop gives the first chunk's memory back.
+func (s *fetched) drop() {
+	s.buffers = append(s.buffers, s.chunks[0].buf[:s.most])
+	s.chunks = s.chunks[1:]
+}
+
+// Close returns when nothing is received any more.
+func (s *fetched) Close() error {
+	s.cancel()
+	s.receiving.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.chunks) > 0 {
+		s.drop()
+	}
+	s.next = s.end
+	s.schedule()
+	return nil
+}

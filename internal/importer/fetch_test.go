@@ -1,0 +1,388 @@
+package importer
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/archive/builder"
+)
+
+// link is a remote source whose sections share so many bytes a second, and that notes them.
+type link struct {
+	remote
+	rate   int64
+	onRead func(ctx context.Context, off int64) error // injected fault: called for each read with its offset
+
+	mu         sync.Mutex
+	free       time.Time // when all that was asked for will have passed
+	sections   []span
+	open, most int
+	given      int64 // bytes
+}
+
+type span struct{ off, n int64 }
+
+func newLink(size int, rate int64) *link {
+	data := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(data) // always well
+	return &link{remote: remote{&memory{Reader: bytes.NewReader(data)}}, rate: rate}
+}
+
+func (l *link) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sections = append(l.sections, span{off, n})
+	l.open++
+	l.most = max(l.most, l.open)
+	return &linked{ctx, l, off, off + n}, nil
+}
+
+type linked struct {
+	ctx context.Context
+	*link
+	off, end int64
+}
+
+func (s *linked) Read(p []byte) (int, error) {
+	if s.off == s.end {
+		return 0, io.EOF
+	}
+	if s.onRead != nil {
+		if err := s.onRead(s.ctx, s.off); err != nil {
+			return 0, err
+		}
+	}
+	p = p[:min(int64(len(p)), s.end-s.off, 4<<10)]
+	s.mu.Lock()
+	if now := time.Now(); s.free.Before(now) {
+		s.free = now
+	}
+	s.free = s.free.Add(time.Duration(len(p)) * time.Second / time.Duration(s.rate))
+	passed := time.After(time.Until(s.free))
+	s.mu.Unlock()
+	select {
+	case <-passed:
+	case <-s.ctx.Done():
+		return 0, s.ctx.Err()
+	}
+	n, err := s.Reader.ReadAt(p, s.off)
+	s.off += int64(n)
+	s.mu.Lock()
+	s.given += int64(n)
+	s.mu.Unlock()
+	return n, err
+}
+
+func (s *linked) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+	return nil
+}
+
+// blobs are so many runs of one blob each, of equal size.
+func (l *link) blobs(n int64) [][]PlannedBlob {
+	size := l.Size() / n
+	runs := make([][]PlannedBlob, n)
+	for k := range runs {
+		off := int64(k) * size
+		runs[k] = []PlannedBlob{{Descriptor: ocispec.Descriptor{Size: size}, extent: archive.Extent{Offset: off, Size: size}}}
+	}
+	return runs
+}
+
+// wantOnce checks that the sections are the blob's bytes, each once.
+func (l *link) wantOnce(t *testing.T) {
+	t.Helper()
+	slices.SortFunc(l.sections, func(a, b span) int { return cmp.Compare(a.off, b.off) })
+	var end int64
+	for _, s := range l.sections {
+		if s.off != end {
+			t.Errorf("a section begins at %d, the one before ends at %d", s.off, end)
+		}
+		end = s.off + s.n
+	}
+	if end != l.Size() || l.given != l.Size() {
+		t.Errorf("sections up to %d of %d bytes, %d were given", end, l.Size(), l.given)
+	}
+	if l.open != 0 {
+		t.Errorf("%d sections are open still", l.open)
+	}
+}
+
+// all reads a whole blob in pieces, as an ingest does. It calls each with the bytes of a piece, one at a time.
+func (l *link) all(ctx context.Context, src sections, b PlannedBlob, each func(n int64)) error {
+	r, err := src.Section(ctx, b.extent.Offset, b.extent.Size)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	want := make([]byte, b.Size)
+	if _, err := l.Reader.ReadAt(want, b.extent.Offset); err != nil {
+		return err
+	}
+	buf, at := make([]byte, pieceSize), 0
+	for {
+		n, err := r.Read(buf)
+		if !bytes.Equal(buf[:n], want[at:at+n]) {
+			return fmt.Errorf("other bytes at %d", at)
+		}
+		at += n
+		l.mu.Lock()
+		each(int64(n))
+		l.mu.Unlock()
+		switch {
+		case err == io.EOF && at == len(want):
+			return nil
+		case err != nil:
+			return fmt.Errorf("after %d bytes: %w", at, err)
+		}
+	}
+}
+
+const mebi = 1 << 20
+
+// Blobs are complete one after the other, in their order, although the link is always full and all connections are used.
+func TestFetchInOrder(t *testing.T) {
+	for name, tc := range map[string]struct{ connections, blobs int64 }{
+		"one blob": {4, 1}, "four blobs": {4, 4}, "many blobs": {4, 40}, "one connection": {1, 4}, "many connections": {16, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLink(80*mebi, 100*mebi)
+				start, size := time.Now(), l.Size()/tc.blobs
+				var last int64
+				err := newFetcher(l, int(tc.connections)).each(t.Context(), l.blobs(tc.blobs), func(ctx context.Context, src sections, b []PlannedBlob) error {
+					err := l.all(ctx, src, b[0], func(int64) {})
+					l.mu.Lock()
+					defer l.mu.Unlock()
+					at, ideal := time.Since(start), time.Duration(b[0].extent.Offset+size)*time.Second/time.Duration(l.rate)
+					if limit := ideal*11/10 + 50*time.Millisecond; at > limit {
+						t.Errorf("the blob at %d MiB was complete after %v, not within %v", b[0].extent.Offset/mebi, at, limit)
+					}
+					if b[0].extent.Offset < last-4*mebi {
+						t.Errorf("the blob at %d MiB was complete after that at %d MiB", b[0].extent.Offset/mebi, last/mebi)
+					}
+					last = b[0].extent.Offset
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				l.wantOnce(t)
+				if l.most != int(tc.connections) {
+					t.Errorf("%d connections at a time, want %d", l.most, tc.connections)
+				}
+			})
+		})
+	}
+}
+
+// What a writer slower than the link leaves goes to the blobs behind, and memory stays bounded when nobody writes at all.
+func TestFetchAheadIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLink(96*mebi, 100*mebi)
+		ctx, cancel := context.WithCancel(t.Context())
+		begun := 0
+		done := make(chan error)
+		go func() {
+			done <- newFetcher(l, 4).each(ctx, l.blobs(4), func(ctx context.Context, src sections, b []PlannedBlob) error {
+				r, err := src.Section(ctx, b[0].extent.Offset, b[0].extent.Size)
+				if err != nil {
+					return err
+				}
+				defer r.Close()
+				l.mu.Lock()
+				begun++
+				l.mu.Unlock()
+				<-ctx.Done() // containerd hangs
+				return ctx.Err()
+			})
+		}()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		l.mu.Lock()
+		if l.given > fetchMemory || l.given < fetchMemory/4 || l.open != 0 {
+			t.Errorf("%d bytes were fetched of which none was written, %d connections wait", l.given, l.open)
+		}
+		if begun != 4 {
+			t.Errorf("%d blobs are on their way", begun)
+		}
+		l.mu.Unlock()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// A kill loses what was received and not yet written. Over a slow link that is seconds' worth, and there is
+// something to write all the time.
+func TestFetchFromASlowLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate = 100 << 10
+		l := newLink(8*mebi, rate)
+		var written, lost int64
+		var waited time.Duration
+		last := time.Now()
+		err := newFetcher(l, 4).each(t.Context(), l.blobs(2), func(ctx context.Context, src sections, b []PlannedBlob) error {
+			return l.all(ctx, src, b[0], func(n int64) {
+				written += n
+				lost = max(lost, l.given-written)
+				waited, last = max(waited, time.Since(last)), time.Now()
+			})
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		l.wantOnce(t)
+		if limit := int64(4 * minChunk); lost > limit {
+			t.Errorf("up to %d bytes were not written, want at most %d", lost, limit)
+		}
+		if waited > 2*time.Second {
+			t.Errorf("nothing to write for %v", waited)
+		}
+	})
+}
+
+// All that lies before a fault arrives, whichever chunk has it, and the fault behind that.
+func TestFetchFault(t *testing.T) {
+	for _, at := range []int64{0, 100, minChunk - 1, minChunk, 3*minChunk + 5, 9*mebi + 77, 20*mebi - 1} {
+		for _, fault := range []error{errInjected, io.EOF} {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLink(20*mebi, 100*mebi)
+				l.onRead = func(_ context.Context, off int64) error {
+					if off <= at && at < off+4<<10 {
+						return fault
+					}
+					return nil
+				}
+				var written int64
+				err := newFetcher(l, 4).each(t.Context(), l.blobs(1), func(ctx context.Context, src sections, b []PlannedBlob) error {
+					return l.all(ctx, src, b[0], func(n int64) { written += n })
+				})
+				want := fault
+				if fault == io.EOF { //nolint:errorlint // the value itself
+					want = io.ErrUnexpectedEOF
+				}
+				if !errors.Is(err, want) {
+					t.Errorf("fault at %d: error %v, want %v", at, err, want)
+				}
+				if written > at || written <= at-4<<10 {
+					t.Errorf("fault at %d: %d bytes arrived", at, written)
+				}
+				if l.open != 0 || l.given > at+fetchMemory {
+					t.Errorf("fault at %d: %d sections are open, %d bytes were fetched", at, l.open, l.given)
+				}
+			})
+		}
+	}
+}
+
+// Sections that get no byte end with the import, and so do the blobs behind when one has failed.
+func TestFetchEnds(t *testing.T) {
+	for name, fail := range map[string]bool{"cancelled": false, "another failed": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLink(40*mebi, 100*mebi)
+				l.onRead = func(ctx context.Context, off int64) error {
+					if off >= 6*mebi {
+						<-ctx.Done()
+						return ctx.Err()
+					}
+					return nil
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				start := time.Now()
+				if !fail {
+					time.AfterFunc(time.Second, cancel)
+				}
+				defer cancel()
+				err := newFetcher(l, 4).each(ctx, l.blobs(10), func(ctx context.Context, src sections, b []PlannedBlob) error {
+					if fail && b[0].extent.Offset == 4*mebi {
+						time.Sleep(time.Second)
+						return errInjected
+					}
+					return l.all(ctx, src, b[0], func(int64) {})
+				})
+				want := map[bool]error{false: context.Canceled, true: errInjected}[fail]
+				if !errors.Is(err, want) {
+					t.Errorf("error %v, want %v", err, want)
+				}
+				if took := time.Since(start); took > 1100*time.Millisecond || l.open != 0 {
+					t.Errorf("it took %v, %d sections are open", took, l.open)
+				}
+			})
+		})
+	}
+}
+
+// What an interrupted import from a remote source wrote stays, and the next goes on there.
+func TestRemoteAttemptContinues(t *testing.T) {
+	b := build(t, single(layer("a", 1<<20), layer("b", 40<<20)))
+	n := newNode(t, "linux/amd64")
+	req := wanted(owner)
+	req.Keep = true
+	src := blobOf(t, b, false)
+	src.onBytes = func(off int64) error {
+		if 36<<20 <= off && off < 37<<20 {
+			return errInjected
+		}
+		return nil
+	}
+	if _, err := n.Import(t.Context(), remote{src}, req); !errors.Is(err, errInjected) {
+		t.Fatalf("error %v", err)
+	}
+	got, err := n.Import(t.Context(), remote{blobOf(t, b, false)}, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Two pieces had been read and not yet been written.
+	if missing := int64(6<<20) + 2*pieceSize; got.Bytes.Read > missing+1<<20 {
+		t.Errorf("read %d bytes, of which %d at most were missing", got.Bytes.Read, missing)
+	}
+}
+
+// remoteGate is a gate that costs round trips.
+type remoteGate struct{ *gate }
+
+func (remoteGate) Remote() bool { return true }
+
+// Importers that begin in the same moment share the work: none has an ingest open for which it fetches nothing.
+func TestRemoteImportsShareLayers(t *testing.T) {
+	var layers []builder.Layer
+	for k := range 6 {
+		layers = append(layers, layer(fmt.Sprint(k), sharedSize))
+	}
+	b := build(t, single(layers...))
+	n := newNode(t, "linux/amd64")
+	var total int64
+	var gates []*gate
+	var waits []func()
+	for _, uid := range []string{"1", "2"} {
+		g := newGate(blobOf(t, b, false), 0)
+		g.trickle = 256 << 10
+		gates = append(gates, g)
+		waits = append(waits, n.imports(t, remoteGate{g}, named("archive-"+uid, uid)))
+	}
+	for k, wait := range waits {
+		wait()
+		total += gates[k].bytes.Load()
+	}
+	if need := int64(len(layers) * sharedSize); total > need*5/4 {
+		t.Errorf("%d bytes moved of layers of %d", total, need)
+	}
+}
