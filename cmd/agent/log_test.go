@@ -40,9 +40,7 @@ func TestUnsolicitedAnswersAreNotLogged(t *testing.T) {
 			panic(err)
 		}
 		defer conn.Close()
-		conn.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"))
-		time.Sleep(50 * time.Millisecond) // for the connection to be idle
-		conn.Write([]byte(unasked))
+		conn.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello" + unasked))
 		io.Copy(io.Discard, conn) //nolint:errcheck // until the client goes
 	}))
 	defer srv.Close()
