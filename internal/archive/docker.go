@@ -46,6 +46,9 @@ func (l *Layout) decodeDocker(ctx context.Context) error {
 		if err := l.decodeDockerImage(ctx, img); err != nil {
 			return fmt.Errorf("read %s: image %d: %w", dockerManifestFile, i, err)
 		}
+		for len(l.images) < len(l.Manifests) {
+			l.images = append(l.images, i)
+		}
 	}
 	l.Index, err = json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: l.Manifests})
 	if err != nil {
@@ -75,9 +78,9 @@ func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
 		l.Manifests = append(l.Manifests, d)
 	}
 	for _, tag := range img.RepoTags {
-		name, err := reference.ParseDockerRef(tag)
+		name, err := parseRef(tag)
 		if err != nil {
-			return fmt.Errorf("name %.200q: %s: %w", tag, reason(err), ErrInvalidName)
+			return err
 		}
 		d := d
 		d.Annotations = map[string]string{annotationImageName: name.String(), ocispec.AnnotationRefName: tagOf(name)}
@@ -108,6 +111,9 @@ func (l *Layout) dockerConfig(ctx context.Context, img dockerImage) (ocispec.Des
 		return ocispec.Descriptor{}, config{}, err
 	}
 	cfg, err := decodeConfig(data)
+	if err == nil {
+		err = cfg.tellsPlatform()
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, config{}, fmt.Errorf("read %.200q: %w", name, err)
 	}
@@ -140,7 +146,9 @@ func (l *Layout) isMember(d ocispec.Descriptor, name string) error {
 	if m, ok := l.members[d.Digest]; ok && m.size != d.Size {
 		return fmt.Errorf("members %.200q of %d bytes and %.200q of %d cannot both be %s: %w", m.name, m.size, name, d.Size, d.Digest, ErrDigestMismatch)
 	}
-	l.members[d.Digest] = blobMember{name, d.Size}
+	if _, ok := l.members[d.Digest]; !ok {
+		l.members[d.Digest] = blobMember{name, d.Size}
+	}
 	return nil
 }
 

@@ -31,6 +31,8 @@ type Layout struct {
 	Complete bool
 
 	tree Tree
+	// images are those of manifest.json that Manifests were made of; nil for an OCI layout.
+	images []int
 	// made are blobs that docker archives lack, members those that are its blobs.
 	made    map[digest.Digest][]byte
 	members map[digest.Digest]blobMember
@@ -117,6 +119,16 @@ func (l *Layout) decodeOCI(ctx context.Context) error {
 	return nil
 }
 
+// Select applies a selection to Manifests. Its errors say where a name stands.
+func (l *Layout) Select(s Selection) ([]Named, error) {
+	return s.choose(l.Manifests, func(i int) string {
+		if l.Format == FormatDocker {
+			return fmt.Sprintf("read %s: image %d", dockerManifestFile, l.images[i])
+		}
+		return inIndex(i)
+	})
+}
+
 // readFile reads a member that must be there.
 func (l *Layout) readFile(ctx context.Context, name string, limit int64) ([]byte, error) {
 	data, err := l.tree.ReadFile(ctx, name, limit)
@@ -156,7 +168,7 @@ func (l *Layout) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 	}
 	data, err := l.readBlob(ctx, d.Digest, limit)
 	if err == nil && int64(len(data)) != d.Size {
-		err = fmt.Errorf("it has %d bytes, its descriptor says %d: %w", len(data), d.Size, ErrInvalid)
+		err = fmt.Errorf("size: its descriptor says %d, it has %d bytes: %w", d.Size, len(data), ErrInvalid)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read blob %s: %w", d.Digest, err)

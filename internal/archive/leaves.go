@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -27,20 +28,35 @@ type Leaf struct {
 // without platform that are absent are left out: the archive is of other
 // platforms. With an artifact for target there are none.
 func Leaves(ctx context.Context, fetch Fetch, target ocispec.Descriptor) ([]Leaf, error) {
-	w := walker{fetch: fetch}
-	err := w.visit(ctx, target, nil)
-	return w.leaves, err
+	return (&Walk{Fetch: fetch}).Leaves(ctx, target)
+}
+
+// Walk gives the leaves of several targets of one archive, and bounds by MaxVisits what they cost together.
+type Walk struct {
+	Fetch  Fetch
+	visits int
+}
+
+// Leaves is as the function of this name.
+func (w *Walk) Leaves(ctx context.Context, target ocispec.Descriptor) ([]Leaf, error) {
+	one := walker{fetch: w.Fetch, before: w.visits}
+	err := one.visit(ctx, target, nil)
+	w.visits += one.visited
+	return one.leaves, err
 }
 
 type walker struct {
-	fetch   Fetch
-	leaves  []Leaf
-	visited int
+	fetch           Fetch
+	leaves          []Leaf
+	before, visited int // visits below earlier targets, and below this one
 }
 
 func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
 	if w.visited++; w.visited > MaxDescriptors {
 		return fmt.Errorf("more than %d manifests and indexes: %w", MaxDescriptors, ErrLimit)
+	}
+	if w.before+w.visited > MaxVisits {
+		return fmt.Errorf("more than %d manifests and indexes below all names: %w", MaxVisits, ErrLimit)
 	}
 	if err := checkDescriptor("target", d); err != nil {
 		return err
@@ -51,8 +67,10 @@ func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, parents []ocis
 		err = w.visitIndex(ctx, d, parents)
 	case isManifest(d.MediaType):
 		err = w.visitManifest(ctx, d, parents)
+	case len(parents) == 0 && isSchema1(d.MediaType):
+		err = fmt.Errorf("%s is a manifest of schema 1 (%q), which containerd does not read, convert the image: %w", d.Digest, d.MediaType, ErrInvalid)
 	case len(parents) == 0:
-		err = fmt.Errorf("media type %.200q is neither an index nor an image: %w", d.MediaType, ErrInvalid)
+		err = fmt.Errorf("%s: mediaType: %.200q is neither an index nor an image: %w", d.Digest, d.MediaType, ErrInvalid)
 	}
 	if len(parents) > 0 && errors.Is(err, ErrMissing) && !errors.Is(err, ErrTruncated) {
 		return nil
@@ -119,6 +137,9 @@ func (w *walker) platform(ctx context.Context, d ocispec.Descriptor) (*ocispec.P
 		return nil, err
 	}
 	c, err := decodeConfig(data)
+	if err == nil {
+		err = c.tellsPlatform()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read config %s: %w", m.Config.Digest, err)
 	}
@@ -174,9 +195,26 @@ func ReadManifest(ctx context.Context, fetch Fetch, d ocispec.Descriptor) (ocisp
 	return m, nil
 }
 
+// ReadConfig fetches the config of an image for a platform and checks that it fits: the platform must be the same, and
+// each layer must have its diffID, which are returned.
+func ReadConfig(ctx context.Context, fetch Fetch, m ocispec.Manifest, platform ocispec.Platform) ([]digest.Digest, error) {
+	data, err := fetchBounded(ctx, fetch, m.Config, MaxConfigBytes)
+	if err != nil {
+		return nil, err
+	}
+	c, err := decodeConfig(data)
+	if err == nil {
+		err = c.fits(m, platform)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read config %s: %w", m.Config.Digest, err)
+	}
+	return c.RootFS.DiffIDs, nil
+}
+
 func fetchBounded(ctx context.Context, fetch Fetch, d ocispec.Descriptor, limit int64) ([]byte, error) {
 	if d.Size > limit {
-		return nil, fmt.Errorf("blob %s has %d bytes, at most %d are read: %w", d.Digest, d.Size, limit, ErrLimit)
+		return nil, fmt.Errorf("blob %s: size: %d in its descriptor, at most %d bytes are read: %w", d.Digest, d.Size, limit, ErrLimit)
 	}
 	return fetch(ctx, d)
 }

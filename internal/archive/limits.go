@@ -23,6 +23,10 @@ const (
 	// MaxPaddingBytes: zeros after the end of a tar. tar fills records of 10 KiB;
 	// other tools fill to the block size of a medium, some MiB at most.
 	MaxPaddingBytes = 16 << 20
+	// MaxValues of JSON in one document: objects, lists, and what is behind a comma. 4,096
+	// descriptors with all that tools write into them have some 60,000. Decoded, a value
+	// of two bytes takes up to 120, twice: 24 MB.
+	MaxValues = 100_000
 	// MaxNames of images in one archive: more than all images of the largest
 	// bundles seen, four times over.
 	MaxNames = 4096
@@ -30,6 +34,10 @@ const (
 	MaxDescriptors = 4096
 	// MaxLayers of one manifest: overlayfs takes 500 lower directories, Docker 127.
 	MaxLayers = 512
+	// MaxVisits of manifests and indexes below all names of an archive, where an index that
+	// several share counts each time: a thousand names of twenty platforms and as many
+	// attestations come to 40,000. Reading the largest index again and again, until then, takes a second.
+	MaxVisits = 100_000
 	// MaxDepth of indexes in indexes. Tools make one or two.
 	MaxDepth = 8
 	// MaxExpansion is output over input of an outer compression, once the output

@@ -9,8 +9,8 @@ import (
 
 // magics of files that people take for an archive, or that servers send instead of one.
 var magics = []struct{ magic, what string }{
-	{"\x1f\x8b", "gzip data"},
-	{"\x28\xb5\x2f\xfd", "zstd data"},
+	{"\x1f\x8b", "gzip data (compress an archive once only)"},
+	{"\x28\xb5\x2f\xfd", "zstd data (compress an archive once only)"},
 	{"\xfd7zXZ\x00", "xz data (recompress it with zstd or gzip)"},
 	{"BZh", "bzip2 data (recompress it with zstd or gzip)"},
 	{"\x04\x22\x4d\x18", "lz4 data (recompress it with zstd or gzip)"},

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"unicode"
 
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	strictjson "sigs.k8s.io/json"
@@ -29,6 +31,11 @@ const (
 
 func isIndex(mediaType string) bool {
 	return mediaType == ocispec.MediaTypeImageIndex || mediaType == mediaTypeDockerIndex
+}
+
+// isSchema1: manifests of Docker before 1.10 (distribution, manifest/schema1).
+func isSchema1(mediaType string) bool {
+	return strings.HasPrefix(mediaType, "application/vnd.docker.distribution.manifest.v1+")
 }
 
 func isManifest(mediaType string) bool {
@@ -69,7 +76,15 @@ func reason(err error) string {
 // others because it ignores case.
 func decodeJSON[T any](data []byte) (T, error) {
 	var strict, lax T
-	faults, err := strictjson.UnmarshalStrict(data, &strict, strictjson.DisallowDuplicateFields)
+	if countValues(data) > MaxValues {
+		return strict, fmt.Errorf("more than %d values: %w", MaxValues, ErrLimit)
+	}
+	// Also what is of no use here has its keys once: whoever reads it later sees the same.
+	var whole any
+	faults, err := strictjson.UnmarshalStrict(data, &whole, strictjson.DisallowDuplicateFields)
+	if err == nil && len(faults) == 0 {
+		err = strictjson.UnmarshalCaseSensitivePreserveInts(data, &strict)
+	}
 	if err == nil && len(faults) > 0 {
 		err = faults[0]
 	}
@@ -83,6 +98,22 @@ func decodeJSON[T any](data []byte) (T, error) {
 		return strict, fmt.Errorf("%s: %w", reason(err), ErrInvalid)
 	}
 	return strict, nil
+}
+
+// countValues counts the objects and lists in JSON, and what else is behind a comma: before they take memory.
+func countValues(data []byte) int {
+	n, quoted := 0, false
+	for k := 0; k < len(data); k++ {
+		switch c := data[k]; {
+		case quoted && c == '\\':
+			k++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && (c == ',' || c == '{' || c == '['):
+			n++
+		}
+	}
+	return n
 }
 
 // checkDescriptor tells whether d can name a blob; field is where d stands.
@@ -166,9 +197,7 @@ func decodeManifest(data []byte, mediaType string) (ocispec.Manifest, error) {
 // config is what is read of an image config.
 type config struct {
 	ocispec.Platform
-	RootFS struct {
-		DiffIDs []digest.Digest `json:"diff_ids"`
-	} `json:"rootfs"`
+	RootFS ocispec.RootFS `json:"rootfs"`
 }
 
 // decodeConfig reads an image config: platform and diffIDs.
@@ -180,11 +209,45 @@ func decodeConfig(data []byte) (config, error) {
 	if c.OS == "" {
 		c.OS = "linux" // as containerd on Linux does, and everywhere the same
 	}
-	if c.Architecture == "" {
-		return c, fmt.Errorf("architecture: missing: %w", ErrInvalid)
-	}
 	if len(c.RootFS.DiffIDs) > MaxLayers {
 		return c, fmt.Errorf("rootfs.diff_ids: more than %d: %w", MaxLayers, ErrLimit)
 	}
+	for i, d := range c.RootFS.DiffIDs {
+		if err := d.Validate(); err != nil {
+			return c, fmt.Errorf("rootfs.diff_ids[%d]: %.200q: %s: %w", i, d, reason(err), ErrInvalid)
+		}
+	}
 	return c, nil
+}
+
+// tellsPlatform: nothing else does.
+func (c config) tellsPlatform() error {
+	if c.Architecture == "" {
+		return fmt.Errorf("architecture: missing: %w", ErrInvalid)
+	}
+	return nil
+}
+
+// fits tells whether it is the config of an image's manifest for a platform.
+func (c config) fits(m ocispec.Manifest, platform ocispec.Platform) error {
+	own, want := platforms.Normalize(c.Platform), platforms.Normalize(platform)
+	// Variants are often left out, in configs or in descriptors.
+	if own.Architecture != "" && own.Architecture != want.Architecture || own.OS != want.OS {
+		return fmt.Errorf("os and architecture: %.100q, its descriptor says %.100q: %w",
+			own.OS+"/"+own.Architecture, want.OS+"/"+want.Architecture, ErrInvalid)
+	}
+	if t := c.RootFS.Type; t != "" && t != "layers" { // containerd would skip it without an error
+		return fmt.Errorf("rootfs.type: %.200q, want \"layers\": %w", t, ErrInvalid)
+	}
+	if len(c.RootFS.DiffIDs) != len(m.Layers) {
+		return fmt.Errorf("rootfs.diff_ids: %d of them for %d layers: %w", len(c.RootFS.DiffIDs), len(m.Layers), ErrInvalid)
+	}
+	content := map[digest.Digest]digest.Digest{}
+	for k, id := range c.RootFS.DiffIDs {
+		if other, ok := content[m.Layers[k].Digest]; ok && other != id {
+			return fmt.Errorf("rootfs.diff_ids[%d]: layer %s has another one above: %w", k, m.Layers[k].Digest, ErrInvalid)
+		}
+		content[m.Layers[k].Digest] = id
+	}
+	return nil
 }

@@ -1,11 +1,13 @@
 package archive
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
 
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -57,6 +59,13 @@ func (s Selection) Validate() error {
 // rename to such a name, a name with two targets, and when nothing is selected; or
 // ErrLimit above MaxNames.
 func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
+	return s.choose(manifests, inIndex)
+}
+
+func inIndex(i int) string { return fmt.Sprintf("read %s: manifests[%d]", ocispec.ImageIndexFile, i) }
+
+// choose selects; place tells where the manifest of a number stands.
+func (s Selection) choose(manifests []ocispec.Descriptor, place func(int) string) ([]Named, error) {
 	c, err := s.compile()
 	if err != nil {
 		return nil, err
@@ -71,18 +80,18 @@ func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read %s: manifests[%d]: %w", ocispec.ImageIndexFile, i, err)
+			return nil, fmt.Errorf("%s: %w", place(i), err)
 		}
 		if source == nil || !c.matches(source.String()) {
 			continue
 		}
 		n, err := c.name(d, source, nameless)
 		if err != nil {
-			return nil, fmt.Errorf("read %s: manifests[%d]: %w", ocispec.ImageIndexFile, i, err)
+			return nil, fmt.Errorf("%s: %w", place(i), err)
 		}
 		other, twice := seen[n.Name]
 		if twice && other.Digest != d.Digest {
-			return nil, fmt.Errorf("name %.200q stands for two images, %s and %s: %w", n.Name, other.Digest, d.Digest, ErrInvalidName)
+			return nil, fmt.Errorf("%s: name %.200q stands for two images, %s and %s: %w", place(i), n.Name, other.Digest, d.Digest, ErrInvalidName)
 		}
 		if twice {
 			continue
@@ -236,12 +245,25 @@ func (c compiled) sourceName(d ocispec.Descriptor) (name reference.Named, namele
 
 // parseName normalises a full name. A digest in it must be the image's.
 func parseName(s string, d ocispec.Descriptor) (reference.Named, error) {
-	name, err := reference.ParseDockerRef(s)
+	name, err := parseRef(s)
 	if err != nil {
-		return nil, fmt.Errorf("name %.200q: %s: %w", s, reason(err), ErrInvalidName)
+		return nil, err
 	}
 	if c, ok := name.(reference.Digested); ok && c.Digest() != d.Digest {
 		return nil, fmt.Errorf("name %.200q is that of another image, this one is %s: %w", s, d.Digest, ErrInvalidName)
+	}
+	return name, nil
+}
+
+// parseRef normalises a full name. A digest is none, though docker.io/library/sha256 could be a repository and the hex a
+// tag in it: CRI takes such names for images' ids.
+func parseRef(s string) (reference.Named, error) {
+	name, err := reference.ParseDockerRef(s)
+	if _, notDigest := digest.Parse(s); err == nil && notDigest == nil {
+		err = errors.New("a digest is not a name")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("name %.200q: %s: %w", s, reason(err), ErrInvalidName)
 	}
 	return name, nil
 }

@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 const blockSize = 512 // of a tar
@@ -117,7 +118,10 @@ func (s *scanner) check(h *tar.Header) (entry, error) {
 // cleanName is a member's name without "./" and trailing slash.
 func cleanName(name string) (string, error) {
 	if len(name) > MaxMemberName {
-		return "", fmt.Errorf("a member's name has more than %d bytes: %w", MaxMemberName, ErrLimit)
+		return "", fmt.Errorf("member %.200q: its name has more than %d bytes: %w", name, MaxMemberName, ErrLimit)
+	}
+	if strings.ContainsFunc(name, unicode.IsControl) {
+		return "", fmt.Errorf("member %.200q has a control character in its name: %w", name, ErrInvalid)
 	}
 	if fs.ValidPath(name) {
 		return name, nil // as nearly all are

@@ -3,10 +3,10 @@ package importer
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -71,6 +71,7 @@ type PlannedBytes struct {
 type planner struct {
 	importer *Importer
 	archive  *Archive
+	walk     archive.Walk
 	match    platforms.MatchComparer
 	needed   map[digest.Digest]bool
 	images   map[digest.Digest]image
@@ -87,7 +88,7 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 	if !a.Complete && !a.passing && (req.Digest != "" || req.IndexDigest != "") {
 		return nil, fmt.Errorf("the tar has no end marker: %w", archive.ErrTruncated)
 	}
-	named, err := req.Selection.Select(a.Manifests)
+	named, err := a.Select(req.Selection)
 	if err != nil {
 		return nil, err
 	}
@@ -95,18 +96,23 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 		importer: i, archive: a, match: platforms.Only(i.platform),
 		needed: map[digest.Digest]bool{}, images: map[digest.Digest]image{}, plan: &Plan{Format: a.Format, IndexDigest: a.IndexDigest},
 	}
+	p.walk.Fetch = p.fetch
 	var chosen chosenPlatforms
-	var foreign []string
+	foreign := map[string]bool{}
 	for _, n := range named {
 		img, err := p.image(ctx, n.Name, n.Target)
 		if err != nil {
 			return nil, fmt.Errorf("image %q: %w", n.Name, err)
 		}
 		if img.leaf == nil {
-			foreign = append(foreign, img.others...)
+			for _, other := range img.others {
+				foreign[other] = true
+			}
 			continue
 		}
-		chosen = append(chosen, *img.leaf.Platform)
+		if !chosen.Match(*img.leaf.Platform) {
+			chosen = append(chosen, *img.leaf.Platform)
+		}
 		p.plan.Images = append(p.plan.Images, PlannedImage{
 			Name: n.Name, Source: n.Source, DigestReference: n.DigestReference,
 			Digest: n.Target.Digest, Platform: platforms.FormatAll(*img.leaf.Platform), Manifest: img.leaf.Digest,
@@ -151,7 +157,10 @@ func (p *planner) image(ctx context.Context, name string, target ocispec.Descrip
 
 // choose finds the manifest below target that the CRI would choose for this platform.
 func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (image, error) {
-	leaves, err := archive.Leaves(ctx, p.fetch, target)
+	leaves, err := p.walk.Leaves(ctx, target)
+	if errors.Is(err, archive.ErrMissing) && !errors.Is(err, archive.ErrTruncated) {
+		return image{}, fmt.Errorf("%w: %w", ErrContentIncomplete, err)
+	}
 	if err != nil {
 		return image{}, err
 	}
@@ -164,7 +173,7 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (image,
 	var img image
 	matching := false
 	for _, l := range leaves {
-		img.others = append(img.others, fmt.Sprintf("%q", platforms.FormatAll(*l.Platform)))
+		img.others = append(img.others, fmt.Sprintf("%.100q", platforms.FormatAll(*l.Platform)))
 		matching = matching || p.match.Match(*l.Platform)
 	}
 	if !matching {
@@ -221,7 +230,7 @@ func (p *planner) add(ctx context.Context, name string, leaf archive.Leaf) error
 			return err
 		}
 	}
-	diffIDs, err := p.diffIDs(ctx, m)
+	diffIDs, err := archive.ReadConfig(ctx, p.stored, m, *leaf.Platform)
 	if err != nil {
 		return err
 	}
@@ -234,37 +243,13 @@ func (p *planner) add(ctx context.Context, name string, leaf archive.Leaf) error
 	return nil
 }
 
-// diffIDs reads those of a manifest's config, one for each layer: without, the image could not be unpacked.
-func (p *planner) diffIDs(ctx context.Context, m ocispec.Manifest) ([]digest.Digest, error) {
-	data, err := p.importer.readBlob(ctx, m.Config.Digest, archive.MaxConfigBytes)
+// stored reads metadata from the content store, else from the archive.
+func (p *planner) stored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	data, err := p.importer.readBlob(ctx, d.Digest, archive.MaxConfigBytes)
 	if errdefs.IsNotFound(err) {
-		data, err = p.fetch(ctx, m.Config)
+		return p.fetch(ctx, d)
 	}
-	if err != nil {
-		return nil, err
-	}
-	var config struct {
-		RootFS ocispec.RootFS `json:"rootfs"`
-	}
-	if err := json.Unmarshal(data, &config); err != nil {
-		return nil, fmt.Errorf("read config %s: not an image's: %w", m.Config.Digest, archive.ErrInvalid)
-	}
-	if t := config.RootFS.Type; t != "" && t != "layers" { // containerd would skip it without an error
-		return nil, fmt.Errorf("read config %s: rootfs.type: %.200q, want \"layers\": %w", m.Config.Digest, t, archive.ErrInvalid)
-	}
-	if len(config.RootFS.DiffIDs) != len(m.Layers) {
-		return nil, fmt.Errorf("read config %s: rootfs.diff_ids: %d of them for %d layers: %w",
-			m.Config.Digest, len(config.RootFS.DiffIDs), len(m.Layers), archive.ErrInvalid)
-	}
-	content := map[digest.Digest]digest.Digest{}
-	for k, id := range config.RootFS.DiffIDs {
-		if other, ok := content[m.Layers[k].Digest]; ok && other != id {
-			return nil, fmt.Errorf("read config %s: rootfs.diff_ids[%d]: layer %s has another one above: %w",
-				m.Config.Digest, k, m.Layers[k].Digest, archive.ErrInvalid)
-		}
-		content[m.Layers[k].Digest] = id
-	}
-	return config.RootFS.DiffIDs, nil
+	return data, err
 }
 
 // need plans a blob, once: as present in the store, or where find says that it is in the archive.
@@ -302,9 +287,15 @@ func (p *planner) metadata(ctx context.Context, d ocispec.Descriptor) (archive.E
 }
 
 // locate finds a layer without reading it.
-func (p *planner) locate(_ context.Context, d ocispec.Descriptor) (archive.Extent, error) {
+func (p *planner) locate(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
 	if e, ok := p.archive.locate(d.Digest); ok {
 		return e, nil
+	}
+	if d.Size <= maxHeld {
+		data, err := p.archive.ReadBlob(ctx, d, maxHeld) // a single pass has kept it
+		if !errors.Is(err, archive.ErrMissing) {
+			return archive.Extent{Size: int64(len(data)), Data: data}, err
+		}
 	}
 	if p.archive.passing {
 		return archive.Extent{Size: d.Size}, nil
@@ -352,14 +343,19 @@ func (i *Importer) readBlob(ctx context.Context, d digest.Digest, limit int64) (
 	return b.Bytes(), nil
 }
 
-// listed joins distinct words in order, for messages.
-func listed(words []string) string {
-	slices.Sort(words)
-	words = slices.Compact(words)
-	if len(words) == 0 {
+// maxListed words of a message: tools build images for up to 15 platforms.
+const maxListed = 20
+
+// listed joins words in order, for messages.
+func listed(words map[string]bool) string {
+	list := slices.Sorted(maps.Keys(words))
+	switch {
+	case len(list) == 0:
 		return "no platform"
+	case len(list) > maxListed:
+		list = append(list[:maxListed], fmt.Sprintf("%d more", len(list)-maxListed))
 	}
-	return strings.Join(words, ", ")
+	return strings.Join(list, ", ")
 }
 
 // chosenPlatforms matches exactly the platforms that a plan chose. platforms.Only would also want lesser ones,
