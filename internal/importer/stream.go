@@ -2,6 +2,7 @@ package importer
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -20,6 +21,14 @@ import (
 // planned at once, one whose images follow each other after each image.
 const maxForesights = 16
 
+const (
+	// maxHeld is the size in bytes of what a single pass keeps in memory until it is known to be needed: an index, a
+	// manifest, or most configs. To store a blob costs containerd a sync, 100,000 of them would take it many minutes.
+	maxHeld = 32 << 10
+	// maxHeldBytes bounds what it keeps in all: the metadata of some hundreds of images. What is beyond is stored.
+	maxHeldBytes = 4 << 20
+)
+
 // streamSink stores what a single pass over an archive meets. It implements archive.Sink.
 //
 // As soon as the index and the metadata of all wanted images have passed, what follows is planned: then no blob is
@@ -31,6 +40,9 @@ type streamSink struct {
 	tried  int                    // foresights
 	news   bool                   // metadata has passed since the last one
 	needed map[digest.Digest]bool // nil while unknown
+
+	held      map[digest.Digest][]byte // small members, not stored yet
+	heldBytes int64
 }
 
 // Follow takes the tree of what has passed.
@@ -39,6 +51,9 @@ func (s *streamSink) Follow(t archive.Tree) { s.tree = t }
 // Put stores one member. A digest that the member's name claims is verified; a blob that is present is skipped, and so
 // is one that is known to be of no use.
 func (s *streamSink) Put(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
+	if size <= maxHeld && s.heldBytes+size <= maxHeldBytes {
+		return s.hold(ctx, claimed, size, r)
+	}
 	if claimed == "" {
 		return s.putUnnamed(ctx, size, r)
 	}
@@ -64,6 +79,43 @@ func (s *streamSink) Put(ctx context.Context, claimed digest.Digest, size int64,
 	})
 }
 
+// hold keeps a small member in memory, unless it is known already whether it is needed.
+func (s *streamSink) hold(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
+	data := make([]byte, size)
+	if _, err := io.ReadFull(r, data); err != nil {
+		return "", fmt.Errorf("read: %w", err)
+	}
+	algorithm := digest.Canonical
+	if claimed != "" {
+		algorithm = claimed.Algorithm()
+	}
+	d := algorithm.FromBytes(data)
+	switch {
+	case claimed != "" && d != claimed:
+		return d, nil // the caller compares
+	case bytes.HasPrefix(data, []byte("{")):
+		s.news = true
+	case claimed != "":
+		s.foresee(ctx)
+	}
+	switch {
+	case s.needed[d]:
+		return d, s.putHere(ctx, heldBlob(d, data))
+	case s.needed == nil && s.held[d] == nil:
+		if s.held == nil {
+			s.held = map[digest.Digest][]byte{}
+		}
+		s.held[d] = data
+		s.heldBytes += size
+	}
+	return d, nil
+}
+
+func heldBlob(d digest.Digest, data []byte) PlannedBlob {
+	size := int64(len(data))
+	return PlannedBlob{Descriptor: ocispec.Descriptor{Digest: d, Size: size}, extent: archive.Extent{Size: size, Data: data}}
+}
+
 // foresee plans what has yet to pass, if all metadata has passed. Otherwise nothing is known, and nothing wrong.
 func (s *streamSink) foresee(ctx context.Context) {
 	if s.needed != nil || !s.news || s.tried == maxForesights {
@@ -78,6 +130,14 @@ func (s *streamSink) foresee(ctx context.Context) {
 	p, err := s.importer.Plan(ctx, &Archive{Layout: layout, passing: true}, s.req)
 	if err != nil {
 		return
+	}
+	for _, b := range p.Blobs {
+		if b.extent.Data == nil {
+			continue
+		}
+		if err := s.putHere(ctx, b); err != nil {
+			return // it will fail again at the end, and be told there
+		}
 	}
 	s.needed = map[digest.Digest]bool{}
 	for _, b := range p.Blobs {
@@ -114,6 +174,12 @@ func (s *streamSink) putUnnamed(ctx context.Context, size int64, r io.Reader) (d
 
 // Get reads a blob of at most limit bytes back, fs.ErrNotExist for one that was not stored.
 func (s *streamSink) Get(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	if data, ok := s.held[d]; ok {
+		if int64(len(data)) > limit {
+			return nil, fmt.Errorf("blob %s has %d bytes, at most %d are read: %w", d, len(data), limit, archive.ErrLimit)
+		}
+		return data, nil
+	}
 	data, err := s.importer.readBlob(ctx, d, limit)
 	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("blob %s: %w", d, fs.ErrNotExist)
