@@ -10,6 +10,23 @@ import (
 	"github.com/tarlift/tarlift/internal/archive/builder"
 )
 
+// TestNoTarIsCutUnnoticed cuts an archive everywhere. Only what lacks no more
+// than the end marker may pass, and it must be marked incomplete.
+func TestNoTarIsCutUnnoticed(t *testing.T) {
+	good := bytesOf(t, simple(builder.First("oci-layout", "index.json")))
+	end := len(good) - 1024
+	for _, mode := range modes {
+		t.Run(mode.name, func(t *testing.T) {
+			for n := 101; n < len(good); n += 37 {
+				checkCut(t, mode.tree, good, n, end)
+			}
+			for n := 512; n < len(good); n += 512 { // clean ends for archive/tar
+				checkCut(t, mode.tree, good, n, end)
+			}
+		})
+	}
+}
+
 // checkCut opens the first n bytes of an archive whose last member ends at end.
 func checkCut(t *testing.T, tree func(context.Context, []byte) (archive.Tree, error), data []byte, n, end int) {
 	t.Helper()

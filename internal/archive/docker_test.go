@@ -1,7 +1,6 @@
 package archive_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"path/filepath"
@@ -145,69 +144,6 @@ func TestCompressedDockerLayersAreReadOnce(t *testing.T) {
 	}
 	if r.sections != 3 {
 		t.Errorf("3 layers took %d reads", r.sections)
-	}
-}
-
-func TestDockerDefects(t *testing.T) {
-	b := build(t, builder.Archive{Format: builder.DockerClassic, Images: dockerImages(builder.None)})
-	config := b.Images[0].Platforms[0].Config.Digest.Encoded() + ".json"
-	var layer, manifest string
-	for _, m := range b.Members {
-		if m.Name == "manifest.json" {
-			manifest = string(dataOf(t, m))
-		}
-		if layer == "" && strings.HasSuffix(m.Name, "/layer.tar") {
-			layer = m.Name
-		}
-	}
-	cfg := string(dataOf(t, b.Members[len(b.Members)-3])) // the last image's, without layers
-	replaced := func(old, with string) builder.Edit {
-		return builder.Replace("manifest.json", []byte(strings.Replace(manifest, old, with, 1)))
-	}
-	for _, tc := range []struct {
-		name string
-		edit builder.Edit
-		want error
-	}{
-		{"no config", builder.Omit(config), archive.ErrMissing},
-		{"no layer", builder.Omit(layer), archive.ErrMissing},
-		{"links in a circle", func(ms []builder.Member) []builder.Member {
-			return builder.Add(builder.LinkMember(layer, "../other"), builder.LinkMember("other", layer))(builder.Omit(layer)(ms))
-		}, archive.ErrInvalid},
-		{"a link out of the archive", func(ms []builder.Member) []builder.Member {
-			return builder.Add(builder.LinkMember(layer, "../../../etc/passwd"))(builder.Omit(layer)(ms))
-		}, archive.ErrMissing},
-		{"a hard link", hardLink(layer), nil},
-		{"a path out of the archive", replaced(layer, "../layer.tar"), archive.ErrInvalid},
-		{"no path", replaced(layer, ""), archive.ErrInvalid},
-		{"a path with ./", replaced(layer, "./"+layer), nil},
-		{"fewer layers than diff_ids", replaced(`"`+layer+`",`, ""), archive.ErrInvalid},
-		{"manifest.json is null", builder.Replace("manifest.json", []byte("null")), archive.ErrInvalid},
-		{"manifest.json without images", builder.Replace("manifest.json", []byte("[]")), archive.ErrInvalid},
-		{"manifest.json with a key twice", replaced(`"Config"`, `"Config":"x","Config"`), archive.ErrInvalid},
-		{"manifest.json with keys in the wrong case", replaced(`"Layers"`, `"layers"`), archive.ErrInvalid},
-		{"manifest.json twice, different", file("manifest.json", manifest+" "), archive.ErrInvalid},
-		{"manifest.json twice, equal", file("manifest.json", manifest), nil},
-		{"a name that is none", replaced(`"app:1"`, `"App:1"`), archive.ErrInvalidName},
-		{"a name with a control character", replaced(`"app:1"`, `"app\u0000:1"`), archive.ErrInvalidName},
-		{"a config that is none", builder.Replace(config, []byte("[]")), archive.ErrInvalid},
-		{"a config without platform", builder.Replace(b.Members[len(b.Members)-3].Name, []byte(strings.Replace(cfg, `"architecture":"amd64",`, "", 1))), archive.ErrInvalid},
-		{"a config above its bound", builder.Replace(config, bytes.Repeat([]byte(" "), archive.MaxConfigBytes+1)), archive.ErrLimit},
-		{"more names than their bound", replaced(`"app:1"`, strings.Repeat(`"app:1",`, archive.MaxNames)+`"app:1"`), archive.ErrLimit},
-	} {
-		for _, mode := range modes {
-			t.Run(tc.name+"/"+mode.name, func(t *testing.T) {
-				data := bytesOf(t, builder.Archive{Format: builder.DockerClassic, Images: dockerImages(builder.None), Edits: []builder.Edit{tc.edit}})
-				wantError(t, open(t.Context(), mode.tree, data), tc.want)
-			})
-		}
-	}
-}
-
-func hardLink(name string) builder.Edit {
-	return func(ms []builder.Member) []builder.Member {
-		link := builder.Member{Name: name, Typeflag: tar.TypeLink, Linkname: "aside"}
-		return builder.Add(link)(builder.Rename(name, "aside")(ms))
 	}
 }
 
