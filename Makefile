@@ -60,6 +60,7 @@ test-unit: ## Run the tests that need no daemon, with the race detector
 # One package at a time: a cluster wants the machine to itself.
 test: tools build image test-unit ## Run every test (needs root)
 	@hack/deps.sh test
+	$(MAKE) fuzz FUZZTIME=15s
 	go test -count=1 -p 1 -timeout 40m ./test/...
 
 SEED ?= 1
@@ -77,8 +78,12 @@ bench: build ## Measure the agent beside ctr (needs root); BENCH=case for one, P
 
 FUZZTIME ?= 1m
 
-fuzz: ## Feed the archive reader made-up bytes for FUZZTIME
-	go test -run '^$$' -fuzz FuzzArchive -fuzztime $(FUZZTIME) ./internal/archive
+FUZZ_ARCHIVE := FuzzTar FuzzLayout FuzzNames
+FUZZ_IMPORTER := FuzzImport
+
+fuzz: ## Feed made-up bytes to archive reader and importer, FUZZTIME for each target
+	$(foreach f,$(FUZZ_ARCHIVE),go test -run '^$$' -fuzz '^$f$$' -fuzztime $(FUZZTIME) ./internal/archive;) \
+	$(foreach f,$(FUZZ_IMPORTER),go test -run '^$$' -fuzz '^$f$$' -fuzztime $(FUZZTIME) ./internal/importer;)
 
 clean: ## Remove bin; the tools stay in the cache
 	rm -rf bin
