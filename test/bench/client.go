@@ -36,7 +36,7 @@ func newClients() (agent, ctr client, err error) {
 		return agent, ctr, err
 	}
 	agent = client{name: "agent", path: filepath.Join(root, "bin", "agent"), reports: true, args: func(socket string, u unpacking) []string {
-		args := append([]string{"import", "-o", "json", "--progress", "none", "--address", socket}, noUnpack(u)...)
+		args := append([]string{"import", "-o", "json", "--progress", "none", "--disk-reserve", "1%", "--address", socket}, noUnpack(u)...)
 		if u == sideBySide {
 			args = append(args, "--parallel-unpack")
 		}

@@ -31,7 +31,7 @@ func agentImport(t *testing.T, archive string) program {
 		t.Fatal(err)
 	}
 	return func(address string) *exec.Cmd {
-		return exec.Command(agent, "import", "-o", "json", "--progress", "none", "--address", address, archive)
+		return exec.Command(agent, "import", "-o", "json", "--progress", "none", "--disk-reserve", "1%", "--address", address, archive)
 	}
 }
 

@@ -97,7 +97,7 @@ type Imported struct {
 
 // Import runs `agent import` on a node.
 func (s *Stage) Import(ctx context.Context, n *cluster.Node, args ...string) (Imported, error) {
-	cmd := exec.CommandContext(ctx, s.agent(), append([]string{"import", "-o", "json", "--progress", "none"}, args...)...)
+	cmd := exec.CommandContext(ctx, s.agent(), append([]string{"import", "-o", "json", "--progress", "none", "--disk-reserve", "1%"}, args...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	var imported Imported
