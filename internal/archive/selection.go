@@ -177,7 +177,7 @@ func (r Rename) validate() error {
 			n += "x" // a prefix of names is one with anything behind it
 		}
 		if _, err := reference.ParseDockerRef(n); err != nil {
-			return fmt.Errorf("%q: %s: %w", n, reason(err), ErrInvalidName)
+			return fmt.Errorf("%.200q: %s: %w", n, reason(err), ErrInvalidName)
 		}
 	}
 	return nil
