@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"strconv"
 	"strings"
@@ -107,14 +106,13 @@ func FuzzLayout(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var texts []string
-			for _, mode := range modes {
-				err := openAndSelect(t.Context(), mode.tree, data)
-				checkOurs(t, err)
-				texts = append(texts, fmt.Sprint(err))
-			}
-			if (texts[0] == "<nil>") != (texts[1] == "<nil>") {
-				t.Errorf("%s: random access says %q, a stream %q", format, texts[0], texts[1])
+			random := openAndSelect(t.Context(), modes[0].tree, data)
+			stream := openAndSelect(t.Context(), modes[1].tree, data)
+			checkOurs(t, random)
+			checkOurs(t, stream)
+			// Only a stream has seen the layer's bytes; otherwise both are of one opinion.
+			if (random == nil) != (stream == nil) && (random != nil || !errors.Is(stream, archive.ErrDigestMismatch)) {
+				t.Errorf("%s: random access says %v, a stream %v", format, random, stream)
 			}
 		}
 	})
