@@ -66,7 +66,7 @@ func (s *scenario) adopted(t *testing.T, c *crash, run program, owner importer.O
 	s.killedAgain(t, starts, c)
 	p := start(t, starts(s.ContainerdAddress))
 	p.wait(t)
-	s.slowest = max(s.slowest, p.took)
+	s.recovered(t, c, p.took)
 	if p.code() != 0 {
 		s.blame(t, &s.failed, c, "Recover: %s", p.err.String())
 	}

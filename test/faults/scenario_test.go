@@ -250,7 +250,7 @@ func (s *scenario) attempt(t *testing.T, c fmt.Stringer, what string, run progra
 	t.Helper()
 	p := start(t, run(s.ContainerdAddress))
 	p.wait(t)
-	s.slowest = max(s.slowest, p.took)
+	s.recovered(t, c, p.took)
 	if p.code() != 0 {
 		s.blame(t, &s.failed, c, "%s failed: %s%s", what, p.out.String(), p.err.String())
 	}

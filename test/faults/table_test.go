@@ -76,3 +76,15 @@ func (r *row) blame(t *testing.T, count *int, crash fmt.Stringer, format string,
 		t.Fail()
 	}
 }
+
+// slowRecovery is worth a line. On an idle machine a recovery takes a fraction of a second.
+const slowRecovery = 5 * time.Second
+
+// recovered notes how long a next attempt took.
+func (r *row) recovered(t *testing.T, crash fmt.Stringer, took time.Duration) {
+	t.Helper()
+	r.slowest = max(r.slowest, took)
+	if took > slowRecovery {
+		t.Logf("killed at %s: the recovery took %s", crash, took)
+	}
+}
