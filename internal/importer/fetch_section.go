@@ -146,6 +146,9 @@ func (s *fetched) drop() {
 
 // Close returns when nothing is received any more.
 func (s *fetched) Close() error {
+	s.mu.Lock()
+	s.next = s.end // nothing more is asked for
+	s.mu.Unlock()
 	s.cancel()
 	s.receiving.Wait()
 	s.mu.Lock()
@@ -153,7 +156,6 @@ func (s *fetched) Close() error {
 	for len(s.chunks) > 0 {
 		s.drop()
 	}
-	s.next = s.end
 	s.schedule()
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -74,27 +75,27 @@ func TestArrivals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &arrivals{blobs: map[digest.Digest]chan struct{}{}}
 		early, other := digest.FromString("early"), digest.FromString("other")
-		came := 0
+		var came atomic.Int32
 		for range 2 {
 			go func() {
 				if err := a.wait(t.Context(), early); err != nil {
 					t.Error(err)
 				}
-				came++
+				came.Add(1)
 			}()
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		gave := make(chan error, 1)
 		go func() { gave <- a.wait(ctx, other) }()
 		synctest.Wait()
-		if came != 0 {
+		if came.Load() != 0 {
 			t.Error("a blob that has not come was not waited for")
 		}
 		a.arrived(early)
 		a.arrived(early) // a blob that was there, and was brought by a stream before
 		synctest.Wait()
-		if came != 2 {
-			t.Errorf("%d of 2 were told", came)
+		if came.Load() != 2 {
+			t.Errorf("%d of 2 were told", came.Load())
 		}
 		if err := a.wait(t.Context(), early); err != nil {
 			t.Errorf("after it has come: %v", err)
