@@ -113,8 +113,9 @@ func (i *Importer) finish(ctx context.Context, lease leases.Lease, in *intent) (
 			todo = append(todo, &nameWrite{Image: w.Image})
 		case err != nil:
 			return false, runtimeError("look up image "+w.Image.Name, err)
-		case now.Labels[in.Label] == w.Image.Labels[in.Label]:
-		case w.Old == nil || now.Target.Digest != w.Old.Target.Digest:
+		case w.written(now, in.Label):
+		case w.Old == nil, now.Target.Digest != w.Old.Target.Digest, now.Labels[in.Label] == w.Image.Labels[in.Label],
+			w.retargets(now.Target) && w.sharedSince(now, in.Label):
 			return false, nil
 		default:
 			todo = append(todo, w)

@@ -88,12 +88,14 @@ func ownerLabel(o Owner) string {
 	return ownerLabelPrefix + o.UID
 }
 
+func isOwnerLabel(key string) bool { return key == importLabel || strings.HasPrefix(key, ownerLabelPrefix) }
+
 // otherOwners returns the labels of archives that an image is there for, apart from o: neither its own, nor that
 // of an earlier object of the same name, which is gone, nor that of `agent import`. managed says whether anybody
 // of us brought the image at all.
 func otherOwners(labels map[string]string, o Owner) (others []string, managed bool) {
 	for k, v := range labels {
-		if k != importLabel && !strings.HasPrefix(k, ownerLabelPrefix) {
+		if !isOwnerLabel(k) {
 			continue
 		}
 		managed = true

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -167,7 +166,7 @@ func (w *nameWrite) change(old images.Image, req Request) {
 		_, set := img.Labels[k]
 		switch {
 		case set:
-		case k == importLabel, strings.HasPrefix(k, ownerLabelPrefix):
+		case isOwnerLabel(k):
 			// Earlier objects of this name and `agent import` are succeeded by this owner, other owners are not.
 			if old.Target.Digest != img.Target.Digest || !slices.Contains(others, k) {
 				img.Labels[k] = ""
@@ -187,6 +186,11 @@ func (w *nameWrite) change(old images.Image, req Request) {
 
 func (w *nameWrite) retargets(old ocispec.Descriptor) bool {
 	return old.Digest != w.Image.Target.Digest
+}
+
+// written says whether the name is as it was to be.
+func (w *nameWrite) written(now images.Image, label string) bool {
+	return now.Labels[label] == w.Image.Labels[label] && !w.retargets(now.Target)
 }
 
 // write writes a name, in one call. One that has begun is not cancelled, since nobody would know whether it was done.
@@ -229,8 +233,8 @@ func (i *Importer) undo(ctx context.Context, in *intent, note digest.Digest) err
 	return i.forget(ctx, note)
 }
 
-// takeBack undoes a write, if it took place and nobody has written the name since. Another import may have come to
-// share a name that this one created: then only the ownership goes.
+// takeBack undoes a write, if it took place. When others have come to share the name meanwhile, only the ownership goes,
+// and when somebody has moved it to another target, that stays.
 func (i *Importer) takeBack(ctx context.Context, label string, w *nameWrite) error {
 	now, err := i.services.images.Get(ctx, w.Image.Name)
 	if err != nil {
@@ -239,19 +243,37 @@ func (i *Importer) takeBack(ctx context.Context, label string, w *nameWrite) err
 	if now.Labels[label] != w.Image.Labels[label] {
 		return nil
 	}
-	back := images.Image{Name: w.Image.Name, Target: w.Image.Target, Labels: map[string]string{label: ""}}
-	paths := []string{"labels." + label}
-	delete(now.Labels, label)
-	_, shared := otherOwners(now.Labels, Owner{})
-	switch {
-	case w.Old != nil:
-		back.Target, paths = w.Old.Target, w.Paths
-		for k := range w.Image.Labels {
-			back.Labels[k] = w.Old.Labels[k]
-		}
-	case !shared:
+	var old images.Image
+	if w.Old != nil {
+		old = *w.Old
+	}
+	moved, shared := w.retargets(now.Target), w.sharedSince(now, label)
+	if w.Old == nil && !moved && !shared {
 		return i.services.images.Delete(ctx, w.Image.Name, images.DeleteTarget(&w.Image.Target)) //nolint:wrapcheck // as above
+	}
+	back, paths := images.Image{Name: w.Image.Name, Target: old.Target, Labels: map[string]string{}}, w.Paths
+	for k := range w.Image.Labels {
+		back.Labels[k] = old.Labels[k]
+	}
+	if moved || shared {
+		paths = []string{"labels." + label}
+		if now.Target.Digest != old.Target.Digest {
+			back.Labels[label] = "" // what it said was about the old target
+		}
+	}
+	if moved && !shared {
+		paths = append(paths, "labels."+labelPinned)
 	}
 	_, err = i.services.images.Update(ctx, back, paths...)
 	return err //nolint:wrapcheck // as above
+}
+
+// sharedSince says whether others than label's owner have written the name since it was looked at.
+func (w *nameWrite) sharedSince(now images.Image, label string) bool {
+	for k, v := range now.Labels {
+		if k != label && isOwnerLabel(k) && (w.Old == nil || w.Old.Labels[k] != v) {
+			return true
+		}
+	}
+	return false
 }

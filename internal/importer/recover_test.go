@@ -9,6 +9,9 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tarlift/tarlift/internal/archive/builder"
 )
 
 // killed is a session that brings all blobs of an archive, writes the first of its names, and then is gone like a
@@ -151,5 +154,51 @@ func TestRecoverTellsTheLiving(t *testing.T) {
 	}
 	if after := n.state(t); len(after.Leases)+len(after.Ingests) != 0 {
 		t.Errorf("left %v, %v", after.Leases, after.Ingests)
+	}
+}
+
+// What others have done to a name since a publishing was killed stays, whether that is finished or undone.
+func TestRecoverLeavesWhatOthersDid(t *testing.T) {
+	one, b, other := version(t, "one"), build(t, twoImages()), named("other", "9")
+	elsewhere := version(t, "elsewhere").Images[0].Target
+	move := func(t *testing.T, n *node) { set(t, n, images.Image{Name: appName, Target: elsewhere}, "target") }
+	share := func(b *builder.Built) func(*testing.T, *node) {
+		return func(t *testing.T, n *node) {
+			if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(other)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, tc := range []struct {
+		name   string
+		exists bool // before, with another target
+		writes int  // the name is the first one
+		do     func(*testing.T, *node)
+		want   digest.Digest
+		pinned bool
+	}{
+		{"a new name was moved", false, 1, move, elsewhere.Digest, false},
+		{"an old name was moved", true, 1, move, elsewhere.Digest, true},
+		{"a new name was shared", false, 1, share(b), b.Images[0].Target.Digest, true},
+		{"an old name was shared", true, 1, share(b), b.Images[0].Target.Digest, true},
+		{"a name was shared before it was written", true, 0, share(one), one.Images[0].Target.Digest, true},
+	} {
+		for _, wants := range [][]Owner{nil, {owner}} {
+			n := newNode(t, "linux/amd64")
+			if tc.exists {
+				if _, err := n.Import(t.Context(), blobOf(t, one, false), wanted(owner)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			killed(t, n, blobOf(t, b, false), wanted(owner), tc.writes)
+			tc.do(t, n)
+			if err := n.Recover(t.Context(), wants); err != nil {
+				t.Fatal(err)
+			}
+			img := n.image(t, appName)
+			if img == nil || img.Target.Digest != tc.want || (img.Labels[labelPinned] != "") != tc.pinned {
+				t.Errorf("%s, wanted %v: %v", tc.name, wants, img)
+			}
+		}
 	}
 }
