@@ -65,7 +65,7 @@ test: tools build image test-unit ## Run every test (needs root)
 
 SEED ?= 1
 
-test-faults: ## Kill the agent, containerd and the power at every point of an import (needs root, 20 minutes); SEED=n
+test-faults: ## Kill the agent, containerd and the power at every point of an import (needs root, 25 minutes); SEED=n
 	@hack/deps.sh
 	@hack/tools/build.sh containerd runc
 	go test -count=1 -v -timeout 40m ./test/faults -full -seed $(SEED)
