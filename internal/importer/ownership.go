@@ -88,7 +88,9 @@ func ownerLabel(o Owner) string {
 	return ownerLabelPrefix + o.UID
 }
 
-func isOwnerLabel(key string) bool { return key == importLabel || strings.HasPrefix(key, ownerLabelPrefix) }
+func isOwnerLabel(key string) bool {
+	return key == importLabel || strings.HasPrefix(key, ownerLabelPrefix)
+}
 
 // otherOwners returns the labels of archives that an image is there for, apart from o: neither its own, nor that
 // of an earlier object of the same name, which is gone, nor that of `agent import`. managed says whether anybody
