@@ -56,7 +56,8 @@ func (i *Importer) forget(ctx context.Context, note digest.Digest) error {
 	return nil
 }
 
-// settle finishes the publishing that a kill interrupted, if that is wanted and can be done, or takes it back.
+// settle finishes the publishing that a kill interrupted, if that is wanted and can be done, or takes it back. One that
+// was not interrupted stands.
 func (i *Importer) settle(ctx context.Context, lease leases.Lease, finish bool) error {
 	var notes []digest.Digest
 	err := i.services.content.Walk(ctx, func(info content.Info) error {
@@ -75,23 +76,37 @@ func (i *Importer) settle(ctx context.Context, lease leases.Lease, finish bool) 
 		if err := json.Unmarshal(data, in); err != nil {
 			return fmt.Errorf("read note %s of a publishing: %w", note, err)
 		}
-		if finish {
-			done, err := i.finish(ctx, lease, in)
-			if err != nil {
-				return err
-			}
-			if done {
-				if err := i.forget(ctx, note); err != nil {
-					return err
-				}
-				continue
-			}
+		done, err := i.written(ctx, in)
+		if err == nil && !done && finish {
+			done, err = i.finish(ctx, lease, in)
 		}
-		if err := i.undo(ctx, in, note); err != nil {
+		switch {
+		case err != nil:
+			return err
+		case done:
+			err = i.forget(ctx, note)
+		default:
+			err = i.undo(ctx, in, note)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// written says whether all names of an intent are as they were to be.
+func (i *Importer) written(ctx context.Context, in *intent) (bool, error) {
+	for _, w := range in.Writes {
+		now, err := i.services.images.Get(ctx, w.Image.Name)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return false, runtimeError("look up image "+w.Image.Name, err)
+		}
+		if err != nil || !w.written(now, in.Label) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // finish writes those names of an intent that are not written yet. It does not begin when one of the images is not whole,

@@ -202,3 +202,49 @@ func TestRecoverLeavesWhatOthersDid(t *testing.T) {
 		}
 	}
 }
+
+// A publishing that was complete stands, although the kill came before its lease was dropped.
+func TestRecoverLeavesWhatIsComplete(t *testing.T) {
+	b := build(t, twoImages())
+	for name, clear := range map[string]func(*node) error{
+		"wanted":     func(n *node) error { return n.Recover(t.Context(), []Owner{owner}) },
+		"not wanted": func(n *node) error { return n.Recover(t.Context(), nil) },
+		"released":   func(n *node) error { return n.Release(t.Context(), owner.UID) },
+	} {
+		n := newNode(t, "linux/amd64")
+		n.published(t, b, wanted(owner))
+		before := n.state(t)
+		if err := clear(n); err != nil {
+			t.Fatal(err)
+		}
+		after := n.state(t)
+		if !slices.Equal(before.Images, after.Images) {
+			t.Errorf("%s: %v became %v", name, before.Images, after.Images)
+		}
+		if _, whole, err := n.Imported(t.Context(), owner); !whole || err != nil {
+			t.Errorf("%s: imported %v, error %v", name, whole, err)
+		}
+	}
+}
+
+// published is a session that publishes an archive and then is killed.
+func (n *node) published(t *testing.T, b *builder.Built, req Request) *session {
+	t.Helper()
+	s, ctx, err := n.begin(n.in(t.Context()), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := blobOf(t, b, false)
+	a, plan, err := s.bring(ctx, src, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := plan.names()
+	if err := s.publish(ctx, names, req, newRecord(req, src.String(), s.result(src, a, plan), "", len(names))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.life.writer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
