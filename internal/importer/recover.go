@@ -128,6 +128,13 @@ func (i *Importer) recoverSession(ctx context.Context, key string, left []leases
 		if err = i.settle(ctx, lease, keep || owner.UID == importUID); err != nil {
 			break
 		}
+		if keep { // what is published needs no next attempt
+			var whole bool
+			if _, whole, err = i.Imported(ctx, owner); err != nil {
+				break
+			}
+			keep = !whole
+		}
 		if keep {
 			keeps = true
 		} else if err = i.dropLease(ctx, lease); err != nil {
