@@ -36,8 +36,13 @@ func (s *session) note(ctx context.Context, in *intent) (digest.Digest, error) {
 	if len(data) > maxIntentBytes {
 		return "", fmt.Errorf("the labels of what these names stand for have more than %d bytes: %w", maxIntentBytes, archive.ErrLimit)
 	}
+	const ref = "publishing"
+	// What a killed attempt left under this reference would be gone on with, and never match.
+	if err := s.services.content.Abort(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
+		return "", runtimeError("abort ingest", err)
+	}
 	d := ocispec.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))}
-	err = content.WriteBlob(ctx, s.services.content, "publishing", bytes.NewReader(data), d,
+	err = content.WriteBlob(ctx, s.services.content, ref, bytes.NewReader(data), d,
 		content.WithLabels(map[string]string{labelIntent: s.lease.ID}))
 	if err != nil {
 		return "", runtimeError("note what is to be published", err)

@@ -7,9 +7,11 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
 )
@@ -249,4 +251,30 @@ func (n *node) published(t *testing.T, b *builder.Built, req Request) *session {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// A kill in the midst of a note leaves a part of it, which is of no use to the next attempt.
+func TestPartOfANoteIsDropped(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	s, ctx, err := n.begin(n.in(t.Context()), wanted(owner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.writer(ctx, "publishing", ocispec.Descriptor{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("something else")); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []content.Writer{w, s.life.writer} {
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if _, err := n.Import(t.Context(), blobOf(t, build(t, twoImages()), false), wanted(owner)); err != nil {
+			t.Error(err)
+		}
+	}
 }
