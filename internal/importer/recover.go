@@ -41,6 +41,7 @@ var errAlive = errors.New("another process is importing this")
 type life struct {
 	importer *Importer
 	ref      string
+	base     context.Context // is not cancelled, and has no lease
 	writer   content.Writer
 	close    context.CancelFunc
 }
@@ -51,19 +52,35 @@ const deathWait = 100 * time.Millisecond
 // live takes the sign of life of a session, after at most this wait for another to give it up. Only one has it at a time:
 // errAlive.
 func (i *Importer) live(ctx context.Context, key string, wait time.Duration) (*life, error) {
-	l := &life{importer: i, ref: lifeRoot + key}
-	// It outlasts a cancelled import, until all is cleared up, and below no lease it outlasts that too.
-	open, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	w, err := openWriter(open, i.services.content, wait, content.WithRef(l.ref))
-	if err != nil {
-		cancel()
-		if errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "locked") {
-			return nil, fmt.Errorf("ingest %q: %w", l.ref, errAlive)
-		}
-		return nil, runtimeError("show life", err)
+	l := &life{importer: i, ref: lifeRoot + key, base: context.WithoutCancel(ctx)}
+	if err := l.open(ctx, wait); err != nil {
+		return nil, err
 	}
-	l.writer, l.close = w, cancel
 	return l, nil
+}
+
+// open opens the writer. It outlasts a cancelled import, until all is cleared up, and below no lease it outlasts that
+// too. A containerd that hangs is not waited for when ctx has ended.
+func (l *life) open(ctx context.Context, wait time.Duration) error {
+	open, cancel := context.WithCancel(l.base)
+	stop := context.AfterFunc(ctx, cancel)
+	w, err := openWriter(open, l.importer.services.content, wait, content.WithRef(l.ref)) //nolint:contextcheck // it outlasts ctx
+	ended := !stop()
+	if err == nil {
+		l.writer, l.close = w, cancel
+		if !ended {
+			return nil
+		}
+		err = clearUp(l.base, l.end) //nolint:contextcheck // ctx has ended
+	}
+	cancel()
+	switch {
+	case ended:
+		return errors.Join(ctx.Err(), err)
+	case errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "locked"):
+		return fmt.Errorf("ingest %q: %w", l.ref, errAlive)
+	}
+	return runtimeError("show life", err)
 }
 
 // end is the last thing that a session does.

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -276,5 +277,34 @@ func TestPartOfANoteIsDropped(t *testing.T) {
 		if _, err := n.Import(t.Context(), blobOf(t, build(t, twoImages()), false), wanted(owner)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// hanging gives no answer to those who open an ingest.
+type hanging struct{ content.Store }
+
+func (hanging) Writer(ctx context.Context, _ ...content.WriterOpt) (content.Writer, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// A containerd that hangs keeps nobody from giving up.
+func TestHangingContainerdIsNotWaitedFor(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	n.services.content = hanging{n.services.content}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.Import(ctx, blobOf(t, version(t, "a"), false), wanted(owner))
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("still waiting")
 	}
 }
