@@ -99,6 +99,9 @@ func (s *session) publishOnce(ctx context.Context, names []publication, req Requ
 	if err != nil {
 		return err
 	}
+	if err := s.holds(ctx); err != nil {
+		return err
+	}
 	for k, w := range in.Writes {
 		err := ctx.Err()
 		if err == nil {
@@ -109,12 +112,46 @@ func (s *session) publishOnce(ctx context.Context, names []publication, req Requ
 		}
 		err = fmt.Errorf("publish %q: %w", w.Image.Name, err)
 		undo := &intent{in.Label, in.Writes[:k+1]} // the answer to the last may have got lost
-		if undoErr := clearUp(ctx, func(ctx context.Context) error { return i.undo(ctx, undo, note) }); undoErr != nil {
+		if undoErr := clearUp(ctx, func(ctx context.Context) error { return s.undo(ctx, undo, note) }); undoErr != nil {
 			err = fmt.Errorf("%w (%v)", err, undoErr) //nolint:errorlint // the first error is the reason
 		}
 		return err
 	}
 	return nil
+}
+
+// holds makes sure that what is about to get names is still held: that nobody has taken this session for dead and dropped
+// its lease, and that this has not expired.
+func (s *session) holds(ctx context.Context) error {
+	if _, err := s.life.renew(ctx); err != nil {
+		return err
+	}
+	left, err := s.importer.services.leases.List(ctx, fmt.Sprintf("id==%q", s.lease.ID))
+	if err != nil {
+		return runtimeError("look for the lease", err)
+	}
+	if len(left) == 0 {
+		return errors.New("the lease of this import is gone")
+	}
+	return nil
+}
+
+// undo takes back what this session wrote, unless somebody has taken it for dead and dealt with its note already.
+func (s *session) undo(ctx context.Context, in *intent, note digest.Digest) error {
+	broken, err := s.life.renew(ctx)
+	if err != nil && note != "" {
+		return err
+	}
+	if broken && note != "" {
+		_, err := s.importer.services.content.Info(ctx, note)
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return runtimeError("look for what was to be published", err)
+		}
+	}
+	return s.importer.undo(ctx, in, note)
 }
 
 // intent is what a publishing is about to do. It lies in the content store, held by the session's lease, until that ends.

@@ -83,6 +83,25 @@ func (l *life) open(ctx context.Context, wait time.Duration) error {
 	return runtimeError("show life", err)
 }
 
+// renewWait is how long a sign of life that broke may take to be free again: containerd has been restarted then.
+const renewWait = 10 * deathWait
+
+// renew shows life again if containerd has closed the writer, for example because it was restarted. Whoever has looked
+// meanwhile took this session for dead, and has dealt with what it had. errAlive: somebody is at it.
+func (l *life) renew(ctx context.Context) (broken bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err //nolint:wrapcheck // the caller's own
+	}
+	stop := context.AfterFunc(ctx, l.close)
+	_, err = l.writer.Status()
+	if stop() && err == nil {
+		return false, nil
+	}
+	l.writer.Close() //nolint:gosec // nobody wrote to it
+	l.close()
+	return true, l.open(ctx, renewWait)
+}
+
 // end is the last thing that a session does.
 func (l *life) end(ctx context.Context) error {
 	defer l.close()

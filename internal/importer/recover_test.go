@@ -3,6 +3,7 @@ package importer
 import (
 	"context"
 	"errors"
+	"io"
 	"runtime"
 	"slices"
 	"testing"
@@ -306,5 +307,77 @@ func TestHangingContainerdIsNotWaitedFor(t *testing.T) {
 		}
 	case <-time.After(5 * time.Second):
 		t.Fatal("still waiting")
+	}
+}
+
+// cut is a writer whose connection has broken.
+type cut struct{ content.Writer }
+
+func (cut) Status() (content.Status, error) { return content.Status{}, io.EOF }
+
+// restarted ends a session's sign of life like a containerd that is restarted.
+func (s *session) restarted(t *testing.T) {
+	t.Helper()
+	if err := s.life.writer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.life.writer = cut{s.life.writer}
+}
+
+// A session goes on after containerd was restarted, but when somebody has taken it for dead it publishes nothing: what
+// it had is gone.
+func TestTakenForDead(t *testing.T) {
+	b := version(t, "a")
+	for _, dead := range []bool{false, true} {
+		n := newNode(t, "linux/amd64")
+		req := wanted(Owner{})
+		s, ctx, err := n.begin(n.in(t.Context()), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		src := blobOf(t, b, false)
+		a, plan, err := s.bring(ctx, src, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.restarted(t)
+		if dead {
+			if err := n.Recover(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		names := plan.names()[:1] // one name has no note
+		err = s.publish(ctx, names, req, newRecord(req, src.String(), s.result(src, a, plan), "", len(names)))
+		if (err != nil) != dead || (n.image(t, appName) == nil) != dead {
+			t.Errorf("taken for dead %v: error %v, image %v", dead, err, n.image(t, appName))
+		}
+		if err := s.end(ctx, err); err != nil {
+			t.Error(err)
+		}
+		if left := n.state(t); len(left.Leases)+len(left.Ingests) != 0 {
+			t.Errorf("left %v, %v", left.Leases, left.Ingests)
+		}
+	}
+}
+
+// Another process that has adopted what a session had loses nothing when that ends.
+func TestEndLeavesWhatWasAdopted(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	s, ctx, err := n.begin(n.in(t.Context()), wanted(owner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.restarted(t)
+	adopter, adopterCtx, err := n.begin(n.in(t.Context()), wanted(owner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := n.state(t)
+	if err := s.end(ctx, errInjected); !errors.Is(err, errAlive) {
+		t.Errorf("error %v", err)
+	}
+	unchanged(t, before, n.state(t))
+	if err := adopter.end(adopterCtx, nil); err != nil {
+		t.Error(err)
 	}
 }

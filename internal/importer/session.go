@@ -228,6 +228,11 @@ func (s *session) end(ctx context.Context, failure error) error {
 			func(ctx context.Context) error { return i.abortIngests(ctx, s.prefix) },
 			func(ctx context.Context) error { return i.dropLease(ctx, s.lease) })
 	}
+	// Whoever has this sign of life meanwhile uses, or has dealt with, all that this session had.
+	err := clearUp(ctx, func(ctx context.Context) error { _, err := s.life.renew(ctx); return err })
+	if errors.Is(err, errAlive) {
+		return err
+	}
 	var failures []error
 	for _, step := range steps {
 		failures = append(failures, clearUp(ctx, step))
