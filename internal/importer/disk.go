@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -326,7 +327,14 @@ func (s *session) preflight(ctx context.Context, p *Plan, req Request) error {
 	if err != nil {
 		return err
 	}
+	kept, err := s.kept(ctx, p)
+	if err != nil {
+		return err
+	}
 	for _, d := range all {
+		if d.contents {
+			d.Blobs -= kept
+		}
 		if d.Blobs+d.Unpacked == 0 {
 			continue // nothing is written there
 		}
@@ -335,6 +343,25 @@ func (s *session) preflight(ctx context.Context, p *Plan, req Request) error {
 		}
 	}
 	return nil
+}
+
+// kept is how many bytes of blobs to be written an earlier attempt has left in ingests: they take no more room.
+func (s *session) kept(ctx context.Context, p *Plan) (int64, error) {
+	list, err := s.importer.services.content.ListStatuses(ctx, fmt.Sprintf("ref~=%q", "^"+regexp.QuoteMeta(s.prefix)))
+	if err != nil {
+		return 0, runtimeError("list ingests", err)
+	}
+	offsets := map[string]int64{}
+	for _, st := range list {
+		offsets[st.Ref] = st.Offset
+	}
+	var sum int64
+	for _, b := range p.Blobs {
+		if !b.Present {
+			sum += min(offsets[s.prefix+b.Digest.String()], b.Size)
+		}
+	}
+	return sum, nil
 }
 
 // watchDisk ends the import when what is left free of a file system falls below the reserve while something is written.
