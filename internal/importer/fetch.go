@@ -19,8 +19,8 @@ const (
 	// answer are 0.3 % of it. What chunks behind the first hold is lost when the process is killed: 3 of them with 4
 	// connections, 8 s of a link of 100 KiB/s.
 	minChunk = 256 << 10
-	// chunkTime is about what a connection should take for a chunk. Larger ones would save round trips that are small
-	// beside it already.
+	// chunkTime is about what a connection should take for a chunk, without the round trip in front of it. Larger ones would
+	// keep those who read waiting.
 	chunkTime = time.Second
 	// settling is more than it takes to open an ingest. Whoever has asked for nothing then waits for another importer.
 	settling = 100 * time.Millisecond
@@ -129,7 +129,7 @@ func (f *fetcher) schedule() {
 	}
 }
 
-// adapt learns from the time that a chunk took.
+// adapt learns from the time that a chunk took from its first byte on.
 func (f *fetcher) adapt(bytes int64, took time.Duration) {
 	switch {
 	case took < chunkTime/2:

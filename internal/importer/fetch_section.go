@@ -51,13 +51,12 @@ func (s *fetched) begin() {
 	s.chunks = append(s.chunks, c)
 	s.busy++
 	s.receiving.Go(func() {
-		start := time.Now()
-		err := s.receive(c)
+		first, err := s.receive(c)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.busy--
 		if c.complete, c.err = true, err; err == nil {
-			s.adapt(int64(len(c.buf)), time.Since(start))
+			s.adapt(int64(len(c.buf)), time.Since(first))
 		} else {
 			s.end = s.next // nobody will get that far
 		}
@@ -66,28 +65,30 @@ func (s *fetched) begin() {
 	})
 }
 
-// receive returns the source's error, as if it were read without chunks.
-func (s *fetched) receive(c *chunk) error {
+// receive returns the source's error, as if it were read without chunks, and when the first bytes came.
+func (s *fetched) receive(c *chunk) (first time.Time, err error) {
 	section, err := s.src.Section(s.ctx, c.off, int64(len(c.buf)))
 	if err != nil {
-		return err
+		return first, err
 	}
 	defer section.Close()
 	for in := 0; in < len(c.buf); {
 		n, err := section.Read(c.buf[in:])
-		in += n
+		if in += n; first.IsZero() && n > 0 {
+			first = time.Now()
+		}
 		s.mu.Lock()
 		c.in = in
 		s.tell(c)
 		s.mu.Unlock()
 		switch {
 		case errors.Is(err, io.EOF) && in < len(c.buf):
-			return io.ErrUnexpectedEOF
+			return first, io.ErrUnexpectedEOF
 		case err != nil && !errors.Is(err, io.EOF):
-			return err
+			return first, err
 		}
 	}
-	return ended(section)
+	return first, ended(section)
 }
 
 // tell wakes Read up if it waits for c.

@@ -258,6 +258,34 @@ func TestFetchFromASlowLink(t *testing.T) {
 	})
 }
 
+// A long way to the server, as by satellite, is no slow link: chunks grow all the same.
+func TestFetchFromAfar(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const trip = 600 * time.Millisecond
+		l := newLink(64*mebi, 6*mebi)
+		l.onRead = func(_ context.Context, off int64) error {
+			l.mu.Lock()
+			begins := slices.ContainsFunc(l.sections, func(s span) bool { return s.off == off })
+			l.mu.Unlock()
+			if begins {
+				time.Sleep(trip)
+			}
+			return nil
+		}
+		start := time.Now()
+		err := newFetcher(l, 4).each(t.Context(), l.blobs(1), func(ctx context.Context, src sections, b []PlannedBlob) error {
+			return l.all(ctx, src, b[0], func(int64) {})
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		l.wantOnce(t)
+		if took := time.Since(start); took > 30*time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 // All that lies before a fault arrives, whichever chunk has it, and the fault behind that.
 func TestFetchFault(t *testing.T) {
 	for _, at := range []int64{0, 100, minChunk - 1, minChunk, 3*minChunk + 5, 9*mebi + 77, 20*mebi - 1} {
