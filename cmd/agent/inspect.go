@@ -123,8 +123,9 @@ func inspect(ctx context.Context, blob source.Blob, a *importer.Archive, baseNam
 	if in.Size < 0 {
 		in.Size = blob.BytesRead() // a stream that was read to its end
 	}
+	walk := &archive.Walk{Fetch: fetch(a)}
 	for _, d := range a.Manifests {
-		name, err := inspectName(ctx, a, d, baseName)
+		name, err := inspectName(ctx, a, walk, d, baseName)
 		if err != nil {
 			return nil, err
 		}
@@ -134,7 +135,7 @@ func inspect(ctx context.Context, blob source.Blob, a *importer.Archive, baseNam
 }
 
 // inspectName describes one entry of index.json.
-func inspectName(ctx context.Context, a *importer.Archive, d ocispec.Descriptor, baseName string) (inspectedName, error) {
+func inspectName(ctx context.Context, a *importer.Archive, walk *archive.Walk, d ocispec.Descriptor, baseName string) (inspectedName, error) {
 	n := inspectedName{Digest: d.Digest}
 	switch named, err := (archive.Selection{BaseName: baseName}).Select([]ocispec.Descriptor{d}); {
 	case err != nil:
@@ -142,7 +143,7 @@ func inspectName(ctx context.Context, a *importer.Archive, d ocispec.Descriptor,
 	case len(named) > 0:
 		n.Name = named[0].Name
 	}
-	leaves, err := archive.Leaves(ctx, fetch(a), d)
+	leaves, err := walk.Leaves(ctx, d)
 	if errors.Is(err, archive.ErrMissing) {
 		n.Problem = oneLine(err.Error())
 		return n, nil

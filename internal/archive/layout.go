@@ -40,6 +40,7 @@ type Layout struct {
 	mu       sync.Mutex
 	read     map[digest.Digest][]byte // metadata that was read, so that a remote archive is asked once
 	metadata int64                    // bytes in read, Index and made
+	given    int64                    // by ReadBlob so far, as MaxReadBytes counts
 }
 
 // blobMember is a docker archive's member that is a blob.
@@ -160,7 +161,7 @@ func (l *Layout) charge(n int64) error {
 }
 
 // ReadBlob gives a metadata blob, verified against the digest and size of d. The
-// error is ErrMissing, ErrLimit above limit bytes or MaxMetadataBytes in all,
+// error is ErrMissing, ErrLimit above limit bytes, MaxMetadataBytes or MaxReadBytes in all,
 // ErrDigestMismatch, or ErrInvalid for a wrong size. Callers must not change the bytes.
 func (l *Layout) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error) {
 	if err := d.Digest.Validate(); err != nil {
@@ -170,10 +171,23 @@ func (l *Layout) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 	if err == nil && int64(len(data)) != d.Size {
 		err = fmt.Errorf("size: its descriptor says %d, it has %d bytes: %w", d.Size, len(data), ErrInvalid)
 	}
+	if err == nil {
+		err = l.give(data)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read blob %s: %w", d.Digest, err)
 	}
 	return data, nil
+}
+
+// give counts a document that will be decoded: a small archive can ask for the same large one a hundred thousand times.
+func (l *Layout) give(data []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.given += int64(len(data) + ValueBytes*min(countValues(data), MaxValues)); l.given > MaxReadBytes {
+		return fmt.Errorf("more than %d MiB of indexes, manifests and configs, each as often as it is named: %w", MaxReadBytes>>20, ErrLimit)
+	}
+	return nil
 }
 
 func (l *Layout) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {

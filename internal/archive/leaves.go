@@ -15,7 +15,8 @@ import (
 // is ErrMissing when the blob is nowhere.
 type Fetch func(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
 
-// Leaf is a platform's manifest. Platform is always set.
+// Leaf is a platform's manifest. Platform is always set. Of descriptors there are only media type, digest, size and
+// platform: annotations may be large, and what is below several names is there several times.
 type Leaf struct {
 	ocispec.Descriptor
 	// Parents are the indexes from the target down, the target included when it is one.
@@ -31,31 +32,64 @@ func Leaves(ctx context.Context, fetch Fetch, target ocispec.Descriptor) ([]Leaf
 	return (&Walk{Fetch: fetch}).Leaves(ctx, target)
 }
 
-// Walk gives the leaves of several targets of one archive, and bounds by MaxVisits what they cost together.
+// Walk gives the leaves of several targets of one archive, and bounds by MaxVisits what they cost together. It decodes
+// each document once, however often it is named.
 type Walk struct {
 	Fetch  Fetch
 	visits int
+
+	indexes   map[document][]ocispec.Descriptor
+	manifests map[document]*ocispec.Platform
+	configs   map[document]*ocispec.Platform
+}
+
+// document is what of a descriptor decides how a document is read.
+type document struct {
+	mediaType string
+	digest    digest.Digest
+	size      int64
+}
+
+// once gives what decode makes of a document, from known if it is there.
+func once[T any](known *map[document]T, d ocispec.Descriptor, decode func() (T, error)) (T, error) {
+	key := document{d.MediaType, d.Digest, d.Size}
+	v, ok := (*known)[key]
+	if ok {
+		return v, nil
+	}
+	v, err := decode()
+	if err != nil {
+		return v, err
+	}
+	if *known == nil {
+		*known = map[document]T{}
+	}
+	(*known)[key] = v
+	return v, nil
 }
 
 // Leaves is as the function of this name.
 func (w *Walk) Leaves(ctx context.Context, target ocispec.Descriptor) ([]Leaf, error) {
-	one := walker{fetch: w.Fetch, before: w.visits}
+	one := walker{Walk: w}
 	err := one.visit(ctx, target, nil)
-	w.visits += one.visited
 	return one.leaves, err
 }
 
+// walker is below one target.
 type walker struct {
-	fetch           Fetch
-	leaves          []Leaf
-	before, visited int // visits below earlier targets, and below this one
+	*Walk
+	leaves  []Leaf
+	visited int
 }
 
 func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
+	if err := ctx.Err(); err != nil {
+		return err //nolint:wrapcheck // the caller's own
+	}
 	if w.visited++; w.visited > MaxDescriptors {
 		return fmt.Errorf("more than %d manifests and indexes: %w", MaxDescriptors, ErrLimit)
 	}
-	if w.before+w.visited > MaxVisits {
+	if w.visits++; w.visits > MaxVisits {
 		return fmt.Errorf("more than %d manifests and indexes below all names: %w", MaxVisits, ErrLimit)
 	}
 	if err := checkDescriptor("target", d); err != nil {
@@ -88,22 +122,40 @@ func (w *walker) visitIndex(ctx context.Context, d ocispec.Descriptor, parents [
 	if slices.ContainsFunc(parents, func(p ocispec.Descriptor) bool { return p.Digest == d.Digest }) {
 		return fmt.Errorf("index %s contains itself: %w", d.Digest, ErrInvalid)
 	}
-	data, err := fetchBounded(ctx, w.fetch, d, MaxManifestBytes)
+	children, err := once(&w.indexes, d, func() ([]ocispec.Descriptor, error) { return w.readIndex(ctx, d) })
 	if err != nil {
 		return err
 	}
-	idx, err := decodeIndex(data, d.MediaType)
-	if err != nil {
-		return fmt.Errorf("read index %s: %w", d.Digest, err)
-	}
-	below := append(slices.Clone(parents), d)
-	for _, child := range idx.Manifests {
+	below := append(slices.Clone(parents), bare(d))
+	for _, child := range children {
 		if err := w.visit(ctx, child, below); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// readIndex keeps of a child what a walk looks at.
+func (w *Walk) readIndex(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	data, err := fetchBounded(ctx, w.Fetch, d, MaxManifestBytes)
+	if err != nil {
+		return nil, err
+	}
+	idx, err := decodeIndex(data, d.MediaType)
+	if err != nil {
+		return nil, fmt.Errorf("read index %s: %w", d.Digest, err)
+	}
+	for i, child := range idx.Manifests {
+		idx.Manifests[i] = bare(child)
+		if isReferrer(child) {
+			idx.Manifests[i].Annotations = referrer
+		}
+	}
+	return idx.Manifests, nil
+}
+
+// referrer marks one whose own marks are not kept.
+var referrer = map[string]string{annotationReference: "yes"}
 
 func (w *walker) visitManifest(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
 	if isReferrer(d) {
@@ -116,24 +168,36 @@ func (w *walker) visitManifest(ctx context.Context, d ocispec.Descriptor, parent
 		}
 		d.Platform = p
 	}
-	w.leaves = append(w.leaves, Leaf{Descriptor: d, Parents: parents})
+	w.leaves = append(w.leaves, Leaf{Descriptor: bare(d), Parents: parents})
 	return nil
 }
 
-// platform reads a manifest's config; nil means that it is no image.
-func (w *walker) platform(ctx context.Context, d ocispec.Descriptor) (*ocispec.Platform, error) {
-	data, err := fetchBounded(ctx, w.fetch, d, MaxManifestBytes)
+// bare is what is kept of a descriptor.
+func bare(d ocispec.Descriptor) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, Platform: d.Platform}
+}
+
+// platform is that of a manifest's config; nil means that it is no image.
+func (w *Walk) platform(ctx context.Context, d ocispec.Descriptor) (*ocispec.Platform, error) {
+	return once(&w.manifests, d, func() (*ocispec.Platform, error) {
+		data, err := fetchBounded(ctx, w.Fetch, d, MaxManifestBytes)
+		if err != nil {
+			return nil, err
+		}
+		m, err := decodeManifest(data, d.MediaType)
+		if err != nil {
+			return nil, fmt.Errorf("read manifest %s: %w", d.Digest, err)
+		}
+		if isArtifact(m.ArtifactType) || !isConfig(m.Config.MediaType) {
+			return nil, nil //nolint:nilnil // no image, no fault
+		}
+		return once(&w.configs, m.Config, func() (*ocispec.Platform, error) { return w.readPlatform(ctx, m.Config) })
+	})
+}
+
+func (w *Walk) readPlatform(ctx context.Context, d ocispec.Descriptor) (*ocispec.Platform, error) {
+	data, err := fetchBounded(ctx, w.Fetch, d, MaxConfigBytes)
 	if err != nil {
-		return nil, err
-	}
-	m, err := decodeManifest(data, d.MediaType)
-	if err != nil {
-		return nil, fmt.Errorf("read manifest %s: %w", d.Digest, err)
-	}
-	if isArtifact(m.ArtifactType) || !isConfig(m.Config.MediaType) {
-		return nil, nil //nolint:nilnil // no image, no fault
-	}
-	if data, err = fetchBounded(ctx, w.fetch, m.Config, MaxConfigBytes); err != nil {
 		return nil, err
 	}
 	c, err := decodeConfig(data)
@@ -141,7 +205,7 @@ func (w *walker) platform(ctx context.Context, d ocispec.Descriptor) (*ocispec.P
 		err = c.tellsPlatform()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read config %s: %w", m.Config.Digest, err)
+		return nil, fmt.Errorf("read config %s: %w", d.Digest, err)
 	}
 	p := platforms.Normalize(c.Platform)
 	if p.OS == unknown || p.Architecture == unknown {

@@ -10,6 +10,10 @@ const (
 	// MaxMetadataBytes is the sum of all indexes, manifests, configs, member names and
 	// links: a quarter of the memory the agent may use.
 	MaxMetadataBytes = 16 << 20
+	// MaxReadBytes of metadata in all, where a document counts each time it is read, with
+	// ValueBytes for each of its values. An import reads a document some four times, one that
+	// images share as often for each of them: this is twice as much, and takes some seconds.
+	MaxReadBytes = 8 * MaxMetadataBytes
 	// MaxManifestBytes bounds one index or manifest. Registries refuse larger ones
 	// (OCI distribution spec: "at least 4 megabytes").
 	MaxManifestBytes = 4 << 20
@@ -27,16 +31,24 @@ const (
 	// descriptors with all that tools write into them have some 60,000. Decoded, a value
 	// of two bytes takes up to 120, twice: 24 MB.
 	MaxValues = 100_000
+	// ValueBytes is how many bytes of a long string are decoded in the time that a value of two takes.
+	ValueBytes = 32
 	// MaxNames of images in one archive: more than all images of the largest
 	// bundles seen, four times over.
 	MaxNames = 4096
+	// MaxNameBytes of an image's name: host and port of 260, a repository of 255, a tag of 128 and
+	// the longest digest come to 780.
+	MaxNameBytes = 1024
 	// MaxDescriptors of one index.
 	MaxDescriptors = 4096
+	// MaxPlatformBytes of one descriptor's platform, with 16 for each of its features. The longest in use
+	// name a version of Windows and a feature. What is read of a descriptor below a name is little more.
+	MaxPlatformBytes = 256
 	// MaxLayers of one manifest: overlayfs takes 500 lower directories, Docker 127.
 	MaxLayers = 512
 	// MaxVisits of manifests and indexes below all names of an archive, where an index that
 	// several share counts each time: a thousand names of twenty platforms and as many
-	// attestations come to 40,000. Reading the largest index again and again, until then, takes a second.
+	// attestations come to 40,000.
 	MaxVisits = 100_000
 	// MaxDepth of indexes in indexes. Tools make one or two.
 	MaxDepth = 8

@@ -127,7 +127,19 @@ func checkDescriptor(field string, d ocispec.Descriptor) error {
 	if d.MediaType == "" {
 		return fmt.Errorf("%s.mediaType: missing: %w", field, ErrInvalid)
 	}
+	if d.Platform != nil && platformBytes(*d.Platform) > MaxPlatformBytes {
+		return fmt.Errorf("%s.platform: more than %d bytes: %w", field, MaxPlatformBytes, ErrLimit)
+	}
 	return nil
+}
+
+// platformBytes is what a platform takes in memory, about.
+func platformBytes(p ocispec.Platform) int {
+	n := len(p.OS) + len(p.Architecture) + len(p.Variant) + len(p.OSVersion)
+	for _, f := range p.OSFeatures {
+		n += 16 + len(f)
+	}
+	return n
 }
 
 // index is an index with the fields that only manifests have.
@@ -205,6 +217,9 @@ func decodeConfig(data []byte) (config, error) {
 	c, err := decodeJSON[config](data)
 	if err != nil {
 		return c, err
+	}
+	if platformBytes(c.Platform) > MaxPlatformBytes {
+		return c, fmt.Errorf("platform: more than %d bytes: %w", MaxPlatformBytes, ErrLimit)
 	}
 	if c.OS == "" {
 		c.OS = "linux" // as containerd on Linux does, and everywhere the same
