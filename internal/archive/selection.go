@@ -258,6 +258,9 @@ func parseName(s string, d ocispec.Descriptor) (reference.Named, error) {
 // parseRef normalises a full name. A digest is none, though docker.io/library/sha256 could be a repository and the hex a
 // tag in it: CRI takes such names for images' ids.
 func parseRef(s string) (reference.Named, error) {
+	if len(s) > MaxNameBytes { // what package reference would say after seconds
+		return nil, fmt.Errorf("name %.200q: more than %d bytes: %w", s, MaxNameBytes, ErrInvalidName)
+	}
 	name, err := reference.ParseDockerRef(s)
 	if _, notDigest := digest.Parse(s); err == nil && notDigest == nil {
 		err = errors.New("a digest is not a name")

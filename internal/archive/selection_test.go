@@ -64,6 +64,7 @@ func TestSelect(t *testing.T) {
 		{"spaces", archive.Selection{}, list(named("my app:1")), "", archive.ErrInvalidName},
 		{"capital letters", archive.Selection{}, list(named("example.com/App:1")), "", archive.ErrInvalidName},
 		{"5,000 characters", archive.Selection{}, list(named(strings.Repeat("a/", 2500) + "b:1")), "", archive.ErrInvalidName},
+		{"a host of 5,000 characters", archive.Selection{}, list(named(strings.Repeat("a.", 2500) + "example/b:1")), "", archive.ErrInvalidName},
 		{"an image's id", archive.Selection{}, list(named(strings.Repeat("a", 64))), "", archive.ErrInvalidName},
 		{"one bad name among good ones", archive.Selection{}, list(named("a:1"), named("B:1")), "", archive.ErrInvalidName},
 		{"a name twice", archive.Selection{}, list(named("a:1"), refNamed("docker.io/a:1")), "docker.io/library/a:1>docker.io/library/a:1", nil},
