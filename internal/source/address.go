@@ -21,12 +21,15 @@ type reach struct {
 
 // metadataAddrs are services that give a cloud machine its credentials and that lie outside of the
 // link-local networks.
-var metadataAddrs = []netip.Addr{
-	netip.MustParseAddr("fd00:ec2::254"),   // AWS
-	netip.MustParseAddr("fd20:ce::254"),    // Google
-	netip.MustParseAddr("100.100.100.200"), // Alibaba
-	netip.MustParseAddr("168.63.129.16"),   // Azure
-	netip.MustParseAddr("192.0.0.192"),     // Oracle
+var metadataAddrs = []netip.Prefix{
+	netip.MustParsePrefix("fd00:ec2::/32"),          // AWS: the instance's at ::254, the pods' (EKS Pod Identity) at ::23
+	netip.MustParsePrefix("fd20:ce::254/128"),       // Google
+	netip.MustParsePrefix("100.100.100.200/32"),     // Alibaba
+	netip.MustParsePrefix("168.63.129.16/32"),       // Azure
+	netip.MustParsePrefix("192.0.0.192/32"),         // Oracle
+	netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"), // Oracle
+	netip.MustParsePrefix("fd00:42::42/128"),        // Scaleway
+	netip.MustParsePrefix("fd00:a9fe:a9fe::1/128"),  // Linode
 }
 
 // thisNetwork is "this host on this network" (RFC 1122, section 3.2.1.3). Linux connects to 0.0.0.0 as to
@@ -74,7 +77,7 @@ func kindOfAddr(addr netip.Addr) string {
 		return "an unspecified address"
 	case addr.IsMulticast(), addr == broadcast:
 		return "a multicast or broadcast address"
-	case slices.Contains(metadataAddrs, addr):
+	case slices.ContainsFunc(metadataAddrs, func(p netip.Prefix) bool { return p.Contains(addr) }):
 		return "a cloud's metadata service"
 	case addr.IsLinkLocalUnicast():
 		return "a link-local address, as clouds' metadata services have"
@@ -83,11 +86,12 @@ func kindOfAddr(addr netip.Addr) string {
 }
 
 var (
-	compatible = netip.MustParsePrefix("::/96")          // RFC 4291, section 2.5.5.1
-	nat64      = netip.MustParsePrefix("64:ff9b::/96")   // RFC 6052
-	nat64Local = netip.MustParsePrefix("64:ff9b:1::/48") // RFC 8215
-	sixToFour  = netip.MustParsePrefix("2002::/16")      // RFC 3056
-	teredo     = netip.MustParsePrefix("2001::/32")      // RFC 4380
+	compatible = netip.MustParsePrefix("::/96")           // RFC 4291, section 2.5.5.1
+	translated = netip.MustParsePrefix("::ffff:0:0:0/96") // RFC 2765, section 2.1
+	nat64      = netip.MustParsePrefix("64:ff9b::/96")    // RFC 6052
+	nat64Local = netip.MustParsePrefix("64:ff9b:1::/48")  // RFC 8215
+	sixToFour  = netip.MustParsePrefix("2002::/16")       // RFC 3056
+	teredo     = netip.MustParsePrefix("2001::/32")       // RFC 4380
 )
 
 // embedded gives the IPv4 addresses that a gateway would make of an IPv6 address.
@@ -98,7 +102,7 @@ func embedded(addr netip.Addr) []netip.Addr {
 	raw := addr.As16()
 	last := netip.AddrFrom4([4]byte(raw[12:]))
 	switch {
-	case compatible.Contains(addr), nat64.Contains(addr):
+	case compatible.Contains(addr), translated.Contains(addr), nat64.Contains(addr):
 		return []netip.Addr{last}
 	case nat64Local.Contains(addr):
 		// Where the four bytes are depends on the length of the network's own prefix: 96 or 48 (RFC 6052,
