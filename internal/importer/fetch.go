@@ -13,7 +13,7 @@ import (
 
 const (
 	// fetchMemory bounds what all chunks hold, in bytes, with up to 8 connections; all of it shows in the peak of the
-	// process. With 4, chunks grow to 600 KiB, which fill a gigabit where a round trip takes no more than 15 ms.
+	// process. With 4, chunks grow to 600 KiB.
 	fetchMemory = 6 << 20
 	// minChunk is what a request asks for at first, and of a slow source always, in bytes: the heads of a request and its
 	// answer are 0.3 % of it. What chunks behind the first hold is lost when the process is killed: 3 of them with 4
@@ -22,6 +22,8 @@ const (
 	// chunkTime is about what a connection should take for a chunk, without the round trip in front of it. Larger ones would
 	// keep those who read waiting.
 	chunkTime = time.Second
+	// learning is how many chunks of the largest size tell whether the server is distant.
+	learning = 8
 	// settling is more than it takes to open an ingest. Whoever has asked for nothing then waits for another importer.
 	settling = 100 * time.Millisecond
 )
@@ -29,6 +31,9 @@ const (
 // fetcher reads from a remote source with a number of connections. Whose turn came first has as many of them as it can
 // use, each for another chunk; those behind have what is left. A chunk is kept until it has been read, so that a
 // connection never waits for containerd.
+//
+// From a distant server, where connections would wait for round trips more than they receive, each turn asks for all of its
+// section at once, with one connection.
 //
 // The first may hold n-1 chunks that wait for the one in front of them to be complete and n that are on their way, each of
 // the others one: 3n-2 together.
@@ -39,8 +44,12 @@ type fetcher struct {
 	changed     chan struct{} // tells enter to look again
 
 	mu      sync.Mutex
-	busy    int      // connections
-	size    int64    // of the next chunk
+	busy    int   // connections
+	size    int64 // of the next chunk
+	distant bool  // chunks are not worth their round trips
+	full    int   // chunks of the largest size so far, and how long they took altogether
+	waited  time.Duration
+	took    time.Duration
 	turns   []*turn  // that have come and not left, in order
 	buffers [][]byte // that no chunk uses
 }
@@ -129,8 +138,14 @@ func (f *fetcher) schedule() {
 	}
 }
 
-// adapt learns from the time that a chunk took from its first byte on.
-func (f *fetcher) adapt(bytes int64, took time.Duration) {
+// adapt learns from a chunk: how long its first byte was waited for, and how long the rest took.
+func (f *fetcher) adapt(bytes int64, waited, took time.Duration) {
+	if bytes == f.most {
+		f.full++
+		f.waited += waited
+		f.took += took
+		f.distant = f.distant || f.full >= learning && f.waited > f.took/2
+	}
 	switch {
 	case took < chunkTime/2:
 		f.size = max(f.size, min(2*bytes, f.most))

@@ -20,11 +20,24 @@ type fetched struct {
 }
 
 type chunk struct {
-	off      int64
-	buf      []byte
-	read, in int // bytes of buf
-	complete bool
-	err      error // that follows the bytes, once it is complete
+	off, size int64
+	buf       []byte // a ring; most chunks fit
+	read, in  int64  // bytes of size
+	complete  bool
+	err       error         // that follows the bytes, once it is complete
+	drained   chan struct{} // tells receive that there is room again
+}
+
+// arrivedIn is what can be read of the ring without a break.
+func (c *chunk) arrivedIn() []byte {
+	from := c.read % int64(len(c.buf))
+	return c.buf[from:min(from+c.in-c.read, int64(len(c.buf)))]
+}
+
+// room is what can be written of the ring without a break.
+func (c *chunk) room() []byte {
+	from, free := c.in%int64(len(c.buf)), int64(len(c.buf))-(c.in-c.read)
+	return c.buf[from:min(from+min(free, c.size-c.in), int64(len(c.buf)))]
 }
 
 // Section is as that of a source.Blob. A turn has one at a time.
@@ -40,23 +53,26 @@ func (t *turn) Section(ctx context.Context, off, n int64) (io.ReadCloser, error)
 
 // begin has a connection fetch the next chunk.
 func (s *fetched) begin() {
-	c := &chunk{off: s.next}
+	c := &chunk{off: s.next, size: min(s.size, s.end-s.next), drained: make(chan struct{}, 1)}
+	if s.distant {
+		c.size = s.end - s.next
+	}
 	if last := len(s.buffers) - 1; last >= 0 {
 		c.buf, s.buffers = s.buffers[last], s.buffers[:last]
 	} else {
 		c.buf = make([]byte, s.most)
 	}
-	c.buf = c.buf[:min(s.size, s.end-s.next)]
-	s.next += int64(len(c.buf))
+	s.next += c.size
 	s.chunks = append(s.chunks, c)
 	s.busy++
 	s.receiving.Go(func() {
+		begun := time.Now()
 		first, err := s.receive(c)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.busy--
 		if c.complete, c.err = true, err; err == nil {
-			s.adapt(int64(len(c.buf)), time.Since(first))
+			s.adapt(c.size, first.Sub(begun), time.Since(first))
 		} else {
 			s.end = s.next // nobody will get that far
 		}
@@ -67,28 +83,42 @@ func (s *fetched) begin() {
 
 // receive returns the source's error, as if it were read without chunks, and when the first bytes came.
 func (s *fetched) receive(c *chunk) (first time.Time, err error) {
-	section, err := s.src.Section(s.ctx, c.off, int64(len(c.buf)))
+	section, err := s.src.Section(s.ctx, c.off, c.size)
 	if err != nil {
 		return first, err
 	}
 	defer section.Close()
-	for in := 0; in < len(c.buf); {
-		n, err := section.Read(c.buf[in:])
-		if in += n; first.IsZero() && n > 0 {
+	for {
+		s.mu.Lock()
+		room, all := c.room(), c.in == c.size
+		s.mu.Unlock()
+		switch {
+		case all:
+			return first, ended(section)
+		case len(room) == 0:
+			select {
+			case <-c.drained:
+			case <-s.ctx.Done():
+				return first, s.ctx.Err() //nolint:wrapcheck // the caller's own
+			}
+			continue
+		}
+		n, err := section.Read(room)
+		if first.IsZero() && n > 0 {
 			first = time.Now()
 		}
 		s.mu.Lock()
-		c.in = in
+		c.in += int64(n)
+		all = c.in == c.size
 		s.tell(c)
 		s.mu.Unlock()
 		switch {
-		case errors.Is(err, io.EOF) && in < len(c.buf):
+		case errors.Is(err, io.EOF) && !all:
 			return first, io.ErrUnexpectedEOF
 		case err != nil && !errors.Is(err, io.EOF):
 			return first, err
 		}
 	}
-	return first, ended(section)
 }
 
 // tell wakes Read up if it waits for c.
@@ -123,8 +153,12 @@ func (s *fetched) take(p []byte) (n int, err error) {
 	for len(s.chunks) > 0 {
 		c := s.chunks[0]
 		if c.read < c.in || !c.complete {
-			n = copy(p, c.buf[c.read:c.in])
-			c.read += n
+			n = copy(p, c.arrivedIn())
+			c.read += int64(n)
+			select {
+			case c.drained <- struct{}{}:
+			default:
+			}
 			return n, nil
 		}
 		if c.err != nil {
@@ -141,7 +175,7 @@ func (s *fetched) take(p []byte) (n int, err error) {
 
 // drop gives the first chunk's memory back.
 func (s *fetched) drop() {
-	s.buffers = append(s.buffers, s.chunks[0].buf[:s.most])
+	s.buffers = append(s.buffers, s.chunks[0].buf)
 	s.chunks = s.chunks[1:]
 }
 
