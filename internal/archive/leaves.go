@@ -35,8 +35,10 @@ func Leaves(ctx context.Context, fetch Fetch, target ocispec.Descriptor) ([]Leaf
 // Walk gives the leaves of several targets of one archive, and bounds by MaxVisits what they cost together. It decodes
 // each document once, however often it is named.
 type Walk struct {
-	Fetch  Fetch
-	visits int
+	Fetch    Fetch
+	visits   int
+	seen     map[digest.Digest]bool
+	repeated int64 // bytes of what was visited again
 
 	indexes   map[document][]ocispec.Descriptor
 	manifests map[document]*ocispec.Platform
@@ -95,6 +97,9 @@ func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, parents []ocis
 	if err := checkDescriptor("target", d); err != nil {
 		return err
 	}
+	if err := w.repeat(d); err != nil {
+		return err
+	}
 	var err error
 	switch {
 	case isIndex(d.MediaType):
@@ -110,6 +115,21 @@ func (w *walker) visit(ctx context.Context, d ocispec.Descriptor, parents []ocis
 		return nil
 	}
 	return err
+}
+
+// repeat counts what is named again: containerd's client, which walks there too, reads it each time.
+func (w *Walk) repeat(d ocispec.Descriptor) error {
+	if w.seen == nil {
+		w.seen = map[digest.Digest]bool{}
+	}
+	if w.seen[d.Digest] {
+		w.repeated += min(d.Size, MaxManifestBytes)
+	}
+	if w.repeated > MaxRepeatedBytes {
+		return fmt.Errorf("manifests and indexes are named again and again, more than %d MiB of them: %w", MaxRepeatedBytes>>20, ErrLimit)
+	}
+	w.seen[d.Digest] = true
+	return nil
 }
 
 func (w *walker) visitIndex(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {

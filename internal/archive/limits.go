@@ -50,6 +50,9 @@ const (
 	// several share counts each time: a thousand names of twenty platforms and as many
 	// attestations come to 40,000.
 	MaxVisits = 100_000
+	// MaxRepeatedBytes of manifests and indexes that are visited again. A thousand names that share
+	// all twenty platforms come to 40 MB.
+	MaxRepeatedBytes = 4 * MaxMetadataBytes
 	// MaxDepth of indexes in indexes. Tools make one or two.
 	MaxDepth = 8
 	// MaxExpansion is output over input of an outer compression, once the output

@@ -32,7 +32,7 @@ func layoutOf(t *testing.T, docs documents) *archive.Layout {
 
 // A small archive may name a large document as often as it likes: a walk decodes it once.
 func TestWalkReadsOnce(t *testing.T) {
-	const often = 1000
+	const often = 50
 	config := ocispec.Image{Platform: builder.Platform("linux/arm64"), Author: strings.Repeat("x", 1<<20)}
 	for name, add := range map[string]func(docs documents) []ocispec.Descriptor{
 		"an index": func(docs documents) []ocispec.Descriptor {
@@ -70,6 +70,30 @@ func TestWalkReadsOnce(t *testing.T) {
 			if n != 1 {
 				t.Fatalf("%s: %s was read %d times", name, d, n)
 			}
+		}
+	}
+}
+
+// containerd reads a document each time that it is named, below one name or below several.
+func TestRepetitionIsBounded(t *testing.T) {
+	docs := documents{}
+	long := indexOf()
+	long.Manifests, long.Annotations = []ocispec.Descriptor{}, map[string]string{"": strings.Repeat("x", 1<<20)}
+	idx := docs.add(ocispec.MediaTypeImageIndex, long)
+	image := docs.add(ocispec.MediaTypeImageManifest, manifestWith(ocispec.Descriptor{}))
+	platform := builder.Platform("linux/amd64")
+	image.Platform, image.Size = &platform, archive.MaxManifestBytes
+	for name, children := range map[string][]ocispec.Descriptor{"an index": repeat(idx, 10), "a manifest": repeat(image, 10)} {
+		walk, n, err := archive.Walk{Fetch: docs.fetch}, 0, error(nil)
+		for err == nil && n < 100 {
+			other := indexOf(children...)
+			other.Annotations = map[string]string{"n": fmt.Sprint(n)}
+			_, err = walk.Leaves(t.Context(), docs.add(ocispec.MediaTypeImageIndex, other))
+			n++
+		}
+		wantError(t, err, archive.ErrLimit)
+		if n == 1 {
+			t.Errorf("%s: none was accepted", name)
 		}
 	}
 }
