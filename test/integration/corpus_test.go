@@ -31,7 +31,7 @@ import (
 )
 
 const (
-	// mostMemory is what the chart lets the agent have, in bytes.
+	// mostMemory in bytes is half of what the chart lets the agent have.
 	mostMemory = 128 << 20
 	// mostTime is how long anybody has to wait to be told that an archive is wrong.
 	mostTime = 10 * time.Second
