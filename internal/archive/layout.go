@@ -172,7 +172,7 @@ func (l *Layout) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 		err = fmt.Errorf("size: its descriptor says %d, it has %d bytes: %w", d.Size, len(data), ErrInvalid)
 	}
 	if err == nil {
-		err = l.give(data)
+		err = l.Give(data)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read blob %s: %w", d.Digest, err)
@@ -180,8 +180,9 @@ func (l *Layout) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 	return data, nil
 }
 
-// give counts a document that will be decoded: a small archive can ask for the same large one a hundred thousand times.
-func (l *Layout) give(data []byte) error {
+// Give counts a document that will be decoded, also one that was read elsewhere: a small archive can ask for the same large
+// one a hundred thousand times. The error is ErrLimit beyond MaxReadBytes in all.
+func (l *Layout) Give(data []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.given += int64(len(data) + ValueBytes*min(countValues(data), MaxValues)); l.given > MaxReadBytes {

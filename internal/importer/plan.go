@@ -245,11 +245,24 @@ func (p *planner) add(ctx context.Context, name string, leaf archive.Leaf) error
 
 // stored reads metadata from the content store, else from the archive.
 func (p *planner) stored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-	data, err := p.importer.readBlob(ctx, d.Digest, archive.MaxConfigBytes)
+	data, err := p.readStored(ctx, d)
 	if errdefs.IsNotFound(err) {
 		return p.fetch(ctx, d)
 	}
 	return data, err
+}
+
+// readStored reads metadata from the content store. It counts as if the archive held it: in a single pass that has been
+// stored already.
+func (p *planner) readStored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	data, err := p.importer.readBlob(ctx, d.Digest, archive.MaxConfigBytes)
+	if err == nil {
+		err = p.archive.Give(data)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", d.Digest, err)
+	}
+	return data, nil
 }
 
 // need plans a blob, once: as present in the store, or where find says that it is in the archive.
@@ -319,7 +332,7 @@ func (p *planner) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, erro
 	if !errors.Is(err, archive.ErrMissing) {
 		return data, err
 	}
-	stored, storeErr := p.importer.readBlob(ctx, d.Digest, archive.MaxConfigBytes)
+	stored, storeErr := p.readStored(ctx, d)
 	if errdefs.IsNotFound(storeErr) {
 		return nil, err
 	}
