@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -143,8 +144,8 @@ func (i *Importer) recover(ctx context.Context, uid string, wanted func(Owner) b
 		}
 	}
 	var failures []error
-	for key, left := range byKey {
-		if err := i.recoverSession(ctx, key, left, wanted); err != nil && !errors.Is(err, errAlive) {
+	for _, key := range slices.Sorted(maps.Keys(byKey)) { // the text of a failure comes into a condition
+		if err := i.recoverSession(ctx, key, byKey[key], wanted); err != nil && !errors.Is(err, errAlive) {
 			failures = append(failures, err)
 		}
 	}

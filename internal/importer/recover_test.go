@@ -18,15 +18,17 @@ import (
 	"github.com/tarlift/tarlift/internal/archive/builder"
 )
 
-// killed is a session that brings all blobs of an archive, writes the first of its names, and then is gone like a
-// process that was killed: nothing is cleared up but what the daemon does for a broken connection.
-func killed(t *testing.T, n *node, src *memory, req Request, writes int) {
+// bringing is a session that has all blobs of an archive below its lease, and has published nothing.
+type bringing struct {
+	*session
+	ctx     context.Context
+	names   []publication
+	publish func(names []publication) error
+}
+
+func (n *node) bringing(t *testing.T, src *memory, req Request) bringing {
 	t.Helper()
-	whole, left := n.services.images, writes
-	n.services.images = fatalImages{whole, &left}
-	defer func() { n.services.images = whole }()
-	ctx := n.in(t.Context())
-	s, ctx, err := n.begin(ctx, req)
+	s, ctx, err := n.begin(n.in(t.Context()), req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,11 +36,23 @@ func killed(t *testing.T, n *node, src *memory, req Request, writes int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := plan.names()
+	return bringing{s, ctx, plan.names(), func(names []publication) error {
+		return s.publish(ctx, names, req, newRecord(req, src.String(), s.result(src, a, plan), "", len(names)))
+	}}
+}
+
+// killed is a session that brings all blobs of an archive, writes the first of its names, and then is gone like a
+// process that was killed: nothing is cleared up but what the daemon does for a broken connection.
+func killed(t *testing.T, n *node, src *memory, req Request, writes int) {
+	t.Helper()
+	whole, left := n.services.images, writes
+	n.services.images = fatalImages{whole, &left}
+	defer func() { n.services.images = whole }()
+	s := n.bringing(t, src, req)
 	dead := make(chan error, 1)
 	go func() {
 		defer close(dead)
-		dead <- s.publish(ctx, names, req, newRecord(req, src.String(), s.result(src, a, plan), "", len(names)))
+		dead <- s.publish(s.names)
 	}()
 	for err := range dead {
 		t.Fatalf("published to the end, error %v", err)
@@ -236,23 +250,14 @@ func TestRecoverLeavesWhatIsComplete(t *testing.T) {
 // published is a session that publishes an archive and then is killed.
 func (n *node) published(t *testing.T, b *builder.Built, req Request) *session {
 	t.Helper()
-	s, ctx, err := n.begin(n.in(t.Context()), req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	src := blobOf(t, b, false)
-	a, plan, err := s.bring(ctx, src, req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	names := plan.names()
-	if err := s.publish(ctx, names, req, newRecord(req, src.String(), s.result(src, a, plan), "", len(names))); err != nil {
+	s := n.bringing(t, blobOf(t, b, false), req)
+	if err := s.publish(s.names); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.life.writer.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return s
+	return s.session
 }
 
 // A kill in the midst of a note leaves a part of it, which is of no use to the next attempt.
@@ -330,28 +335,18 @@ func TestTakenForDead(t *testing.T) {
 	b := version(t, "a")
 	for _, dead := range []bool{false, true} {
 		n := newNode(t, "linux/amd64")
-		req := wanted(Owner{})
-		s, ctx, err := n.begin(n.in(t.Context()), req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		src := blobOf(t, b, false)
-		a, plan, err := s.bring(ctx, src, req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := n.bringing(t, blobOf(t, b, false), wanted(Owner{}))
 		s.restarted(t)
 		if dead {
 			if err := n.Recover(t.Context(), nil); err != nil {
 				t.Fatal(err)
 			}
 		}
-		names := plan.names()[:1] // one name has no note
-		err = s.publish(ctx, names, req, newRecord(req, src.String(), s.result(src, a, plan), "", len(names)))
+		err := s.publish(s.names[:1]) // one name has no note
 		if (err != nil) != dead || (n.image(t, appName) == nil) != dead {
 			t.Errorf("taken for dead %v: error %v, image %v", dead, err, n.image(t, appName))
 		}
-		if err := s.end(ctx, err); err != nil {
+		if err := s.end(s.ctx, err); err != nil {
 			t.Error(err)
 		}
 		if left := n.state(t); len(left.Leases)+len(left.Ingests) != 0 {

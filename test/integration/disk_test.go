@@ -19,6 +19,7 @@ import (
 // smallDisk is too small for a large image, and has room for a small one.
 const smallDisk = 64 << 20
 
+// startOnDisk starts a containerd whose root is a file system of its own.
 func startOnDisk(t *testing.T, size int64) (*runtime, *cluster.Disk) {
 	t.Helper()
 	disk, err := cluster.NewDisk(t.Context(), t.TempDir(), size)

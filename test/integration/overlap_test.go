@@ -63,16 +63,8 @@ func TestLayersAreUnpackedAsTheyArrive(t *testing.T) {
 		"cannot":       {Snapshotter: "native", ParallelUnpack: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b, err := builder.Archive{Images: []builder.Image{image("registry.example/"+name+":1",
-				gzipLayer(name+"-1", 1000), gzipLayer(name+"-2", 1000), gzipLayer(name+"-3", 1000))}}.Build()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer b.Close()
-			data, err := b.Bytes()
-			if err != nil {
-				t.Fatal(err)
-			}
+			b, data := built(t, builder.Archive{Images: []builder.Image{image("registry.example/"+name+":1",
+				gzipLayer(name+"-1", 1000), gzipLayer(name+"-2", 1000), gzipLayer(name+"-3", 1000))}})
 			p := b.Images[0].Platforms[0]
 			src := holding(t, fileOf(t, data), p.Layers[2].Digest)
 			i, snapshotter := r.importerWith(t, o), o.Snapshotter

@@ -34,16 +34,8 @@ type mortal struct {
 
 func startMortal(t *testing.T) *mortal {
 	t.Helper()
-	disk, err := cluster.NewDisk(t.Context(), t.TempDir(), cluster.DiskSize)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := disk.Unmount(); err != nil {
-			t.Error(err)
-		}
-	})
-	return &mortal{startRuntime(t, cluster.ContainerdOptions{Root: disk.Dir}), disk}
+	r, disk := startOnDisk(t, cluster.DiskSize)
+	return &mortal{r, disk}
 }
 
 // goDown cuts the power. Then containerd ends.

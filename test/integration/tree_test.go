@@ -56,15 +56,7 @@ func TestUnpackedTree(t *testing.T) {
 		"handmade, side by side": {handmadeLayers, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b, err := builder.Archive{Images: []builder.Image{image(app, tc.layers...)}}.Build()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer b.Close()
-			data, err := b.Bytes()
-			if err != nil {
-				t.Fatal(err)
-			}
+			b, data := built(t, builder.Archive{Images: []builder.Image{image(app, tc.layers...)}})
 			theirs, ours := startRuntime(t, cluster.ContainerdOptions{}), startRuntime(t, cluster.ContainerdOptions{})
 			imported, err := theirs.Import(theirs.ctx, bytes.NewReader(data))
 			if err != nil {
