@@ -54,7 +54,7 @@ verify: generate ## Fail unless all that is generated, formatted and tidied is c
 lint: tool-golangci-lint ## Run the linters of .golangci.yml
 	bin/tools/golangci-lint run
 
-test-unit: ## Run the tests that need no daemon, with the race detector
+test-unit: ## Run the tests that need no daemon, with the race detector (needs root)
 	go test -race -count=1 ./api/... ./cmd/... ./controllers/... ./hack/... ./internal/...
 
 # One package at a time: a cluster wants the machine to itself.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/internal/source"
 )
 
 // Exit codes: scripts and unit files depend on them.
@@ -88,6 +89,17 @@ func explain(cmd *cobra.Command, err error) (failure, int) {
 		message += " (" + remedy + ")"
 	}
 	return failure{reason, message}, exitFailed
+}
+
+// aboutArchive names the archive in an error that is about what it holds. Those of sources name theirs already, and those
+// of containerd have none.
+func aboutArchive(blob source.Blob, err error) error {
+	switch reason, _ := controllers.Classify(err); reason {
+	case v1alpha1.ReasonArchiveInvalid, v1alpha1.ReasonTruncated, v1alpha1.ReasonDigestMismatch, v1alpha1.ReasonLimitExceeded,
+		v1alpha1.ReasonInvalidName, v1alpha1.ReasonNoMatchingPlatform, v1alpha1.ReasonContentIncomplete:
+		return fmt.Errorf("%s: %w", blob, err)
+	}
+	return err
 }
 
 // remedies say what to do about a failure, where its message does not.

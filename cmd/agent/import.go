@@ -71,7 +71,8 @@ func importArchive(ctx context.Context, o importer.Options, input inputFlags, ar
 		return importer.Result{}, err
 	}
 	defer imp.Close()
-	return imp.Import(ctx, blob, r)
+	result, err := imp.Import(ctx, blob, r)
+	return result, aboutArchive(blob, err)
 }
 
 // imported is what -o json prints.

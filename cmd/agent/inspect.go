@@ -53,15 +53,15 @@ blobs it would move, and which it would not, because they are there. Nothing is 
 		defer blob.Close()
 		a, err := importer.Open(ctx, blob)
 		if err != nil {
-			return err
+			return aboutArchive(blob, err)
 		}
 		in, err := inspect(ctx, blob, a, flags.selection.BaseName)
 		if err != nil {
-			return err
+			return aboutArchive(blob, err)
 		}
 		if plan {
 			if err := planImport(ctx, flags.containerd, a, request, in); err != nil {
-				return err
+				return aboutArchive(blob, err)
 			}
 		}
 		if output.value == outputJSON {

@@ -26,7 +26,7 @@ func TestReserve(t *testing.T) {
 			t.Errorf("%s: %d bytes, shown as %s, error %v", tc.text, r.of(total), r.String(), err)
 		}
 	}
-	for _, bad := range []string{"", "lots", "-1", "100%", "-5%", "NaN%", "%", "9Ei0", "99999999999Gi"} {
+	for _, bad := range []string{"", "lots", "15", "0.5", "-1", "100%", "-5%", "NaN%", "%", "9Ei0", "99999999999Gi"} {
 		r := Reserve{set: true, bytes: 7}
 		if err := r.Set(bad); err == nil || r.bytes != 7 {
 			t.Errorf("%q: %+v, error %v", bad, r, err)

@@ -1,7 +1,7 @@
 package importer
 
 import (
-	"fmt"
+	"errors"
 	"strconv"
 	"strings"
 
@@ -19,19 +19,20 @@ type Reserve struct {
 	bytes   int64
 }
 
-// Set reads a size such as 10Gi, a percentage such as 20%, or 0 for none.
+// Set reads a size such as 10Gi, a percentage such as 20%, or 0 for none. Another number without a unit is most likely
+// meant to be a percentage.
 func (r *Reserve) Set(s string) error {
 	if p, ok := strings.CutSuffix(s, "%"); ok {
 		percent, err := strconv.ParseFloat(p, 64)
 		if err != nil || !(percent >= 0 && percent < 100) {
-			return fmt.Errorf("%q: want a percentage from 0%% to below 100%%", s)
+			return errors.New("want a percentage from 0% to below 100%")
 		}
 		*r = Reserve{set: true, percent: percent}
 		return nil
 	}
 	n, err := humanize.ParseBytes(s)
-	if err != nil || n > 1<<62 {
-		return fmt.Errorf("%q: want a size such as 10Gi, or a percentage such as 15%%", s)
+	if _, bare := strconv.ParseFloat(s, 64); err != nil || n > 1<<62 || s != "0" && bare == nil {
+		return errors.New("want a size such as 10Gi, or a percentage such as 15%")
 	}
 	*r = Reserve{set: true, bytes: int64(n)}
 	return nil

@@ -308,6 +308,7 @@ func TestSchema(t *testing.T) {
 		"controller's ports are one":     {`controller.ports.health=9463`, "controller.ports"},
 		"a reserve of everything":        {`node.diskReserve="100%"`, "diskReserve"},
 		"a reserve without a unit":       {`node.diskReserve="much"`, "diskReserve"},
+		"a reserve without a percent":    {`node.diskReserve="15"`, "diskReserve"},
 		"a reserve that is a number":     {`node.diskReserve=15`, "diskReserve"},
 		"a root that is relative":        {`containerd.rootDirectory="lib/containerd"`, "rootDirectory"},
 		"an address without a prefix":    {`node.allowSourceAddresses=["127.0.0.1"]`, "allowSourceAddresses"},
