@@ -133,7 +133,7 @@ func ownerOf(a *v1alpha1.ImageArchive) importer.Owner {
 	return importer.Owner{Name: a.Name, UID: string(a.UID), SpecHash: specHash(&a.Spec)}
 }
 
-// specHash identifies what of a spec decides an import: all but nodeSelector and suspend. It is recorded in
+// specHash identifies what of a spec decides an import. It is recorded in
 // containerd and must stay what it is for a spec of today in every later version, or each node would import
 // everything again. So its members are listed here, with a field that is added later left out while it has its
 // default value.

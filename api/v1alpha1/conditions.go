@@ -21,6 +21,12 @@ const (
 	ReasonImporting = "Importing"
 	// ReasonSuspended: spec.suspend is set, and the images are not all there.
 	ReasonSuspended = "Suspended"
+	// ReasonWaitingForRollout: spec.rollout has not let the node in yet.
+	ReasonWaitingForRollout = "WaitingForRollout"
+	// ReasonRolloutStopped: more nodes than spec.rollout.maxFailed have failed, so that no further node begins.
+	ReasonRolloutStopped = "RolloutStopped"
+	// ReasonDrifted: images that were complete are so no more: deleted, unpinned, retargeted, or without content.
+	ReasonDrifted = "Drifted"
 	// ReasonImported: all images are there.
 	ReasonImported = "Imported"
 

@@ -2,10 +2,11 @@ package v1alpha1
 
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// ImageArchive puts the images of one tar archive onto the selected nodes. Deleting it leaves the images and
-// their pins where they are.
+// ImageArchive puts the images of one tar archive onto the selected nodes and keeps them there. What becomes of them
+// when it is deleted, its deletionPolicy says.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -21,7 +22,8 @@ type ImageArchive struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	// spec says what shall be where. A change of anything but nodeSelector and suspend is a new import.
+	// spec says what shall be where. A change of source, digest, indexDigest, images, unpack, pin or conflictPolicy is a
+	// new import.
 	Spec ImageArchiveSpec `json:"spec"`
 
 	// status sums up what the selected nodes report; which node has what, their NodeImageStates tell.
@@ -82,6 +84,29 @@ type ImageArchiveSpec struct {
 	// +optional
 	// +kubebuilder:default=Fail
 	ConflictPolicy ConflictPolicy `json:"conflictPolicy,omitempty"`
+
+	// driftPolicy decides what happens when images that were complete are lost, lose their pin, or get another digest
+	// under their name: Reimport makes them whole again, Ignore only reports it.
+	// +optional
+	// +kubebuilder:default=Reimport
+	DriftPolicy DriftPolicy `json:"driftPolicy,omitempty"`
+
+	// deletionPolicy decides what happens on a node to images that no ImageArchive wants there any more, because it
+	// was deleted, no longer lists them, or no longer selects the node: Retain leaves them as they are, Unpin leaves
+	// them to the kubelet's garbage collection, Delete removes those that no container uses and unpins the others.
+	// +optional
+	// +kubebuilder:default=Unpin
+	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
+
+	// rollout limits how many nodes import at a time. Absent: all at once.
+	// +optional
+	Rollout *Rollout `json:"rollout,omitempty"`
+
+	// interval is how often each node asks the source whether the archive has changed; a change is a new import.
+	// Absent or 0s: never, only a change of the spec is.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) == duration('0s') || duration(self) >= duration('10s')",message="must be 0s or at least 10s"
+	Interval *metav1.Duration `json:"interval,omitempty"`
 
 	// suspend stops imports that run and begins none. What is on the nodes stays.
 	// +optional
@@ -200,6 +225,54 @@ const (
 	ConflictFail    ConflictPolicy = "Fail"
 	ConflictReplace ConflictPolicy = "Replace"
 )
+
+// DriftPolicy decides about images that were complete and no longer are.
+//
+// +kubebuilder:validation:Enum=Reimport;Ignore
+type DriftPolicy string
+
+// The drift policies.
+const (
+	DriftReimport DriftPolicy = "Reimport"
+	DriftIgnore   DriftPolicy = "Ignore"
+)
+
+// DeletionPolicy decides about images that no archive wants any more.
+//
+// +kubebuilder:validation:Enum=Retain;Unpin;Delete
+type DeletionPolicy string
+
+// The deletion policies.
+const (
+	DeletionRetain DeletionPolicy = "Retain"
+	DeletionUnpin  DeletionPolicy = "Unpin"
+	DeletionDelete DeletionPolicy = "Delete"
+)
+
+// Rollout limits how an archive spreads over the selected nodes.
+type Rollout struct {
+	// maxConcurrent is how many nodes may import at a time: a number, or a percentage of the selected nodes, rounded
+	// up.
+	// +optional
+	// +kubebuilder:default="10%"
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? self >= 1 : self.matches('^([1-9][0-9]?|100)%$')",message="must be a number of at least 1, or a percentage from 1% to 100%"
+	MaxConcurrent *intstr.IntOrString `json:"maxConcurrent,omitempty"`
+
+	// maxFailed is how many nodes may fail. When more have, no further node begins, until the spec changes, nodes
+	// recover, or AnnotationReconcileRequestedAt asks to go on.
+	// +optional
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=0
+	MaxFailed *int32 `json:"maxFailed,omitempty"`
+
+	// progressDeadline is how long a node that was let in may report no progress. Then it counts as failed, and its
+	// place goes to another node.
+	// +optional
+	// +kubebuilder:default="10m"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="must be at least 1s"
+	ProgressDeadline *metav1.Duration `json:"progressDeadline,omitempty"`
+}
 
 // ImageArchiveStatus sums up the selected nodes: counts and conditions, never a list of nodes.
 type ImageArchiveStatus struct {

@@ -6,7 +6,7 @@ import (
 )
 
 // NodeImageState is what one node has of the ImageArchives that select it. It bears the Node's name, belongs to
-// it, and is written by the agent on that node only.
+// it; its status is written by the agent on that node only, its spec by the controller only.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -20,6 +20,10 @@ type NodeImageState struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// spec is what the controller tells the node. The node's agent does not write it.
+	// +optional
+	Spec NodeImageStateSpec `json:"spec,omitzero"`
+
 	// status is what the node's agent reports.
 	// +optional
 	Status NodeImageStateStatus `json:"status,omitzero"`
@@ -32,6 +36,32 @@ type NodeImageStateList struct {
 	metav1.TypeMeta `json:",inline"`
 	metav1.ListMeta `json:"metadata,omitempty"`
 	Items           []NodeImageState `json:"items"`
+}
+
+// NodeImageStateSpec is what one node may do.
+type NodeImageStateSpec struct {
+	// admitted are the ImageArchives with a rollout that the node may import now. Of those it has imported, or failed
+	// to, nothing is listed.
+	// +optional
+	// +listType=map
+	// +listMapKey=archive
+	Admitted []Admission `json:"admitted,omitempty"`
+}
+
+// Admission lets one node import one generation of an ImageArchive, or remembers that it did so in vain.
+type Admission struct {
+	// archive is the name of the ImageArchive.
+	Archive string `json:"archive"`
+	// uid of the ImageArchive, which tells it from an earlier one of the same name.
+	UID types.UID `json:"uid"`
+	// generation of the spec that may be imported.
+	Generation int64 `json:"generation"`
+	// time of the admission.
+	Time metav1.Time `json:"time"`
+	// expired says that the node reported no progress for so long that its place was given to another. It must not
+	// import any more, and counts as failed until it is let in again.
+	// +optional
+	Expired bool `json:"expired,omitempty"`
 }
 
 // NodeImageStateStatus is one node's report.

@@ -81,6 +81,21 @@ func TestValidation(t *testing.T) {
 		{"In without values", fileSource + "nodeSelector: {matchExpressions: [{key: a, operator: In}]}", "need values"},
 		{"Exists with values", fileSource + "nodeSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}", "take none"},
 		{"policies", fileSource + "conflictPolicy: Replace\nunpack: false\npin: false\nsuspend: true", ""},
+		{"policies of what is there", fileSource + "driftPolicy: Ignore\ndeletionPolicy: Delete\ninterval: 1h30m", ""},
+		{"an unknown drift policy", fileSource + "driftPolicy: Fail", "spec.driftPolicy"},
+		{"an unknown deletion policy", fileSource + "deletionPolicy: Orphan", "spec.deletionPolicy"},
+		{"no interval", fileSource + "interval: 0s", ""},
+		{"an interval that would be an attack", fileSource + "interval: 1s", "at least 10s"},
+		{"an interval that is no duration", fileSource + "interval: daily", "spec.interval"},
+		{"a rollout by default", fileSource + "rollout: {}", ""},
+		{"a rollout", fileSource + "rollout: {maxConcurrent: 25%, maxFailed: 0, progressDeadline: 90s}", ""},
+		{"a rollout one by one", fileSource + "rollout: {maxConcurrent: 1}", ""},
+		{"a rollout of nobody", fileSource + "rollout: {maxConcurrent: 0}", "maxConcurrent"},
+		{"a rollout of no percent", fileSource + "rollout: {maxConcurrent: 0%}", "maxConcurrent"},
+		{"a rollout of more than all", fileSource + "rollout: {maxConcurrent: 101%}", "maxConcurrent"},
+		{"a rollout of a word", fileSource + "rollout: {maxConcurrent: ten}", "maxConcurrent"},
+		{"a rollout that is never content", fileSource + "rollout: {maxFailed: -1}", "maxFailed"},
+		{"a rollout without patience", fileSource + "rollout: {progressDeadline: 0s}", "progressDeadline"},
 		{"an unknown policy", fileSource + "conflictPolicy: Ignore", "spec.conflictPolicy"},
 	} {
 		t.Run(test.why, func(t *testing.T) {
@@ -98,7 +113,7 @@ func TestValidation(t *testing.T) {
 }
 
 func TestDefaults(t *testing.T) {
-	o := archiveWith(t, "defaults", fileSource)
+	o := archiveWith(t, "defaults", fileSource+"rollout: {}")
 	create(t, o)
 	got := o.Object["spec"]
 	want := map[string]any{
@@ -107,6 +122,9 @@ func TestDefaults(t *testing.T) {
 		"unpack":         true,
 		"pin":            true,
 		"conflictPolicy": "Fail",
+		"driftPolicy":    "Reimport",
+		"deletionPolicy": "Unpin",
+		"rollout":        map[string]any{"maxConcurrent": "10%", "maxFailed": int64(1), "progressDeadline": "10m"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("spec (-want +got):\n%s", diff)

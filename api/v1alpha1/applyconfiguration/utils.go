@@ -16,6 +16,8 @@ import (
 func ForKind(kind schema.GroupVersionKind) interface{} {
 	switch kind {
 	// Group=tarlift.dev, Version=v1alpha1
+	case v1alpha1.SchemeGroupVersion.WithKind("Admission"):
+		return &apiv1alpha1.AdmissionApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ArchiveBytes"):
 		return &apiv1alpha1.ArchiveBytesApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ArchiveState"):
@@ -42,10 +44,14 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.NodeFailureApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("NodeImageState"):
 		return &apiv1alpha1.NodeImageStateApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("NodeImageStateSpec"):
+		return &apiv1alpha1.NodeImageStateSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("NodeImageStateStatus"):
 		return &apiv1alpha1.NodeImageStateStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Rename"):
 		return &apiv1alpha1.RenameApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("Rollout"):
+		return &apiv1alpha1.RolloutApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RuntimeInfo"):
 		return &apiv1alpha1.RuntimeInfoApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SecretReference"):

@@ -23,6 +23,24 @@ func Parser() *typed.Parser {
 var parserOnce sync.Once
 var parser *typed.Parser
 var schemaYAML = typed.YAMLObject(`types:
+- name: com.github.tarlift.tarlift.api.v1alpha1.Admission
+  map:
+    fields:
+    - name: archive
+      type:
+        scalar: string
+    - name: expired
+      type:
+        scalar: boolean
+    - name: generation
+      type:
+        scalar: numeric
+    - name: time
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: uid
+      type:
+        namedType: io.k8s.apimachinery.pkg.types.UID
 - name: com.github.tarlift.tarlift.api.v1alpha1.ArchiveBytes
   map:
     fields:
@@ -99,6 +117,10 @@ var schemaYAML = typed.YAMLObject(`types:
         scalar: numeric
 - name: com.github.tarlift.tarlift.api.v1alpha1.ConflictPolicy
   scalar: string
+- name: com.github.tarlift.tarlift.api.v1alpha1.DeletionPolicy
+  scalar: string
+- name: com.github.tarlift.tarlift.api.v1alpha1.DriftPolicy
+  scalar: string
 - name: com.github.tarlift.tarlift.api.v1alpha1.FileSource
   map:
     fields:
@@ -144,9 +166,17 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         namedType: com.github.tarlift.tarlift.api.v1alpha1.ConflictPolicy
       default: Fail
+    - name: deletionPolicy
+      type:
+        namedType: com.github.tarlift.tarlift.api.v1alpha1.DeletionPolicy
+      default: Unpin
     - name: digest
       type:
         scalar: string
+    - name: driftPolicy
+      type:
+        namedType: com.github.tarlift.tarlift.api.v1alpha1.DriftPolicy
+      default: Reimport
     - name: images
       type:
         namedType: com.github.tarlift.tarlift.api.v1alpha1.ImageSelection
@@ -154,6 +184,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: indexDigest
       type:
         scalar: string
+    - name: interval
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Duration
     - name: nodeSelector
       type:
         namedType: io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector
@@ -161,6 +194,9 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         scalar: boolean
       default: true
+    - name: rollout
+      type:
+        namedType: com.github.tarlift.tarlift.api.v1alpha1.Rollout
     - name: source
       type:
         namedType: com.github.tarlift.tarlift.api.v1alpha1.Source
@@ -282,9 +318,23 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: metadata
       type:
         namedType: io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta
+    - name: spec
+      type:
+        namedType: com.github.tarlift.tarlift.api.v1alpha1.NodeImageStateSpec
     - name: status
       type:
         namedType: com.github.tarlift.tarlift.api.v1alpha1.NodeImageStateStatus
+- name: com.github.tarlift.tarlift.api.v1alpha1.NodeImageStateSpec
+  map:
+    fields:
+    - name: admitted
+      type:
+        list:
+          elementType:
+            namedType: com.github.tarlift.tarlift.api.v1alpha1.Admission
+          elementRelationship: associative
+          keys:
+          - archive
 - name: com.github.tarlift.tarlift.api.v1alpha1.NodeImageStateStatus
   map:
     fields:
@@ -311,6 +361,21 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: to
       type:
         scalar: string
+- name: com.github.tarlift.tarlift.api.v1alpha1.Rollout
+  map:
+    fields:
+    - name: maxConcurrent
+      type:
+        namedType: io.k8s.apimachinery.pkg.util.intstr.IntOrString
+      default: 10%
+    - name: maxFailed
+      type:
+        scalar: numeric
+      default: 1
+    - name: progressDeadline
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Duration
+      default: 10m
 - name: com.github.tarlift.tarlift.api.v1alpha1.RuntimeInfo
   map:
     fields:
@@ -360,6 +425,8 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         scalar: string
 - name: io.k8s.apimachinery.pkg.apis.meta.v1.ConditionStatus
+  scalar: string
+- name: io.k8s.apimachinery.pkg.apis.meta.v1.Duration
   scalar: string
 - name: io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1
   map:
@@ -520,6 +587,16 @@ var schemaYAML = typed.YAMLObject(`types:
   scalar: untyped
 - name: io.k8s.apimachinery.pkg.types.UID
   scalar: string
+- name: io.k8s.apimachinery.pkg.util.intstr.IntOrString
+  scalar: untyped
+  list:
+    elementType:
+      namedType: __untyped_atomic_
+    elementRelationship: atomic
+  map:
+    elementType:
+      namedType: __untyped_deduced_
+    elementRelationship: separable
 - name: __untyped_atomic_
   scalar: untyped
   list:

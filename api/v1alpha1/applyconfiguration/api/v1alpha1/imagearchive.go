@@ -14,12 +14,13 @@ import (
 // ImageArchiveApplyConfiguration represents a declarative configuration of the ImageArchive type for use
 // with apply.
 //
-// ImageArchive puts the images of one tar archive onto the selected nodes. Deleting it leaves the images and
-// their pins where they are.
+// ImageArchive puts the images of one tar archive onto the selected nodes and keeps them there. What becomes of them
+// when it is deleted, its deletionPolicy says.
 type ImageArchiveApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`
-	// spec says what shall be where. A change of anything but nodeSelector and suspend is a new import.
+	// spec says what shall be where. A change of source, digest, indexDigest, images, unpack, pin or conflictPolicy is a
+	// new import.
 	Spec *ImageArchiveSpecApplyConfiguration `json:"spec,omitempty"`
 	// status sums up what the selected nodes report; which node has what, their NodeImageStates tell.
 	Status *ImageArchiveStatusApplyConfiguration `json:"status,omitempty"`

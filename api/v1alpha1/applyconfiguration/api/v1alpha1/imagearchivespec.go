@@ -4,6 +4,7 @@ package v1alpha1
 
 import (
 	apiv1alpha1 "github.com/tarlift/tarlift/api/v1alpha1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
@@ -31,6 +32,18 @@ type ImageArchiveSpecApplyConfiguration struct {
 	// conflictPolicy decides what happens to a name that exists on a node with another digest and was not put
 	// there by this archive: Fail leaves it and stalls, Replace makes it this archive's.
 	ConflictPolicy *apiv1alpha1.ConflictPolicy `json:"conflictPolicy,omitempty"`
+	// driftPolicy decides what happens when images that were complete are lost, lose their pin, or get another digest
+	// under their name: Reimport makes them whole again, Ignore only reports it.
+	DriftPolicy *apiv1alpha1.DriftPolicy `json:"driftPolicy,omitempty"`
+	// deletionPolicy decides what happens on a node to images that no ImageArchive wants there any more, because it
+	// was deleted, no longer lists them, or no longer selects the node: Retain leaves them as they are, Unpin leaves
+	// them to the kubelet's garbage collection, Delete removes those that no container uses and unpins the others.
+	DeletionPolicy *apiv1alpha1.DeletionPolicy `json:"deletionPolicy,omitempty"`
+	// rollout limits how many nodes import at a time. Absent: all at once.
+	Rollout *RolloutApplyConfiguration `json:"rollout,omitempty"`
+	// interval is how often each node asks the source whether the archive has changed; a change is a new import.
+	// Absent or 0s: never, only a change of the spec is.
+	Interval *metav1.Duration `json:"interval,omitempty"`
 	// suspend stops imports that run and begins none. What is on the nodes stays.
 	Suspend *bool `json:"suspend,omitempty"`
 }
@@ -102,6 +115,38 @@ func (b *ImageArchiveSpecApplyConfiguration) WithPin(value bool) *ImageArchiveSp
 // If called multiple times, the ConflictPolicy field is set to the value of the last call.
 func (b *ImageArchiveSpecApplyConfiguration) WithConflictPolicy(value apiv1alpha1.ConflictPolicy) *ImageArchiveSpecApplyConfiguration {
 	b.ConflictPolicy = &value
+	return b
+}
+
+// WithDriftPolicy sets the DriftPolicy field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DriftPolicy field is set to the value of the last call.
+func (b *ImageArchiveSpecApplyConfiguration) WithDriftPolicy(value apiv1alpha1.DriftPolicy) *ImageArchiveSpecApplyConfiguration {
+	b.DriftPolicy = &value
+	return b
+}
+
+// WithDeletionPolicy sets the DeletionPolicy field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DeletionPolicy field is set to the value of the last call.
+func (b *ImageArchiveSpecApplyConfiguration) WithDeletionPolicy(value apiv1alpha1.DeletionPolicy) *ImageArchiveSpecApplyConfiguration {
+	b.DeletionPolicy = &value
+	return b
+}
+
+// WithRollout sets the Rollout field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Rollout field is set to the value of the last call.
+func (b *ImageArchiveSpecApplyConfiguration) WithRollout(value *RolloutApplyConfiguration) *ImageArchiveSpecApplyConfiguration {
+	b.Rollout = value
+	return b
+}
+
+// WithInterval sets the Interval field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Interval field is set to the value of the last call.
+func (b *ImageArchiveSpecApplyConfiguration) WithInterval(value metav1.Duration) *ImageArchiveSpecApplyConfiguration {
+	b.Interval = &value
 	return b
 }
 

@@ -15,10 +15,12 @@ import (
 // with apply.
 //
 // NodeImageState is what one node has of the ImageArchives that select it. It bears the Node's name, belongs to
-// it, and is written by the agent on that node only.
+// it; its status is written by the agent on that node only, its spec by the controller only.
 type NodeImageStateApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`
+	// spec is what the controller tells the node. The node's agent does not write it.
+	Spec *NodeImageStateSpecApplyConfiguration `json:"spec,omitempty"`
 	// status is what the node's agent reports.
 	Status *NodeImageStateStatusApplyConfiguration `json:"status,omitempty"`
 }
@@ -231,6 +233,14 @@ func (b *NodeImageStateApplyConfiguration) ensureObjectMetaApplyConfigurationExi
 	if b.ObjectMetaApplyConfiguration == nil {
 		b.ObjectMetaApplyConfiguration = &v1.ObjectMetaApplyConfiguration{}
 	}
+}
+
+// WithSpec sets the Spec field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Spec field is set to the value of the last call.
+func (b *NodeImageStateApplyConfiguration) WithSpec(value *NodeImageStateSpecApplyConfiguration) *NodeImageStateApplyConfiguration {
+	b.Spec = value
+	return b
 }
 
 // WithStatus sets the Status field in the declarative configuration to the given value
