@@ -46,7 +46,7 @@ func run(ctx context.Context, archive string, keep bool) (err error) {
 		return err
 	}
 	title("A cluster of three nodes, which have no registry and no network but their own")
-	s, err := stage.Up(ctx, nodes, os.Stdout)
+	s, err := stage.Up(ctx, cluster.Options{Nodes: nodes, Progress: os.Stdout})
 	if err != nil {
 		return err
 	}

@@ -22,10 +22,13 @@ type FileServer struct {
 	server *http.Server
 	done   chan struct{}
 
-	mu     sync.Mutex
-	sent   map[string]int64 // bytes of bodies, by the client's IP
-	denied map[string]bool
-	rate   int64 // bytes/s of one response, 0 for no limit
+	mu      sync.Mutex
+	sent    map[string]int64 // bytes of bodies, by the client's IP
+	asked   map[string]int   // requests, by the client's IP
+	serving map[string]int   // requests that are being answered, by the client's IP
+	most    int              // clients that were being served at the same time
+	denied  map[string]bool
+	rate    int64 // bytes/s of one response, 0 for no limit
 }
 
 // Serve starts a server for dir on the control plane's address.
@@ -36,7 +39,7 @@ func Serve(dir string) (*FileServer, error) {
 	}
 	s := &FileServer{
 		URL: "http://" + l.Addr().String(), dir: dir, done: make(chan struct{}),
-		sent: map[string]int64{}, denied: map[string]bool{},
+		sent: map[string]int64{}, asked: map[string]int{}, serving: map[string]int{}, denied: map[string]bool{},
 	}
 	s.server = &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
@@ -60,11 +63,27 @@ func (s *FileServer) Sent(ip string) int64 {
 	return s.sent[ip]
 }
 
-// Reset forgets what was sent.
+// Asked is the number of requests that a client made since the last Reset, denied ones included.
+func (s *FileServer) Asked(ip string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked[ip]
+}
+
+// Most is the largest number of clients that were served at the same time since the last Reset.
+func (s *FileServer) Most() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.most
+}
+
+// Reset forgets what was counted.
 func (s *FileServer) Reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.sent)
+	clear(s.asked)
+	s.most = len(s.serving)
 }
 
 // Limit bounds the rate of each response from now on, in bytes/s; 0 lifts the bound.
@@ -88,13 +107,11 @@ func (s *FileServer) deny(ip string, denied bool) {
 
 func (s *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ip, _, _ := net.SplitHostPort(r.RemoteAddr)
-	s.mu.Lock()
-	denied := s.denied[ip]
-	s.mu.Unlock()
-	if denied {
+	if denied := s.begin(ip); denied {
 		http.Error(w, "not now", http.StatusServiceUnavailable)
 		return
 	}
+	defer s.end(ip)
 	f, err := os.Open(filepath.Join(s.dir, filepath.Base(r.URL.Path)))
 	if errors.Is(err, os.ErrNotExist) {
 		http.NotFound(w, r)
@@ -112,6 +129,27 @@ func (s *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("ETag", fmt.Sprintf(`"%x-%x"`, info.ModTime().UnixNano(), info.Size()))
 	http.ServeContent(&countingWriter{w, s, ip}, r, "", info.ModTime(), f)
+}
+
+// begin counts a request that is to be answered, or says that it is not.
+func (s *FileServer) begin(ip string) (denied bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked[ip]++
+	if s.denied[ip] {
+		return true
+	}
+	s.serving[ip]++
+	s.most = max(s.most, len(s.serving))
+	return false
+}
+
+func (s *FileServer) end(ip string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.serving[ip]--; s.serving[ip] == 0 {
+		delete(s.serving, ip)
+	}
 }
 
 // countingWriter counts while it writes, so that an import that runs can be watched.

@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,8 +35,8 @@ type Stage struct {
 	root string
 }
 
-// Up starts a cluster whose nodes have the agent's image, and a file server.
-func Up(ctx context.Context, nodes int, progress io.Writer) (*Stage, error) {
+// Up starts a cluster whose nodes have the agent's image, and a file server. Of the options, Bootstrap is its own.
+func Up(ctx context.Context, o cluster.Options) (*Stage, error) {
 	root, err := cluster.ModuleRoot()
 	if err != nil {
 		return nil, err
@@ -49,24 +48,21 @@ func Up(ctx context.Context, nodes int, progress io.Writer) (*Stage, error) {
 		}
 	}
 	var mu sync.Mutex
-	s.Cluster, err = cluster.Start(ctx, cluster.Options{
-		Nodes: nodes, Progress: progress,
-		Bootstrap: func(ctx context.Context, n *cluster.Node) error {
-			imported, err := s.Import(ctx, n, s.agentArchive())
-			if err != nil {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			s.AgentImage = imported.Images[0].Name
-			if progress != nil {
-				fmt.Fprintf(progress, "%s: agent import put %s there, %d bytes in %.1f s\n",
-					n.Name, s.AgentImage, imported.Bytes.Written, imported.DurationSeconds)
-			}
-			return nil
-		},
-	})
-	if err != nil {
+	o.Bootstrap = func(ctx context.Context, n *cluster.Node) error {
+		imported, err := s.Import(ctx, n, s.agentArchive())
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		s.AgentImage = imported.Images[0].Name
+		if o.Progress != nil {
+			fmt.Fprintf(o.Progress, "%s: agent import put %s there, %d bytes in %.1f s\n",
+				n.Name, s.AgentImage, imported.Bytes.Written, imported.DurationSeconds)
+		}
+		return nil
+	}
+	if s.Cluster, err = cluster.Start(ctx, o); err != nil {
 		return nil, err
 	}
 	s.Files = filepath.Join(s.Dir, "files")
