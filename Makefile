@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tools cluster-tools build image demo cluster generate verify lint test test-unit test-faults bench fuzz clean
+.PHONY: help tools cluster-tools build image demo cluster generate verify lint test test-unit test-faults test-slow bench fuzz clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -69,6 +69,10 @@ test-faults: ## Kill the agent, containerd and the power at every point of an im
 	@hack/deps.sh
 	@hack/tools/build.sh containerd runc
 	go test -count=1 -v -timeout 40m ./test/faults -full -seed $(SEED)
+
+test-slow: tools build image ## Wait for the kubelet's own garbage collection, and without an API server (needs root, 12 minutes)
+	@hack/deps.sh test
+	go test -count=1 -v -timeout 30m -run 'KubeletCollectsImages|APIServerAway' ./test/e2e -slow
 
 bench: build ## Measure the agent beside ctr (needs root); BENCH=case for one, PAIRS=n, BUSY=1
 	@hack/deps.sh

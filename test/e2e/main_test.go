@@ -54,9 +54,10 @@ func (e *env) archive(t *testing.T, name string) *v1alpha1.ImageArchive {
 	return a
 }
 
-func newEnv(t *testing.T) *env {
+// newEnv starts a cluster of three nodes. kubelet replaces members of the kubelets' configuration.
+func newEnv(t *testing.T, kubelet map[string]any) *env {
 	t.Helper()
-	s, err := stage.Up(t.Context(), 3, t.Output())
+	s, err := stage.Up(t.Context(), cluster.Options{Nodes: 3, Progress: t.Output(), Kubelet: kubelet})
 	if err != nil {
 		t.Fatal(err)
 	}
