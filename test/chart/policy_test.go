@@ -2,27 +2,24 @@ package chart_test
 
 import (
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/google/go-cmp/cmp"
 	authenticationv1 "k8s.io/api/authentication/v1"
-	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/controller-runtime/pkg/log"
-
-	"github.com/tarlift/tarlift/api/v1alpha1"
 )
 
 const (
@@ -80,16 +77,16 @@ func apply(t *testing.T, c client.Client, objects []unstructured.Unstructured) {
 	}
 }
 
-// agent is a client with a token of the node agents' account: bound to a pod on
-// the node, as the kubelet would ask for it, or to nothing where node is "".
-func agent(t *testing.T, admin client.Client, config *rest.Config, node string) client.Client {
+// as is a client with a token of an account: bound to a pod on the node, as the
+// kubelet would ask for it, or to nothing where node is "".
+func as(t *testing.T, admin client.Client, config *rest.Config, account, node string) client.Client {
 	t.Helper()
 	spec := authenticationv1.TokenRequestSpec{}
 	if node != "" {
 		pod := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Name: "agent-" + node, Namespace: namespace},
+			ObjectMeta: metav1.ObjectMeta{Name: account + "-" + node, Namespace: namespace},
 			Spec: corev1.PodSpec{
-				NodeName: node, ServiceAccountName: nodeAccount,
+				NodeName: node, ServiceAccountName: account,
 				Containers: []corev1.Container{{Name: "agent", Image: "agent"}},
 			},
 		}
@@ -97,115 +94,264 @@ func agent(t *testing.T, admin client.Client, config *rest.Config, node string) 
 		spec.BoundObjectRef = &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID}
 	}
 	request := &authenticationv1.TokenRequest{Spec: spec}
-	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: nodeAccount, Namespace: namespace}}
-	if err := admin.SubResource("token").Create(t.Context(), account, request); err != nil {
+	owner := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account, Namespace: namespace}}
+	if err := admin.SubResource("token").Create(t.Context(), owner, request); err != nil {
 		t.Fatalf("request a token: %v", err)
 	}
 	anonymous := rest.AnonymousClientConfig(config)
 	anonymous.BearerToken = request.Status.Token
-	known := scheme.Scheme
-	if err := v1alpha1.AddToScheme(known); err != nil {
-		t.Fatal(err)
-	}
-	c, err := client.New(anonymous, client.Options{Scheme: known})
+	c, err := client.New(anonymous, client.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func state(node string) *v1alpha1.NodeImageState {
-	return &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: node}}
+// edit changes a NodeImageState, or what is sent to change one.
+type edit func(o map[string]any)
+
+func keepSpec(map[string]any)       {}
+func nullSpec(o map[string]any)     { o["spec"] = nil }
+func dropSpec(o map[string]any)     { delete(o, "spec") }
+func emptySpec(o map[string]any)    { o["spec"] = map[string]any{} }
+func setSpec(o map[string]any)      { o["spec"] = admitting(2) }
+func admittedSpec(o map[string]any) { o["spec"] = admitting(1) }
+
+// admitting is a spec that lets a node import one generation of an archive.
+func admitting(generation int64) map[string]any {
+	return map[string]any{"admitted": []any{map[string]any{
+		"archive": "a", "uid": "u", "generation": generation, "time": "2026-01-01T00:00:00Z",
+	}}}
 }
 
-// writes are all the ways to change a NodeImageState. Each leaves one there.
-var writes = map[string]func(context.Context, client.Client, string) error{
-	"update": func(ctx context.Context, c client.Client, node string) error {
-		s := state(node)
-		if err := c.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
-			return err
-		}
-		s.Labels = map[string]string{"written": fmt.Sprint(time.Now().UnixNano())}
-		return c.Update(ctx, s)
-	},
-	"patch": func(ctx context.Context, c client.Client, node string) error {
-		text := fmt.Sprintf(`{"metadata":{"labels":{"written":"%d"}}}`, time.Now().UnixNano())
-		return c.Patch(ctx, state(node), client.RawPatch("application/merge-patch+json", []byte(text)))
-	},
-	"status": func(ctx context.Context, c client.Client, node string) error {
-		text := fmt.Sprintf(`{"status":{"summary":"%d"}}`, time.Now().UnixNano())
-		return c.Status().Patch(ctx, state(node), client.RawPatch("application/merge-patch+json", []byte(text)))
-	},
-	"delete and create": func(ctx context.Context, c client.Client, node string) error {
-		if err := c.Delete(ctx, state(node)); err != nil {
-			return err
-		}
-		return c.Create(ctx, state(node))
-	},
-	"delete all that bear a name": func(ctx context.Context, c client.Client, node string) error {
-		err := c.DeleteAllOf(ctx, state(""), client.MatchingFields{"metadata.name": node})
+// content is a NodeImageState that no other is like.
+func content(node string, e edit) *unstructured.Unstructured {
+	o := stateOf(node)
+	now := fmt.Sprint(time.Now().UnixNano())
+	o.SetLabels(map[string]string{"written": now})
+	o.Object["status"] = map[string]any{"summary": now}
+	e(o.Object)
+	return o
+}
+
+// write is one request that changes a NodeImageState.
+type write struct {
+	fresh  bool // there must be none before
+	many   bool // it names none
+	status bool // spec is out of its reach
+	send   func(ctx context.Context, c client.Client, node string, e edit) error
+}
+
+const fieldOwner = client.FieldOwner("tarlift-test")
+
+// writes are all the ways to change a NodeImageState.
+var writes = map[string]write{
+	"create":          {fresh: true, send: createState},
+	"create by apply": {fresh: true, send: applyState},
+	"apply":           {send: applyState},
+	"update": {send: func(ctx context.Context, c client.Client, node string, e edit) error {
+		o, err := edited(ctx, c, node, e)
 		if err != nil {
 			return err
 		}
-		return c.Create(ctx, state(node))
-	},
+		return c.Update(ctx, o)
+	}},
+	"patch": {send: func(ctx context.Context, c client.Client, node string, e edit) error {
+		return c.Patch(ctx, stateOf(node), mergePatch(node, e))
+	}},
+	"delete": {send: func(ctx context.Context, c client.Client, node string, _ edit) error {
+		return c.Delete(ctx, stateOf(node))
+	}},
+	"delete a collection": {many: true, send: func(ctx context.Context, c client.Client, node string, _ edit) error {
+		return c.DeleteAllOf(ctx, stateOf(""), client.MatchingFields{"metadata.name": node})
+	}},
+	"update status": {status: true, send: func(ctx context.Context, c client.Client, node string, e edit) error {
+		o, err := edited(ctx, c, node, e)
+		if err != nil {
+			return err
+		}
+		return c.Status().Update(ctx, o)
+	}},
+	"patch status": {status: true, send: func(ctx context.Context, c client.Client, node string, e edit) error {
+		return c.Status().Patch(ctx, stateOf(node), mergePatch(node, e))
+	}},
+	"apply status": {status: true, send: func(ctx context.Context, c client.Client, node string, e edit) error {
+		return c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(content(node, e)), fieldOwner, client.ForceOwnership)
+	}},
+}
+
+func createState(ctx context.Context, c client.Client, node string, e edit) error {
+	return c.Create(ctx, content(node, e))
+}
+
+func applyState(ctx context.Context, c client.Client, node string, e edit) error {
+	return c.Apply(ctx, client.ApplyConfigurationFromUnstructured(content(node, e)), fieldOwner, client.ForceOwnership)
+}
+
+func mergePatch(node string, e edit) client.Patch {
+	o := content(node, e).Object
+	delete(o["metadata"].(map[string]any), "name")
+	text, err := json.Marshal(o)
+	if err != nil {
+		panic(err) // it is made of strings
+	}
+	return client.RawPatch("application/merge-patch+json", text)
+}
+
+// edited is the state that is there, changed.
+func edited(ctx context.Context, c client.Client, node string, e edit) (*unstructured.Unstructured, error) {
+	o := stateOf(node)
+	if err := c.Get(ctx, client.ObjectKeyFromObject(o), o); err != nil {
+		return nil, err
+	}
+	o.SetLabels(content(node, e).GetLabels())
+	o.Object["status"] = content(node, e).Object["status"]
+	e(o.Object)
+	return o, nil
+}
+
+// specEdits are the ways to change spec, by the write that does it.
+var specEdits = []struct {
+	name, write string
+	edit        edit
+}{
+	{"create with a spec", "create", setSpec},
+	{"create with a spec by apply", "create by apply", setSpec},
+	{"apply another spec", "apply", setSpec},
+	{"update to another spec", "update", setSpec},
+	{"update to no spec", "update", dropSpec},
+	{"update to an empty spec", "update", emptySpec},
+	{"patch to another spec", "patch", setSpec},
+	{"patch to no spec", "patch", nullSpec},
+}
+
+// reset makes a node's state what a write finds: none, or one that the controller has written to.
+func reset(t *testing.T, admin client.Client, node string, w write) {
+	t.Helper()
+	if err := admin.Delete(t.Context(), stateOf(node)); client.IgnoreNotFound(err) != nil {
+		t.Fatal(err)
+	}
+	if !w.fresh {
+		create(t, admin, content(node, admittedSpec))
+	}
+}
+
+// found is the spec that a node's state has, nil where there is none.
+func found(t *testing.T, admin client.Client, node string) any {
+	t.Helper()
+	o := stateOf(node)
+	if err := admin.Get(t.Context(), client.ObjectKeyFromObject(o), o); client.IgnoreNotFound(err) != nil {
+		t.Fatal(err)
+	}
+	return o.Object["spec"]
+}
+
+// allowAll gives an account more rights than the chart does, so that what is refused is refused by the policy.
+func allowAll(t *testing.T, admin client.Client, account string) {
+	t.Helper()
+	create(t, admin, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "all"}, Rules: []rbacv1.PolicyRule{{
+		APIGroups: []string{"tarlift.dev"}, Resources: []string{"*"}, Verbs: []string{"*"},
+	}}})
+	create(t, admin, &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "all"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "all"},
+		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Name: account, Namespace: namespace}},
+	})
 }
 
 func TestNodeWritesOnlyItsOwnState(t *testing.T) {
 	c, config := admin(t)
-	// More rights than the chart gives, so that what is refused below is refused by the policy.
-	create(t, c, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "all"}, Rules: []rbacv1.PolicyRule{{
-		APIGroups: []string{"tarlift.dev"}, Resources: []string{"*"}, Verbs: []string{"*"},
-	}}})
-	create(t, c, &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "all"},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "all"},
-		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Name: nodeAccount, Namespace: namespace}},
-	})
-	onA, unbound := agent(t, c, config, "node-a"), agent(t, c, config, "")
-	eventually(t, "the rights of the role", func() error { return onA.Create(t.Context(), state("node-a")) })
-	create(t, onA, state("node-b"))
-	for name, write := range writes {
-		for _, node := range []string{"node-a", "node-b"} {
-			if err := write(t.Context(), onA, node); err != nil {
-				t.Fatalf("without the policy: %s of %s: %v", name, node, err)
+	allowAll(t, c, nodeAccount)
+	onA, unbound := as(t, c, config, nodeAccount, "node-a"), as(t, c, config, nodeAccount, "")
+	send := func(t *testing.T, by client.Client, name, node string, e edit) error {
+		t.Helper()
+		reset(t, c, node, writes[name])
+		return writes[name].send(t.Context(), by, node, e)
+	}
+	eventually(t, "the rights of the role", func() error { return send(t, onA, "patch", "node-a", keepSpec) })
+	for name := range writes {
+		for who, by := range map[string]client.Client{"node-a's agent": onA, "a token of no node": unbound} {
+			for _, node := range []string{"node-a", "node-b"} {
+				if err := send(t, by, name, node, keepSpec); err != nil {
+					t.Fatalf("without the policy: %s of %s by %s: %v", name, node, who, err)
+				}
 			}
+		}
+	}
+	for _, s := range specEdits {
+		err := send(t, onA, s.write, "node-a", s.edit)
+		if got := found(t, c, "node-a"); err != nil || cmp.Equal(got, any(admitting(1))) {
+			t.Fatalf("without the policy: %s: %v; the spec is %v", s.name, err, got)
 		}
 	}
 
 	apply(t, c, render(t))
 	eventually(t, "the policy", func() error {
-		if err := writes["patch"](t.Context(), onA, "node-b"); !apierrors.IsForbidden(err) {
+		if err := send(t, onA, "patch", "node-b", keepSpec); !apierrors.IsForbidden(err) {
 			return fmt.Errorf("a write to another node's state gives %w", err)
 		}
 		return nil
 	})
-	for name, write := range writes {
+	for name, w := range writes {
 		t.Run(name, func(t *testing.T) {
-			if err := write(t.Context(), onA, "node-b"); !apierrors.IsForbidden(err) {
+			if err := send(t, onA, name, "node-b", keepSpec); !apierrors.IsForbidden(err) {
 				t.Errorf("another node's state: error %v, want forbidden", err)
 			}
-			if err := write(t.Context(), unbound, "node-a"); !apierrors.IsForbidden(err) {
+			if err := send(t, unbound, name, "node-a", keepSpec); !apierrors.IsForbidden(err) {
 				t.Errorf("by a token of no node: error %v, want forbidden", err)
 			}
 			// Deleting a collection names no object, so it cannot be told whose it would be.
-			if name == "delete all that bear a name" {
+			if err := send(t, onA, name, "node-a", keepSpec); apierrors.IsForbidden(err) != w.many || !w.many && err != nil {
+				t.Errorf("the node's own state: %v", err)
+			}
+			if !w.status {
 				return
 			}
-			if err := write(t.Context(), onA, "node-a"); err != nil {
-				t.Errorf("the node's own state: %v", err)
+			err := send(t, onA, name, "node-a", setSpec)
+			if diff := cmp.Diff(any(admitting(1)), found(t, c, "node-a")); err != nil || diff != "" {
+				t.Errorf("the node's own spec by way of status: %v (-before +after):\n%s", err, diff)
 			}
 		})
 	}
-	if err := onA.Create(t.Context(), state("node-c")); !apierrors.IsForbidden(err) {
-		t.Errorf("create another node's state: error %v, want forbidden", err)
+	for _, s := range specEdits {
+		t.Run(s.name, func(t *testing.T) {
+			if err := send(t, onA, s.write, "node-a", s.edit); !apierrors.IsForbidden(err) {
+				t.Errorf("the node's own spec: error %v, want forbidden", err)
+			}
+		})
 	}
-	if err := c.Delete(t.Context(), stateOf("node-b")); err != nil {
+	if err := send(t, onA, "create", "node-a", emptySpec); err != nil {
+		t.Errorf("create with a spec that says nothing: %v", err)
+	}
+	if err := send(t, c, "delete", "node-b", keepSpec); err != nil {
 		t.Errorf("an administrator deletes any state: %v", err)
 	}
 }
 
-// stateOf is a state for clients whose scheme does not know the kind.
+// TestControllerWritesSpec is under the chart's own role. The policy has nothing against the controller.
+func TestControllerWritesSpec(t *testing.T) {
+	c, config := admin(t)
+	apply(t, c, render(t))
+	controller := as(t, c, config, controllerAccount, "node-a")
+	for _, name := range []string{"patch", "apply"} {
+		eventually(t, "the rights of the role", func() error {
+			reset(t, c, "node-b", writes[name])
+			err := writes[name].send(t.Context(), controller, "node-b", setSpec)
+			if diff := cmp.Diff(any(admitting(2)), found(t, c, "node-b")); err == nil && diff != "" {
+				t.Fatalf("%s: the spec (-want +got):\n%s", name, diff)
+			}
+			return err
+		})
+	}
+	for _, name := range []string{"create", "create by apply", "patch status", "apply status", "delete a collection"} {
+		reset(t, c, "node-b", writes[name])
+		if err := writes[name].send(t.Context(), controller, "node-b", keepSpec); !apierrors.IsForbidden(err) {
+			t.Errorf("%s: error %v, want forbidden", name, err)
+		}
+	}
+}
+
+// stateOf is a NodeImageState as YAML has it, with nothing that a type would add.
 func stateOf(node string) *unstructured.Unstructured {
 	return &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "tarlift.dev/v1alpha1", "kind": "NodeImageState", "metadata": map[string]any{"name": node},
@@ -221,62 +367,5 @@ func eventually(t *testing.T, what string, try func() error) {
 			t.Fatalf("wait for %s: %v", what, err)
 		}
 		time.Sleep(50 * time.Millisecond)
-	}
-}
-
-// TestAccess asks the API server what the chart's accounts may do.
-func TestAccess(t *testing.T) {
-	c, _ := admin(t)
-	type access = authorizationv1.ResourceAttributes
-	tests := map[string]struct {
-		account string
-		access  access
-		want    bool
-	}{
-		"node reads a Secret that a source names": {nodeAccount, access{Verb: "get", Resource: "secrets", Namespace: namespace, Name: "s"}, true},
-		"node finds out which Secrets there are":  {nodeAccount, access{Verb: "list", Resource: "secrets", Namespace: namespace}, false},
-		"node watches Secrets":                    {nodeAccount, access{Verb: "watch", Resource: "secrets", Namespace: namespace}, false},
-		"node reads another namespace's Secret":   {nodeAccount, access{Verb: "get", Resource: "secrets", Namespace: "kube-system", Name: "s"}, false},
-		"controller reads a Secret":               {controllerAccount, access{Verb: "get", Resource: "secrets", Namespace: namespace, Name: "s"}, false},
-		"node orders an import":                   {nodeAccount, access{Verb: "create", Group: "tarlift.dev", Resource: "imagearchives"}, false},
-		"controller orders an import":             {controllerAccount, access{Verb: "create", Group: "tarlift.dev", Resource: "imagearchives"}, false},
-		"node follows ImageArchives":              {nodeAccount, access{Verb: "watch", Group: "tarlift.dev", Resource: "imagearchives"}, true},
-		"node writes a roll-up":                   {nodeAccount, access{Verb: "patch", Group: "tarlift.dev", Resource: "imagearchives", Subresource: "status"}, false},
-		"controller writes a roll-up":             {controllerAccount, access{Verb: "patch", Group: "tarlift.dev", Resource: "imagearchives", Subresource: "status"}, true},
-		"controller speaks for a node":            {controllerAccount, access{Verb: "patch", Group: "tarlift.dev", Resource: "nodeimagestates", Subresource: "status"}, false},
-		"node reports":                            {nodeAccount, access{Verb: "patch", Group: "tarlift.dev", Resource: "nodeimagestates", Subresource: "status"}, true},
-		"node relabels nodes":                     {nodeAccount, access{Verb: "patch", Resource: "nodes", Name: "node-a"}, false},
-		"controller leads":                        {controllerAccount, access{Verb: "create", Group: "coordination.k8s.io", Resource: "leases", Namespace: namespace}, true},
-		"controller takes another lease":          {controllerAccount, access{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Namespace: namespace, Name: "other"}, false},
-	}
-	ask := func(t *testing.T, account string, a access) bool {
-		t.Helper()
-		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-			User: "system:serviceaccount:" + namespace + ":" + account, ResourceAttributes: &a,
-		}}
-		create(t, c, review)
-		return review.Status.Allowed
-	}
-	// What is allowed first: afterwards the server has seen every role.
-	for _, want := range []bool{true, false} {
-		for name, tt := range tests {
-			if tt.want != want {
-				continue
-			}
-			t.Run(name, func(t *testing.T) {
-				if !want {
-					if ask(t, tt.account, tt.access) {
-						t.Error("allowed")
-					}
-					return
-				}
-				eventually(t, "the rights of the role", func() error {
-					if !ask(t, tt.account, tt.access) {
-						return errors.New("refused")
-					}
-					return nil
-				})
-			})
-		}
 	}
 }

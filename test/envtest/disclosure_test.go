@@ -161,7 +161,7 @@ func (n readingNode) Import(ctx context.Context, b source.Blob, _ importer.Reque
 func (n readingNode) startLogging(t *testing.T, logger logr.Logger, metrics *prometheus.Registry) {
 	t.Helper()
 	options := ctrl.Options{Cache: controllers.NodeCache(n.name), Logger: logger}
-	start(t, as("tarlift-node"), options, func(mgr ctrl.Manager) error {
+	start(t, onNode(n.name), options, func(mgr ctrl.Manager) error {
 		return (&controllers.NodeReconciler{
 			Client:   mgr.GetClient(),
 			Recorder: mgr.GetEventRecorder("tarlift-node"),

@@ -169,6 +169,13 @@ func as(account string) *rest.Config {
 	return c
 }
 
+// onNode has the rights of the agent on a node: the admission policy looks at what a pod's token says of its node.
+func onNode(name string) *rest.Config {
+	c := as("tarlift-node")
+	c.Impersonate.Extra = map[string][]string{"authentication.kubernetes.io/node-name": {name}}
+	return c
+}
+
 // process is a running `agent node` or `agent controller`.
 type process struct {
 	writes atomic.Int64 // of status, as requests
@@ -181,7 +188,7 @@ func (f *fakeNode) start(t *testing.T) *process { return f.startOver(t, adminCon
 // startOver is start with an API server at this address.
 func (f *fakeNode) startOver(t *testing.T, server string) *process {
 	t.Helper()
-	conf := as("tarlift-node")
+	conf := onNode(f.name)
 	conf.Host = server
 	return start(t, conf, ctrl.Options{Cache: controllers.NodeCache(f.name)}, func(mgr ctrl.Manager) error {
 		return (&controllers.NodeReconciler{

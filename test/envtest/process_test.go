@@ -17,6 +17,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -24,16 +25,15 @@ import (
 	"github.com/tarlift/tarlift/api/v1alpha1"
 )
 
-// kubeconfig writes a file that gives the rights of one of the project's service accounts.
-func kubeconfig(t *testing.T, account string) string {
+// kubeconfig writes a file that gives these rights.
+func kubeconfig(t *testing.T, c *rest.Config) string {
 	t.Helper()
-	c := as(account)
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	err := clientcmd.WriteToFile(clientcmdapi.Config{
 		Clusters: map[string]*clientcmdapi.Cluster{"c": {Server: c.Host, CertificateAuthorityData: c.CAData}},
 		AuthInfos: map[string]*clientcmdapi.AuthInfo{"u": {
 			ClientCertificateData: c.CertData, ClientKeyData: c.KeyData,
-			Impersonate: c.Impersonate.UserName, ImpersonateGroups: c.Impersonate.Groups,
+			Impersonate: c.Impersonate.UserName, ImpersonateGroups: c.Impersonate.Groups, ImpersonateUserExtra: c.Impersonate.Extra,
 		}},
 		Contexts:       map[string]*clientcmdapi.Context{"x": {Cluster: "c", AuthInfo: "u"}},
 		CurrentContext: "x",
@@ -51,10 +51,10 @@ type program struct {
 	done   chan struct{} // closed when stderr has been read to its end
 }
 
-func launch(t *testing.T, binary, account string, args ...string) *program {
+func launch(t *testing.T, binary string, rights *rest.Config, args ...string) *program {
 	t.Helper()
 	p := &program{cmd: exec.CommandContext(t.Context(), binary, args...), done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig(t, account))
+	p.cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig(t, rights))
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -138,9 +138,9 @@ func TestPrograms(t *testing.T) {
 	create(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "program"}})
 	create(t, archiveWith(t, "program", fileSource))
 	healthA, metricsA, healthB := freePort(t), freePort(t), freePort(t)
-	node := launch(t, binary, "tarlift-node", "node", "--node-name=program", "--address="+filepath.Join(t.TempDir(), "none.sock"),
+	node := launch(t, binary, onNode("program"), "node", "--node-name=program", "--address="+filepath.Join(t.TempDir(), "none.sock"),
 		fmt.Sprintf("--health-probe-bind-address=[127.0.0.1]:%d", healthA), fmt.Sprintf("--metrics-bind-address=[127.0.0.1]:%d", metricsA))
-	controller := launch(t, binary, "tarlift-controller", "controller", "--leader-elect", "--leader-election-namespace="+systemNamespace,
+	controller := launch(t, binary, as("tarlift-controller"), "controller", "--leader-elect", "--leader-election-namespace="+systemNamespace,
 		fmt.Sprintf("--health-probe-bind-address=[127.0.0.1]:%d", healthB), "--metrics-bind-address=0")
 	for _, port := range []int{healthA, healthB} {
 		waitForPage(t, fmt.Sprintf("http://127.0.0.1:%d/healthz", port))

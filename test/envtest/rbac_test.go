@@ -49,6 +49,8 @@ func TestRoles(t *testing.T) {
 		{"tarlift-controller", "patch", "tarlift.dev", "imagearchives", "", "a", "", false},
 		{"tarlift-controller", "patch", "tarlift.dev", "nodeimagestates", "status", "n", "", false},
 		{"tarlift-controller", "create", "tarlift.dev", "nodeimagestates", "", "n", "", false},
+		{"tarlift-controller", "patch", "tarlift.dev", "nodeimagestates", "", "n", "", true},
+		{"tarlift-node", "patch", "tarlift.dev", "nodeimagestates", "", "n", "", false},
 		{"tarlift-controller", "get", "", "secrets", "", "s", systemNamespace, false},
 		{"tarlift-controller", "create", "coordination.k8s.io", "leases", "", "", systemNamespace, true},
 		{"tarlift-controller", "update", "coordination.k8s.io", "leases", "", "controller.tarlift.dev", systemNamespace, true},
