@@ -41,6 +41,16 @@ func OpenUnder(dir, path string) (Blob, error) {
 	return newFileBlob(f, path)
 }
 
+// ChangedUnder tells whether OpenUnder would give other bytes than those of this validator.
+func ChangedUnder(dir, path, validator string) (bool, error) {
+	b, err := OpenUnder(dir, path)
+	if err != nil {
+		return false, err
+	}
+	defer b.Close()
+	return b.Validator() != validator, nil
+}
+
 // openBeneath opens what lies at path, without "..", below root, and passes no symbolic link on the way.
 func openBeneath(root *os.File, path string, flags int) (*os.File, error) {
 	path = filepath.Clean(path)

@@ -56,6 +56,7 @@ type httpBlob struct {
 
 	size      int64
 	validator validator
+	version   string      // see Blob.Validator
 	cache     windowCache // random access only
 	stream    *response   // otherwise the one response there is
 	reason    string      // why it is a stream
@@ -67,6 +68,19 @@ type httpBlob struct {
 //
 // The first request is a GET with a Range, never a HEAD: a presigned URL allows one method only.
 func OpenHTTP(ctx context.Context, opts HTTPOptions) (Blob, error) {
+	b, err := newHTTPBlob(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.open(); err != nil {
+		b.Close() //nolint:gosec // the first error counts
+		return nil, b.errorf(err)
+	}
+	return b, nil
+}
+
+// newHTTPBlob is a blob that has sent no request yet.
+func newHTTPBlob(ctx context.Context, opts HTTPOptions) (*httpBlob, error) {
 	u, err := parseURL(opts.URL, opts.reach())
 	if err != nil {
 		return nil, err
@@ -80,10 +94,6 @@ func OpenHTTP(ctx context.Context, opts HTTPOptions) (Blob, error) {
 	}
 	b.client = &http.Client{Transport: b.transport, CheckRedirect: redirectCheck(opts.reach())}
 	b.ctx, b.cancel = context.WithCancel(ctx)
-	if err := b.open(); err != nil {
-		b.Close() //nolint:gosec // the first error counts
-		return nil, b.errorf(err)
-	}
 	return b, nil
 }
 
@@ -96,7 +106,7 @@ func setDefault(d *time.Duration, value time.Duration) {
 func (b *httpBlob) RandomAccess() bool { return b.stream == nil }
 func (b *httpBlob) Remote() bool       { return true }
 func (b *httpBlob) Size() int64        { return b.size }
-func (b *httpBlob) Validator() string  { return b.validator.String() }
+func (b *httpBlob) Validator() string  { return b.version }
 func (b *httpBlob) String() string     { return redact(b.url) }
 func (b *httpBlob) whyStream() string  { return b.reason }
 
@@ -133,7 +143,7 @@ func (b *httpBlob) open() error {
 			return fmt.Errorf("the server answered %d to a request without a range: %w", res.StatusCode, ErrUnavailable)
 		}
 	}
-	b.stream, b.size, b.validator = res, res.ContentLength, validatorOf(res.Header)
+	b.stream, b.size, b.validator, b.version = res, res.ContentLength, validatorOf(res.Header), versionOf(res.Header)
 	return nil
 }
 
@@ -180,7 +190,7 @@ func (b *httpBlob) acceptProbe(res *response) string {
 	if b.validator = validatorOf(res.Header); b.validator.value == "" {
 		return "the server sends neither a strong ETag nor Last-Modified"
 	}
-	b.size = got.total
+	b.size, b.version = got.total, versionOf(res.Header)
 	res.n = min(got.n, firstWindow)
 	return ""
 }

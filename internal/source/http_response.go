@@ -20,6 +20,9 @@ const userAgent = "tarlift"
 // byteRange is n bytes from off.
 type byteRange struct{ off, n int64 }
 
+// String is the value of a Range header (RFC 9110, section 14.2).
+func (r byteRange) String() string { return fmt.Sprintf("bytes=%d-%d", r.off, r.off+r.n-1) }
+
 // temporaryError is a failure that the next attempt may not meet.
 type temporaryError struct {
 	text  string
@@ -38,19 +41,35 @@ type response struct {
 // get sends one request. It returns answers with the status 200, 206 and 416, and otherwise a
 // temporaryError, one of the package's errors, or ctx's own.
 func (b *httpBlob) get(ctx context.Context, r byteRange) (*response, error) {
+	header := http.Header{}
+	if r.n != wholeBlob {
+		header.Set("Range", r.String())
+		if b.validator.value != "" {
+			header.Set("If-Range", b.validator.value)
+		}
+	}
+	out, err := b.send(ctx, header)
+	if err != nil {
+		return nil, err
+	}
+	if err := statusError(out.Response); err != nil {
+		out.Close() //nolint:gosec // only read from
+		return nil, err
+	}
+	out.n = r.n
+	return out, nil
+}
+
+// send sends one request and returns whatever answer there is.
+func (b *httpBlob) send(ctx context.Context, header http.Header) (*response, error) {
 	watched, w := newWatch(ctx, b.opts.IdleTimeout)
 	req, err := http.NewRequestWithContext(watched, http.MethodGet, b.url.String(), http.NoBody)
 	if err != nil {
 		w.end()
 		return nil, fmt.Errorf("the URL cannot be requested: %w", ErrInvalid)
 	}
+	req.Header = header
 	req.Header.Set("User-Agent", userAgent)
-	if r.n != wholeBlob {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.off, r.off+r.n-1))
-		if b.validator.value != "" {
-			req.Header.Set("If-Range", b.validator.value)
-		}
-	}
 	w.start()
 	res, err := b.client.Do(req) //nolint:bodyclose // response.Close does
 	w.stop()
@@ -59,12 +78,7 @@ func (b *httpBlob) get(ctx context.Context, r byteRange) (*response, error) {
 		w.end()
 		return nil, err
 	}
-	out := &response{Response: res, n: r.n, watch: w}
-	if err := statusError(res); err != nil {
-		out.Close() //nolint:gosec // only read from
-		return nil, err
-	}
-	return out, nil
+	return &response{Response: res, watch: w}, nil
 }
 
 // requestError gives the error of a request without an answer its meaning.
