@@ -19,7 +19,7 @@ type Importer interface {
 	// Runtime asks containerd who it is.
 	Runtime(ctx context.Context) (importer.Runtime, error)
 	// Imported says whether an owner's images are there and whole. It opens no source.
-	Imported(ctx context.Context, o importer.Owner) (importer.Result, bool, error)
+	Imported(ctx context.Context, o importer.Owner) (r importer.Result, loss string, found bool, err error)
 	// Import makes the images of an archive appear, all or none.
 	Import(ctx context.Context, src source.Blob, req importer.Request) (importer.Result, error)
 	// Release drops what failed imports of the archive with this UID have kept.
@@ -219,7 +219,9 @@ func (w *worker) do(ctx context.Context, t *task) *outcome {
 		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.importer.Recover(ctx, t.wanted) })
 	case jobCheck:
 		o.err = within(ctx, workTimeout, func(ctx context.Context) (err error) {
-			o.result, o.whole, err = w.importer.Imported(ctx, t.owner)
+			var loss string
+			o.result, loss, o.whole, err = w.importer.Imported(ctx, t.owner)
+			o.whole = o.whole && loss == ""
 			return err
 		})
 	case jobImport:

@@ -47,8 +47,8 @@ func (f *fakeImporter) Runtime(ctx context.Context) (importer.Runtime, error) {
 	return importer.Runtime{Version: "v2"}, f.runtime
 }
 
-func (f *fakeImporter) Imported(ctx context.Context, _ importer.Owner) (importer.Result, bool, error) {
-	return importer.Result{}, f.whole, f.ask(ctx, "Imported")
+func (f *fakeImporter) Imported(ctx context.Context, _ importer.Owner) (importer.Result, string, bool, error) {
+	return importer.Result{}, "", f.whole, f.ask(ctx, "Imported")
 }
 
 func (f *fakeImporter) Import(ctx context.Context, b source.Blob, r importer.Request) (importer.Result, error) {

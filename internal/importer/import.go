@@ -3,6 +3,7 @@ package importer
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/tarlift/tarlift/internal/source"
 )
@@ -104,5 +105,9 @@ func (s *session) result(src source.Blob, a *Archive, p *Plan) Result {
 	for _, img := range p.Images {
 		r.Images = append(r.Images, Image{Name: img.Name, Digest: img.Digest})
 	}
+	for _, n := range p.names() {
+		r.Names = append(r.Names, n.Name)
+	}
+	slices.Sort(r.Names)
 	return r
 }

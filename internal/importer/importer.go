@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -91,6 +92,7 @@ type Importer struct {
 	askRoots       func(ctx context.Context, snapshotter string) ([]root, error)
 
 	applies *semaphore.Weighted // of layers, in all imports together
+	naming  sync.Mutex          // makes the look at a name and its change one step among all that this process does
 }
 
 // services are containerd's, without the wrappers that an import puts around them.
@@ -195,7 +197,20 @@ type Owner struct {
 	UID  string
 	// SpecHash identifies the part of the spec that decides what an import does.
 	SpecHash string
+	// Deletion is what becomes of the images when nobody wants them any more. It is recorded with each name, and no part
+	// of who the owner is.
+	Deletion Deletion
 }
+
+// Deletion is what becomes of an image when its last owner goes.
+type Deletion string
+
+// What may become of an image; empty is DeletionUnpin.
+const (
+	DeletionRetain Deletion = "Retain" // it stays, pinned
+	DeletionUnpin  Deletion = "Unpin"  // it stays until the kubelet's garbage collection wants its room
+	DeletionDelete Deletion = "Delete" // it goes, unless a container uses it: then it is unpinned
+)
 
 // Request says what is wanted of an archive.
 type Request struct {
@@ -212,6 +227,9 @@ type Request struct {
 	Pin bool
 	// Replace names that exist with another digest and belong to somebody else, instead of ErrNameConflict.
 	Replace bool
+	// Owned are names that the caller has seen published for this owner, Result.Names of earlier: those that somebody has
+	// given another digest since are taken back, whatever Replace says.
+	Owned []string
 	// Keep the lease and what was transferred when the import fails, so that the next attempt of the same
 	// owner continues there. Without it a failed import leaves nothing.
 	Keep bool
@@ -258,6 +276,7 @@ type Bytes struct {
 // Result is what an import did.
 type Result struct {
 	Images      []Image       // without the name@digest references, sorted by name
+	Names       []string      // all that are published, sorted
 	Bytes       Bytes         //
 	Digest      digest.Digest // of the whole archive, when it was read in full
 	IndexDigest digest.Digest // of index.json

@@ -139,7 +139,7 @@ func sortedLabels(labels map[string]string) string {
 	return strings.Join(out, ",")
 }
 
-var leaseField = regexp.MustCompile(`,"lease":"[^"]*"`)
+var leaseField = regexp.MustCompile(`,"lease":"[^"]*"(,"serial":\d+)?`)
 
 // image returns a published image, nil if there is none of that name.
 func (n *node) image(t *testing.T, name string) *images.Image {

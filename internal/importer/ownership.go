@@ -1,19 +1,14 @@
 package importer
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/defaults"
-	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 )
 
 const (
@@ -38,6 +33,7 @@ const (
 // record is the value of an ownership label: what there is to know about an import that was published, so that
 // it need not be repeated, nor its source be asked again. containerd bounds a label to 4096 bytes.
 type record struct {
+	Name        string        `json:"name,omitempty"` // see nameKey
 	Archive     string        `json:"archive,omitempty"`
 	Spec        string        `json:"spec,omitempty"`
 	Names       int           `json:"names"` // that this import published
@@ -49,13 +45,16 @@ type record struct {
 	Digest      digest.Digest `json:"digest,omitempty"`
 	Index       digest.Digest `json:"index"`
 	Size        int64         `json:"size"`
-	Lease       string        `json:"lease"` // of the session that wrote it
+	Lease       string        `json:"lease"`              // of the session that wrote it
+	Serial      int64         `json:"serial,omitempty"`   // of the owner's publishings, ascending
+	Deletion    Deletion      `json:"deletion,omitempty"` // empty for the default
 }
 
 func newRecord(req Request, src string, r Result, snapshotter string, names int) record {
 	return record{
 		Archive: req.Owner.Name, Spec: req.Owner.SpecHash, Names: names, Pinned: req.Pin, Snapshotter: snapshotter,
 		Source: clip(src, maxRecordedSource), Digest: r.Digest, Index: r.IndexDigest, Size: r.Size,
+		Deletion: req.Owner.Deletion.recorded(),
 	}
 }
 
@@ -92,91 +91,43 @@ func isOwnerLabel(key string) bool {
 	return key == importLabel || strings.HasPrefix(key, ownerLabelPrefix)
 }
 
+// recorded is the policy as it is recorded.
+func (d Deletion) recorded() Deletion {
+	if d == DeletionUnpin {
+		return ""
+	}
+	return d
+}
+
+// nameKey stands for a name in its record, which has no room for long ones.
+func nameKey(name string) string {
+	return digest.FromString(name).Encoded()[:16]
+}
+
+// of says whether the record was written with a name. `ctr images tag` copies all labels to a name that is not ours.
+func (r record) of(name string) bool {
+	return r.Name == nameKey(name) || r.Name == ""
+}
+
 // otherOwners returns the labels of archives that an image is there for, apart from o: neither its own, nor that
 // of an earlier object of the same name, which is gone, nor that of `agent import`. managed says whether anybody
 // of us brought the image at all.
-func otherOwners(labels map[string]string, o Owner) (others []string, managed bool) {
-	for k, v := range labels {
+func otherOwners(img images.Image, o Owner) (others []string, managed bool) {
+	for k, v := range img.Labels {
 		if !isOwnerLabel(k) {
 			continue
 		}
-		managed = true
-		if k == importLabel || k == ownerLabel(o) {
+		var r record
+		valid := json.Unmarshal([]byte(v), &r) == nil
+		if valid && !r.of(img.Name) {
 			continue
 		}
-		var r record
-		if json.Unmarshal([]byte(v), &r) == nil && r.Archive == o.Name && o.Name != "" {
+		managed = true
+		if k == importLabel || k == ownerLabel(o) || (valid && r.Archive == o.Name && o.Name != "") {
 			continue
 		}
 		others = append(others, k)
 	}
 	slices.Sort(others)
 	return others, managed
-}
-
-// Imported says whether an owner's import was published and is still whole: every name there, with its target,
-// its content, its pin and its snapshots. No source is opened.
-func (i *Importer) Imported(ctx context.Context, o Owner) (Result, bool, error) {
-	ctx = i.in(ctx)
-	label := ownerLabel(o)
-	list, err := i.services.images.List(ctx, fmt.Sprintf("labels.%q", label))
-	if err != nil {
-		return Result{}, false, runtimeError("list images", err)
-	}
-	var result Result
-	names := 0
-	for _, img := range list {
-		var r record
-		if err := json.Unmarshal([]byte(img.Labels[label]), &r); err != nil || r.Spec != o.SpecHash {
-			continue
-		}
-		whole, err := i.whole(ctx, img, r)
-		if err != nil || !whole {
-			return Result{}, false, err
-		}
-		names++
-		if names == 1 {
-			result.Digest, result.IndexDigest, result.Size = r.Digest, r.Index, r.Size
-		}
-		if !r.Reference {
-			result.Images = append(result.Images, Image{Name: img.Name, Digest: img.Target.Digest})
-		}
-		if names > r.Names {
-			return Result{}, false, nil
-		}
-		if names == r.Names {
-			slices.SortFunc(result.Images, func(a, b Image) int { return strings.Compare(a.Name, b.Name) })
-			return result, true, nil
-		}
-	}
-	return Result{}, false, nil
-}
-
-// whole says whether one published image is as its record says.
-func (i *Importer) whole(ctx context.Context, img images.Image, r record) (bool, error) {
-	if img.Target.Digest != r.Target || (r.Pinned && img.Labels[labelPinned] != valuePinned) {
-		return false, nil
-	}
-	missing, err := i.missing(ctx, img.Target)
-	if err != nil || len(missing) > 0 {
-		return false, err
-	}
-	if r.Snapshotter == "" {
-		return true, nil
-	}
-	diffIDs, err := client.NewImageWithPlatform(i.client, img, platforms.Only(i.platform)).RootFS(ctx)
-	if err != nil {
-		return false, runtimeError("read config of "+img.Target.Digest.String(), err)
-	}
-	if len(diffIDs) == 0 {
-		return true, nil
-	}
-	_, err = i.client.SnapshotService(r.Snapshotter).Stat(ctx, identity.ChainID(diffIDs).String())
-	if errdefs.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, runtimeError("look up snapshot", err)
-	}
-	return true, nil
 }

@@ -55,8 +55,9 @@ func (s *session) refuseConflicts(ctx context.Context, names []publication, req 
 
 // refuseConflict protects a name that points elsewhere, unless nobody but this owner stands behind it.
 func refuseConflict(old images.Image, n publication, req Request) error {
-	others, managed := otherOwners(old.Labels, req.Owner)
-	if old.Target.Digest == n.Target.Digest || req.Replace || (managed && len(others) == 0) {
+	others, managed := otherOwners(old, req.Owner)
+	ours := managed || slices.Contains(req.Owned, n.Name)
+	if old.Target.Digest == n.Target.Digest || req.Replace || (ours && len(others) == 0) {
 		return nil
 	}
 	whose := "is not Tarlift's"
@@ -88,6 +89,14 @@ func (s *session) publish(ctx context.Context, names []publication, req Request,
 
 func (s *session) publishOnce(ctx context.Context, names []publication, req Request, r record) error {
 	i, in := s.importer, &intent{Label: ownerLabel(req.Owner)}
+	newest, _, err := i.published(ctx, req.Owner)
+	if err != nil {
+		return err
+	}
+	r.Serial = 1
+	if len(newest) > 0 {
+		r.Serial += newest[0].record.Serial
+	}
 	for _, n := range names {
 		w, err := s.intend(ctx, n, req, r)
 		if err != nil {
@@ -99,7 +108,7 @@ func (s *session) publishOnce(ctx context.Context, names []publication, req Requ
 	if err != nil {
 		return err
 	}
-	if err := s.holds(ctx); err != nil {
+	if err := s.stillHeld(ctx); err != nil {
 		return err
 	}
 	for k, w := range in.Writes {
@@ -120,9 +129,9 @@ func (s *session) publishOnce(ctx context.Context, names []publication, req Requ
 	return nil
 }
 
-// holds makes sure that what is about to get names is still held: that nobody has taken this session for dead and dropped
+// stillHeld makes sure that what is about to get names is still held: that nobody has taken this session for dead and dropped
 // its lease, and that this has not expired.
-func (s *session) holds(ctx context.Context) error {
+func (s *session) stillHeld(ctx context.Context) error {
 	if _, err := s.life.renew(ctx); err != nil {
 		return err
 	}
@@ -169,7 +178,7 @@ type nameWrite struct {
 
 // intend decides how a name is to be written, in the light of what is there.
 func (s *session) intend(ctx context.Context, n publication, req Request, r record) (*nameWrite, error) {
-	r.Target, r.Reference, r.Lease = n.Target.Digest, n.Reference, s.lease.ID
+	r.Name, r.Target, r.Reference, r.Lease = nameKey(n.Name), n.Target.Digest, n.Reference, s.lease.ID
 	value, err := r.encode()
 	if err != nil {
 		return nil, err
@@ -198,7 +207,7 @@ func (s *session) intend(ctx context.Context, n publication, req Request, r reco
 // labels of those who wanted the former one, in the same write.
 func (w *nameWrite) change(old images.Image, req Request) {
 	img := w.Image
-	others, _ := otherOwners(old.Labels, req.Owner)
+	others, _ := otherOwners(old, req.Owner)
 	for k := range old.Labels {
 		_, set := img.Labels[k]
 		switch {
@@ -234,6 +243,8 @@ func (w *nameWrite) written(now images.Image, label string) bool {
 func (i *Importer) write(ctx context.Context, lease leases.Lease, w *nameWrite) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
+	i.naming.Lock()
+	defer i.naming.Unlock()
 	if w.Old == nil {
 		_, err := i.services.images.Create(ctx, w.Image)
 		if errdefs.IsAlreadyExists(err) {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -223,7 +225,7 @@ func TestFailedImportLeavesTheOthers(t *testing.T) {
 		t.Fatal("no error")
 	}
 	n.services.images = whole
-	if _, ok, err := n.Imported(t.Context(), Owner{}); !ok || err != nil {
+	if _, loss, ok, err := n.Imported(t.Context(), Owner{}); !ok || loss != "" || err != nil {
 		t.Errorf("the other import is whole: %v, error %v", ok, err)
 	}
 }
@@ -245,7 +247,7 @@ func TestTakingBackLeavesSharedNames(t *testing.T) {
 		t.Fatalf("error %v", err)
 	}
 	n.services.images = whole
-	if _, ok, err := n.Imported(t.Context(), named("other", "9")); !ok || err != nil {
+	if _, loss, ok, err := n.Imported(t.Context(), named("other", "9")); !ok || loss != "" || err != nil {
 		t.Errorf("the other archive's import is whole: %v, error %v", ok, err)
 	}
 	if img := n.image(t, appName); img.Labels[ownerLabel(owner)] != "" {
@@ -273,25 +275,26 @@ func TestImported(t *testing.T) {
 		name string
 		harm func(t *testing.T, n *node)
 		ask  Owner
-		want bool
+		want bool   // found
+		loss string // a part of it
 	}{
-		{"untouched", nil, owner, true},
-		{"another spec", nil, Owner{Name: "apps", UID: owner.UID, SpecHash: "def"}, false},
-		{"another archive", nil, Owner{Name: "apps", UID: "else", SpecHash: "abc"}, false},
+		{"untouched", nil, owner, true, ""},
+		{"another spec", nil, Owner{Name: "apps", UID: owner.UID, SpecHash: "def"}, false, ""},
+		{"another archive", nil, Owner{Name: "apps", UID: "else", SpecHash: "abc"}, false, ""},
 		{"a name deleted", func(t *testing.T, n *node) {
 			if err := n.services.images.Delete(n.in(t.Context()), toolName); err != nil {
 				t.Fatal(err)
 			}
-		}, owner, false},
+		}, owner, true, "1 of 4 names missing"},
 		{"a pin lost", func(t *testing.T, n *node) {
 			set(t, n, images.Image{Name: appName, Labels: map[string]string{labelPinned: ""}}, "labels."+labelPinned)
-		}, owner, false},
+		}, owner, true, "app:1 is not pinned"},
 		{"a name retargeted", func(t *testing.T, n *node) {
 			set(t, n, images.Image{Name: appName, Target: b.Images[1].Target}, "target")
-		}, owner, false},
+		}, owner, true, "app:1 stands for "},
 		{"a layer lost", func(t *testing.T, n *node) {
 			lose(t, n, b.Images[0].Platforms[0].Layers[0].Digest)
-		}, owner, false},
+		}, owner, true, "lacks " + b.Images[0].Platforms[0].Layers[0].Digest.String()},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n := newNode(t, "linux/amd64")
@@ -302,11 +305,11 @@ func TestImported(t *testing.T) {
 			if tc.harm != nil {
 				tc.harm(t, n)
 			}
-			got, ok, err := n.Imported(t.Context(), tc.ask)
-			if err != nil || ok != tc.want {
-				t.Fatalf("imported %v, error %v", ok, err)
+			got, loss, ok, err := n.Imported(t.Context(), tc.ask)
+			if err != nil || ok != tc.want || (loss == "") != (tc.loss == "") || !strings.Contains(loss, tc.loss) {
+				t.Fatalf("imported %v, loss %q, error %v", ok, loss, err)
 			}
-			if ok && (len(got.Images) != 2 || got.IndexDigest != imported.IndexDigest || got.Size != imported.Size) {
+			if ok && loss == "" && (len(got.Images) != 2 || got.IndexDigest != imported.IndexDigest || !slices.Equal(got.Names, imported.Names) || got.Size != imported.Size) {
 				t.Errorf("result %+v, was %+v", got, imported)
 			}
 		})

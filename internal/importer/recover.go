@@ -166,11 +166,12 @@ func (i *Importer) recoverSession(ctx context.Context, key string, left []leases
 			break
 		}
 		if keep { // what is published needs no next attempt
-			var whole bool
-			if _, whole, err = i.Imported(ctx, owner); err != nil {
+			var loss string
+			var found bool
+			if _, loss, found, err = i.Imported(ctx, owner); err != nil {
 				break
 			}
-			keep = !whole
+			keep = !found || loss != ""
 		}
 		if keep {
 			keeps = true

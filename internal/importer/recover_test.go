@@ -128,7 +128,7 @@ func TestRecover(t *testing.T) {
 				unchanged(t, before, after)
 				continue
 			}
-			if _, ok, err := n.Imported(t.Context(), tc.owner); !ok || err != nil {
+			if _, loss, ok, err := n.Imported(t.Context(), tc.owner); !ok || loss != "" || err != nil {
 				t.Errorf("%s, after %d writes: imported %v, error %v", tc.name, writes, ok, err)
 			}
 		}
@@ -238,7 +238,7 @@ func TestRecoverLeavesWhatIsComplete(t *testing.T) {
 		if !slices.Equal(before.Images, after.Images) {
 			t.Errorf("%s: %v became %v", name, before.Images, after.Images)
 		}
-		if _, whole, err := n.Imported(t.Context(), owner); !whole || err != nil {
+		if _, loss, whole, err := n.Imported(t.Context(), owner); !whole || loss != "" || err != nil {
 			t.Errorf("%s: imported %v, error %v", name, whole, err)
 		}
 		if len(after.Leases)+len(after.Ingests) != 0 {

@@ -118,7 +118,7 @@ func TestSlowImportIsPassed(t *testing.T) {
 		n.imports(t, newGate(blobOf(t, b, false), 1<<40), named("second", "2"))()
 		close(slow.through)
 		waitSlow()
-		if _, ok, err := n.Imported(t.Context(), named("slow", "1")); !ok || err != nil {
+		if _, loss, ok, err := n.Imported(t.Context(), named("slow", "1")); !ok || loss != "" || err != nil {
 			t.Errorf("trickle %d: the slow import went on: %v, %v", trickle, ok, err)
 		}
 	}

@@ -76,12 +76,12 @@ func (f *fakeNode) Runtime(context.Context) (importer.Runtime, error) {
 	return importer.Runtime{Version: "v2.4.2", Snapshotter: "overlayfs", Platform: "linux/amd64"}, f.runtime
 }
 
-func (f *fakeNode) Imported(_ context.Context, o importer.Owner) (importer.Result, bool, error) {
+func (f *fakeNode) Imported(_ context.Context, o importer.Owner) (importer.Result, string, bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.checks++
 	r, ok := f.imported[o]
-	return r, ok, nil
+	return r, "", ok, nil
 }
 
 func (f *fakeNode) Import(ctx context.Context, b source.Blob, r importer.Request) (importer.Result, error) {

@@ -57,8 +57,8 @@ func TestImportedImageIsCRIs(t *testing.T) {
 	if unpacked, err := image.IsUnpacked(r.ctx, "overlayfs"); err != nil || !unpacked {
 		t.Errorf("unpacked %v, error %v", unpacked, err)
 	}
-	again, ok, err := i.Imported(t.Context(), req.Owner)
-	if err != nil || !ok || again.IndexDigest != got.IndexDigest {
+	again, loss, ok, err := i.Imported(t.Context(), req.Owner)
+	if err != nil || !ok || loss != "" || again.IndexDigest != got.IndexDigest {
 		t.Errorf("imported %v %+v, error %v", ok, again, err)
 	}
 	s := r.state(t)
@@ -66,13 +66,13 @@ func TestImportedImageIsCRIs(t *testing.T) {
 		t.Errorf("state %v", s)
 	}
 	removeLeaf(t, r)
-	if _, ok, err := i.Imported(t.Context(), req.Owner); ok || err != nil {
-		t.Errorf("imported %v without its top snapshot, error %v", ok, err)
+	if _, loss, ok, err := i.Imported(t.Context(), req.Owner); !ok || loss == "" || err != nil {
+		t.Errorf("imported %v without its top snapshot, loss %q, error %v", ok, loss, err)
 	}
 	if moved, err := i.Import(t.Context(), open(t, path), req); err != nil || moved.Bytes.Written != 0 {
 		t.Errorf("moved %+v, error %v", moved.Bytes, err)
 	}
-	if _, ok, _ := i.Imported(t.Context(), req.Owner); !ok {
+	if _, loss, ok, _ := i.Imported(t.Context(), req.Owner); !ok || loss != "" {
 		t.Error("not unpacked again")
 	}
 }
@@ -128,7 +128,7 @@ func TestNumbersOfLayers(t *testing.T) {
 		if _, err := i.Import(t.Context(), open(t, path), req); err != nil {
 			t.Fatal(err)
 		}
-		if _, ok, err := i.Imported(t.Context(), req.Owner); !ok || err != nil {
+		if _, loss, ok, err := i.Imported(t.Context(), req.Owner); !ok || loss != "" || err != nil {
 			t.Errorf("%s: imported %v, error %v", name, ok, err)
 		}
 		// Each layer that is unpacked has one. A stream of each blob that was not ended would add some more.
@@ -238,7 +238,7 @@ func TestImportersSideBySide(t *testing.T) {
 		t.Fatal(err)
 	}
 	for k := range 4 {
-		if _, ok, err := r.importer(t).Imported(t.Context(), request(fmt.Sprint(k)).Owner); !ok || err != nil {
+		if _, loss, ok, err := r.importer(t).Imported(t.Context(), request(fmt.Sprint(k)).Owner); !ok || loss != "" || err != nil {
 			t.Errorf("archive %d: imported %v, error %v", k, ok, err)
 		}
 	}
@@ -272,7 +272,7 @@ func TestStalledImportBlocksNobody(t *testing.T) {
 	if _, err := i.Import(t.Context(), open(t, path), request("quick")); err != nil {
 		t.Error(err)
 	}
-	if _, ok, _ := i.Imported(t.Context(), request("slow").Owner); ok {
+	if _, _, ok, _ := i.Imported(t.Context(), request("slow").Owner); ok {
 		t.Error("the stalled import had ended")
 	}
 	close(release)

@@ -162,7 +162,7 @@ func TestImportSurvivesPowerCut(t *testing.T) {
 		m.goDown(t)
 		m.comeBack(t)
 		unchanged(t, before, m.state(t))
-		if again, ok, err := i.Imported(t.Context(), req.Owner); err != nil || !ok || again.IndexDigest != got.IndexDigest {
+		if again, loss, ok, err := i.Imported(t.Context(), req.Owner); err != nil || !ok || loss != "" || again.IndexDigest != got.IndexDigest {
 			t.Errorf("%s: imported %v %+v, error %v", name, ok, again, err)
 		}
 		m.sound(t, chain[len(layers)-1], layers)

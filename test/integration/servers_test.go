@@ -106,7 +106,7 @@ func TestWebServerDropsConnections(t *testing.T) {
 			if sent, limit := wire.sent.Load(), wireLimit(need)+lost*relayInFlight; sent > limit {
 				t.Errorf("%d bytes on the wire, %d are allowed", sent, limit)
 			}
-			if _, ok, err := r.importer(t).Imported(t.Context(), request("1").Owner); !ok || err != nil {
+			if _, loss, ok, err := r.importer(t).Imported(t.Context(), request("1").Owner); !ok || loss != "" || err != nil {
 				t.Errorf("imported %v, error %v", ok, err)
 			}
 		})

@@ -107,4 +107,4 @@ func labels(l map[string]string) string {
 	return strings.Join(out, ",")
 }
 
-var leaseField = regexp.MustCompile(`,"lease":"[^"]*"`)
+var leaseField = regexp.MustCompile(`,"lease":"[^"]*"(,"serial":\d+)?`)
