@@ -65,7 +65,7 @@ func (i *Importer) Imported(ctx context.Context, o Owner) (result Result, loss s
 		return Result{}, "", false, err
 	}
 	r := newest[0].record
-	result = Result{Digest: r.Digest, IndexDigest: r.Index, Size: r.Size}
+	result = Result{Digest: r.Digest, IndexDigest: r.Index, Size: r.Size, Validator: r.Validator}
 	var losses []string
 	if gone := r.Names - len(newest); gone > 0 {
 		losses = append(losses, fmt.Sprintf("%d of %d names missing", gone, r.Names))

@@ -91,7 +91,7 @@ func (s *session) bring(ctx context.Context, src source.Blob, req Request) (a *A
 // result sums up what was moved.
 func (s *session) result(src source.Blob, a *Archive, p *Plan) Result {
 	r := Result{
-		Digest: a.Digest, IndexDigest: p.IndexDigest, Size: src.Size(),
+		Digest: a.Digest, IndexDigest: p.IndexDigest, Size: src.Size(), Validator: src.Validator(),
 		Bytes: Bytes{Read: src.BytesRead()},
 	}
 	for _, n := range s.written {

@@ -281,6 +281,7 @@ type Result struct {
 	Digest      digest.Digest // of the whole archive, when it was read in full
 	IndexDigest digest.Digest // of index.json
 	Size        int64         // of the archive in bytes, -1 where the source does not say
+	Validator   string        // of the source, see source.Blob
 }
 
 // runtimeError says that a call of containerd failed, and whether containerd was there at all.

@@ -42,6 +42,7 @@ type record struct {
 	Pinned      bool          `json:"pinned,omitempty"`
 	Snapshotter string        `json:"snapshotter,omitempty"` // that it was unpacked into
 	Source      string        `json:"source,omitempty"`
+	Validator   string        `json:"validator,omitempty"` // of the source, at most source.MaxValidator bytes
 	Digest      digest.Digest `json:"digest,omitempty"`
 	Index       digest.Digest `json:"index"`
 	Size        int64         `json:"size"`
@@ -53,7 +54,7 @@ type record struct {
 func newRecord(req Request, src string, r Result, snapshotter string, names int) record {
 	return record{
 		Archive: req.Owner.Name, Spec: req.Owner.SpecHash, Names: names, Pinned: req.Pin, Snapshotter: snapshotter,
-		Source: clip(src, maxRecordedSource), Digest: r.Digest, Index: r.IndexDigest, Size: r.Size,
+		Source: clip(src, maxRecordedSource), Validator: r.Validator, Digest: r.Digest, Index: r.IndexDigest, Size: r.Size,
 		Deletion: req.Owner.Deletion.recorded(),
 	}
 }
