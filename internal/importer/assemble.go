@@ -65,7 +65,8 @@ func (i *Importer) missing(ctx context.Context, target ocispec.Descriptor) ([]oc
 	return missing, nil
 }
 
-// snapshotterName is the configured snapshotter, else the namespace's, else containerd's default.
+// snapshotterName is the configured snapshotter, else the one that CRI uses in its namespace, else the namespace's, else
+// containerd's default. A wrong one costs the first container of an image its start: CRI unpacks again then.
 func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
 	if i.snapshotter != "" {
 		return i.snapshotter, nil
@@ -73,6 +74,11 @@ func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
 	label, err := i.client.GetLabel(ctx, defaultSnapshotterLabel)
 	if err != nil {
 		return "", runtimeError("ask for the default snapshotter", err)
+	}
+	if i.namespace == kubeletNamespace {
+		if name, err := i.criSnapshotter(ctx); err == nil && name != "" {
+			return name, nil
+		}
 	}
 	if label != "" {
 		return label, nil

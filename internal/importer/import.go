@@ -35,6 +35,7 @@ func (i *Importer) Import(ctx context.Context, src source.Blob, req Request) (re
 	if err := s.publish(ctx, names, req, newRecord(req, src.String(), result, s.unpacker.name(), len(names))); err != nil {
 		return Result{}, err
 	}
+	result.Unseen, result.CRI = i.unseen(ctx, plan.published())
 	return result, nil
 }
 

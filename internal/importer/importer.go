@@ -59,7 +59,7 @@ type Options struct {
 	Address string
 	// Namespace of containerd that images go to; empty means k8s.io, where the kubelet looks.
 	Namespace string
-	// Snapshotter that layers are unpacked into; empty means the namespace's default.
+	// Snapshotter that layers are unpacked into; empty means CRI's, or the namespace's default where CRI does not say.
 	Snapshotter string
 	// Platform images are chosen for, for example linux/arm64/v8; empty means this machine's.
 	Platform string
@@ -81,6 +81,7 @@ type Options struct {
 type Importer struct {
 	client      *client.Client
 	services    services
+	cri         cri
 	namespace   string
 	snapshotter string
 	platform    ocispec.Platform
@@ -125,7 +126,7 @@ func New(o Options) (*Importer, error) {
 		platform = platforms.Normalize(p)
 	}
 	if o.Namespace == "" {
-		o.Namespace = "k8s.io"
+		o.Namespace = kubeletNamespace
 	}
 	if o.Address == "" {
 		o.Address = defaults.DefaultAddress
@@ -146,6 +147,7 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 	i := &Importer{
 		client:      c,
 		services:    services{c.ContentStore(), c.ImageService(), c.LeasesService()},
+		cri:         newCRI(c),
 		namespace:   o.Namespace,
 		snapshotter: o.Snapshotter,
 		platform:    platform,
@@ -282,6 +284,12 @@ type Result struct {
 	IndexDigest digest.Digest // of index.json
 	Size        int64         // of the archive in bytes, -1 where the source does not say
 	Validator   string        // of the source, see source.Blob
+
+	// Unseen are published names that CRI, and so the kubelet, does not find, sorted. The import stands all the same.
+	Unseen []string
+	// CRI says why it is not known whether the kubelet finds the names; empty if it is, or if they are in another
+	// namespace than its own.
+	CRI string
 }
 
 // runtimeError says that a call of containerd failed, and whether containerd was there at all.
