@@ -34,6 +34,10 @@ type Options struct {
 	Nodes int
 	// Progress, when set, gets a line whenever something is waited for or ready.
 	Progress io.Writer
+	// Bare nodes have a containerd that is empty, without the image that every
+	// pod needs (see [WritePause]) and without a network for pods (see
+	// [CNIDir]), and no kubelet: to start that is the caller's.
+	Bare bool
 	// Bootstrap, when set, is called for every node when its containerd serves
 	// and its kubelet has not been started: for images that must be there first.
 	// It is called for several nodes at once.
@@ -158,17 +162,19 @@ func (c *Cluster) up(ctx context.Context) error {
 }
 
 // startNodes bootstraps all nodes, and when the API server answers starts their
-// kubelets. It returns when they are Ready.
+// kubelets. It returns when they are Ready; bare ones, when their containerds serve.
 func (c *Cluster) startNodes(ctx context.Context, apiUp <-chan struct{}) error {
 	pause := make(chan []byte, len(c.Nodes))
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		archive, err := pauseArchive(gctx, c.Dir)
-		for range c.Nodes {
-			pause <- archive
-		}
-		return err
-	})
+	if !c.options.Bare {
+		g.Go(func() error {
+			archive, err := pauseArchive(gctx, c.Dir)
+			for range c.Nodes {
+				pause <- archive
+			}
+			return err
+		})
+	}
 	for _, n := range c.Nodes {
 		g.Go(func() error {
 			if err := n.boot(); err != nil {
@@ -176,6 +182,9 @@ func (c *Cluster) startNodes(ctx context.Context, apiUp <-chan struct{}) error {
 			}
 			if err := n.Containerd.Start(gctx); err != nil {
 				return err
+			}
+			if c.options.Bare {
+				return nil
 			}
 			if archive := <-pause; archive == nil {
 				return nil // the error is known
@@ -195,7 +204,7 @@ func (c *Cluster) startNodes(ctx context.Context, apiUp <-chan struct{}) error {
 			}
 		})
 	}
-	if err := g.Wait(); err != nil {
+	if err := g.Wait(); err != nil || c.options.Bare {
 		return err
 	}
 	return c.WaitReady(ctx)

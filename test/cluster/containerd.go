@@ -33,17 +33,22 @@ var pluginsUnused = []string{
 
 var pluginsCRI = []string{"io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"}
 
-// write makes the directories and the configuration. The CNI configuration
-// needs no plugin's binary: enough for pods on the host's network.
-func (p containerdPaths) write(cri bool) error {
+// conflist is the configuration of the pods' network. It needs no plugin's
+// binary, and is enough for pods on the host's network.
+const conflist = `{"cniVersion":"1.0.0","name":"lo","plugins":[{"type":"loopback"}]}`
+
+// write makes the directories and the configuration, and that of the pods'
+// network where it is wanted.
+func (p containerdPaths) write(cri, network bool) error {
 	for _, dir := range []string{p.root, p.state, p.cni, filepath.Join(p.config, "opt")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	conflist := `{"cniVersion":"1.0.0","name":"lo","plugins":[{"type":"loopback"}]}`
-	if err := os.WriteFile(filepath.Join(p.cni, "10-lo.conflist"), []byte(conflist), 0o644); err != nil {
-		return err
+	if network {
+		if err := os.WriteFile(filepath.Join(p.cni, "10-lo.conflist"), []byte(conflist), 0o644); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(p.configFile(), []byte(p.toml(cri)), 0o644)
 }
@@ -124,7 +129,7 @@ func StartContainerd(ctx context.Context, o ContainerdOptions) (*Node, error) {
 		p.root = o.Root
 	}
 	n.ContainerdAddress, n.ContainerdRoot = p.address(), p.root
-	if err := p.write(o.CRI); err != nil {
+	if err := p.write(o.CRI, true); err != nil {
 		return nil, errors.Join(err, n.Stop())
 	}
 	logs, err := logsDir(n.Dir)

@@ -37,6 +37,10 @@ type Node struct {
 	machine *machine // nil for a bare containerd, and when powered off
 }
 
+// CNIDir is where a node has the configuration of its pods' network, and the
+// plugins of that.
+const CNIDir = "/var/lib/cni"
+
 // nodeDirs are the directories of its own that a node has, and where they are
 // in its Dir.
 var nodeDirs = map[string]string{
@@ -44,6 +48,7 @@ var nodeDirs = map[string]string{
 	"/var/lib/containerd": "containerd",
 	"/var/lib/kubelet":    "kubelet",
 	"/var/lib/tarlift":    "tarlift",
+	CNIDir:                "etc/cni",
 	"/var/log/pods":       "log/pods",
 	"/var/log/containers": "log/containers",
 }
@@ -71,7 +76,7 @@ func (c *Cluster) newNode(number int) (*Node, error) {
 		root: "/var/lib/containerd", state: "/run/containerd",
 		config: filepath.Join(n.Dir, "etc"), cni: filepath.Join(n.Dir, "etc", "cni"), bin: c.tools,
 	}
-	if err := p.write(true); err != nil {
+	if err := p.write(true, !c.options.Bare); err != nil {
 		return nil, err
 	}
 	n.Containerd = containerdDaemon(n, p, true, c.logs, c.progress)

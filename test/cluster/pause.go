@@ -47,6 +47,15 @@ func pauseArchive(ctx context.Context, dir string) ([]byte, error) {
 	return archive, nil
 }
 
+// WritePause writes an archive of the image that every pod needs, for bare nodes.
+func WritePause(ctx context.Context, path string) error {
+	archive, err := pauseArchive(ctx, filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, archive, 0o644)
+}
+
 // load imports an archive of one image for this platform with containerd's own means.
 func (n *Node) load(ctx context.Context, archive []byte) error {
 	c, err := n.Client()

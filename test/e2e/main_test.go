@@ -57,7 +57,13 @@ func (e *env) archive(t *testing.T, name string) *v1alpha1.ImageArchive {
 // newEnv starts a cluster of three nodes. kubelet replaces members of the kubelets' configuration.
 func newEnv(t *testing.T, kubelet map[string]any) *env {
 	t.Helper()
-	s, err := stage.Up(t.Context(), cluster.Options{Nodes: 3, Progress: t.Output(), Kubelet: kubelet})
+	return newEnvOf(t, cluster.Options{Nodes: 3, Kubelet: kubelet})
+}
+
+func newEnvOf(t *testing.T, o cluster.Options) *env {
+	t.Helper()
+	o.Progress = t.Output()
+	s, err := stage.Up(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

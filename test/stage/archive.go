@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -20,6 +21,8 @@ const (
 	Greeter = "demo.tarlift.dev/greeter"
 	Toolbox = "demo.tarlift.dev/toolbox"
 	Library = "demo.tarlift.dev/library"
+	// Network is what stands for a cluster's network add-on.
+	Network = "demo.tarlift.dev/network"
 )
 
 // demoPlatforms are those of the archive. A node needs one of them.
@@ -58,11 +61,33 @@ func WriteArchive(ctx context.Context, path, version string) (err error) {
 		toolbox.Platforms = append(toolbox.Platforms, program(p, large, base))
 		library.Platforms = append(library.Platforms, builder.PlatformImage{Platform: builder.Platform(p), Layers: []builder.Layer{base, small}})
 	}
+	return write(path, greeter, toolbox, library)
+}
+
+// WriteNetwork writes an archive of the image of what stands for a cluster's network add-on, for this machine.
+func WriteNetwork(ctx context.Context, path string) (err error) {
+	root, err := cluster.ModuleRoot()
+	if err != nil {
+		return err
+	}
+	platform := "linux/" + runtime.GOARCH
+	layer, err := compile(ctx, root, platform, "./test/stage/network", "", path+".program")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(layer.Files[0].Path)) }()
+	return write(path, builder.Image{Names: []string{Network + ":1.0"}, Platforms: []builder.PlatformImage{{
+		Platform: builder.Platform(platform), Layers: []builder.Layer{layer},
+		Config: ocispec.ImageConfig{Entrypoint: []string{"/network"}},
+	}}})
+}
+
+func write(path string, images ...builder.Image) error {
 	f, err := os.Create(path + ".partial")
 	if err != nil {
 		return err
 	}
-	_, err = builder.Archive{Images: []builder.Image{greeter, toolbox, library}}.WriteTo(f)
+	_, err = builder.Archive{Images: images}.WriteTo(f)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}

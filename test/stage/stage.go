@@ -35,7 +35,8 @@ type Stage struct {
 	root string
 }
 
-// Up starts a cluster whose nodes have the agent's image, and a file server. Of the options, Bootstrap is its own.
+// Up starts a cluster whose nodes have the agent's image, and a file server. Of the options, Bootstrap is its own. Bare
+// nodes get nothing; AgentImage is then the caller's to set.
 func Up(ctx context.Context, o cluster.Options) (*Stage, error) {
 	root, err := cluster.ModuleRoot()
 	if err != nil {
@@ -48,7 +49,7 @@ func Up(ctx context.Context, o cluster.Options) (*Stage, error) {
 		}
 	}
 	var mu sync.Mutex
-	o.Bootstrap = func(ctx context.Context, n *cluster.Node) error {
+	put := func(ctx context.Context, n *cluster.Node) error {
 		imported, err := s.Import(ctx, n, s.agentArchive())
 		if err != nil {
 			return err
@@ -61,6 +62,9 @@ func Up(ctx context.Context, o cluster.Options) (*Stage, error) {
 				n.Name, s.AgentImage, imported.Bytes.Written, imported.DurationSeconds)
 		}
 		return nil
+	}
+	if !o.Bare {
+		o.Bootstrap = put
 	}
 	if s.Cluster, err = cluster.Start(ctx, o); err != nil {
 		return nil, err
