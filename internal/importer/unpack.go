@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
@@ -30,9 +31,8 @@ import (
 // unpacker applies images' layers to the snapshotter while later layers are still on their way. A nil unpacker does
 // nothing.
 //
-// containerd's own Unpacker does the work, one for each image, several images at a time. It can also apply the layers of
-// one image side by side, and give them their parents afterwards, but then a layer is applied without those below it: a
-// directory of theirs that it does not list itself gets mode 0755 and root for its owner. So it has to be asked for.
+// containerd's own Unpacker does the work, one for each image, several images at a time. Where it can, it also applies the
+// layers of one image side by side: see stack.
 type unpacker struct {
 	*session
 	platform unpack.Platform
@@ -42,6 +42,7 @@ type unpacker struct {
 	begun    map[digest.Digest]bool // manifests
 	counted  sync.Map               // blobs, by digest
 	locks    keyedLocks             // so that images of this import do not unpack the same layer twice
+	probe    func() bool            // whether layers can be applied side by side
 }
 
 // maxImages are unpacked at a time. They wait most of the time, each layer in a goroutine.
@@ -64,11 +65,7 @@ func (s *session) newUnpacker(ctx context.Context) (*unpacker, error) {
 	u := &unpacker{session: s, ctx: log.WithLogger(ctx, silent), begun: map[digest.Digest]bool{}, locks: keyedLocks{held: map[string]chan struct{}{}}}
 	u.group.SetLimit(maxImages)
 	u.platform = unpack.Platform{Platform: platforms.All /* the plan has chosen */, SnapshotterKey: name, Snapshotter: c.SnapshotService(name)}
-	if s.importer.parallel {
-		if u.platform.SnapshotterCapabilities, err = c.GetSnapshotterCapabilities(ctx, name); err != nil {
-			return nil, runtimeError(fmt.Sprintf("ask what snapshotter %q can do", name), err)
-		}
-	}
+	u.probe = sync.OnceValue(func() bool { return u.holds(u.ctx) })
 	return u, nil
 }
 
@@ -114,14 +111,17 @@ func (u *unpacker) fail(fs *rootfs, err error) {
 
 // image unpacks one image.
 func (u *unpacker) image(fs *rootfs) error {
-	platform := u.platform
-	platform.Applier = applier{u, fs}
-	options := []unpack.UnpackerOpt{unpack.WithUnpackPlatform(platform), unpack.WithDuplicationSuppressor(&u.locks)}
-	if slices.Contains(platform.SnapshotterCapabilities, snapshots.RebaseCap) {
+	platform, options := u.platform, []unpack.UnpackerOpt{unpack.WithDuplicationSuppressor(&u.locks)}
+	apply := applier{unpacker: u, fs: fs}
+	if u.sideBySide(fs) {
+		apply.stack = newStack(platform.Snapshotter, fs.diffIDs, func(err error) { u.fail(fs, err) })
+		platform.Snapshotter, platform.SnapshotterCapabilities = apply.stack, []string{snapshots.RebaseCap}
 		// It is what asks for unpacking side by side. The bound is the applier's: a layer that is waited for takes
 		// nobody's place.
 		options = append(options, unpack.WithUnpackLimiter(semaphore.NewWeighted(archive.MaxLayers)))
 	}
+	platform.Applier = apply
+	options = append(options, unpack.WithUnpackPlatform(platform))
 	containerds, err := unpack.NewUnpacker(u.ctx, u.services.content, options...)
 	if err != nil {
 		return err //nolint:wrapcheck // begin says of which image
@@ -149,11 +149,22 @@ func (u *unpacker) image(fs *rootfs) error {
 	return nil
 }
 
+// sideBySide says whether an image's layers are applied side by side: where more than one is missing, and it can be done.
+func (u *unpacker) sideBySide(fs *rootfs) bool {
+	n := len(fs.diffIDs)
+	if n < 2 || u.name() != overlayfs {
+		return false
+	}
+	_, err := u.platform.Snapshotter.Stat(u.ctx, identity.ChainID(slices.Clone(fs.diffIDs[:n-1])).String())
+	return errdefs.IsNotFound(err) && u.probe()
+}
+
 // applier applies the layers of one image with containerd, as many at a time as all imports together may. It implements
 // diff.Applier.
 type applier struct {
 	*unpacker
-	fs *rootfs
+	fs    *rootfs
+	stack *stack // nil when they are applied in order
 }
 
 // applyError is what applying a layer failed with, without what the Unpacker says about it: that names a directory
@@ -175,6 +186,24 @@ func (a applier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount
 }
 
 func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	layer, early := a.stack.early(mounts)
+	if !early {
+		return a.applyTo(ctx, d, mounts, opts...)
+	}
+	if !a.stack.ordered.Load() {
+		applied, err := a.applyTo(ctx, d, snared(directory(mounts)), opts...)
+		if err == nil || !touched(err) {
+			return applied, err
+		}
+	}
+	mounts, err := a.stack.onTop(ctx, layer)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return a.applyTo(ctx, d, mounts, opts...)
+}
+
+func (a applier) applyTo(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	if err := a.importer.applies.Acquire(ctx, 1); err != nil {
 		return ocispec.Descriptor{}, err //nolint:wrapcheck // the context's
 	}

@@ -18,6 +18,7 @@
 package builder
 
 import (
+	"archive/tar"
 	"bytes"
 	"fmt"
 	"io"
@@ -139,6 +140,8 @@ type File struct {
 	Path string
 	Size int64
 	Open func() (io.ReadCloser, error)
+	// Header changes the member's header before it is written, say its owner; nil changes nothing.
+	Header func(*tar.Header)
 }
 
 // Built is an archive whose blobs and digests are known.

@@ -53,16 +53,22 @@ func writeFile(tw *tar.Writer, f File) (err error) {
 	if h.Mode == 0 {
 		h.Mode = 0o644
 	}
+	writeHeader := func() error {
+		if f.Header != nil {
+			f.Header(h)
+		}
+		return tw.WriteHeader(h)
+	}
 	switch {
 	case f.Link != "":
 		h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
-		return tw.WriteHeader(h)
+		return writeHeader()
 	case strings.HasSuffix(f.Name, "/"):
 		h.Typeflag = tar.TypeDir
 		if f.Mode == 0 {
 			h.Mode = 0o755
 		}
-		return tw.WriteHeader(h)
+		return writeHeader()
 	}
 	r, size, err := f.open()
 	if err != nil {
@@ -70,7 +76,7 @@ func writeFile(tw *tar.Writer, f File) (err error) {
 	}
 	defer func() { err = withClose(err, r) }()
 	h.Size = size
-	if err := tw.WriteHeader(h); err != nil {
+	if err := writeHeader(); err != nil {
 		return err
 	}
 	_, err = io.Copy(tw, r)
