@@ -122,12 +122,7 @@ func (l *Layout) decodeOCI(ctx context.Context) error {
 
 // Select applies a selection to Manifests. Its errors say where a name stands.
 func (l *Layout) Select(s Selection) ([]Named, error) {
-	return s.choose(l.Manifests, func(i int) string {
-		if l.Format == FormatDocker {
-			return fmt.Sprintf("read %s: image %d", dockerManifestFile, l.images[i])
-		}
-		return inIndex(i)
-	})
+	return s.SelectAt(l.Manifests, l.Place)
 }
 
 // readFile reads a member that must be there.

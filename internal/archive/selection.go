@@ -59,13 +59,13 @@ func (s Selection) Validate() error {
 // rename to such a name, a name with two targets, and when nothing is selected; or
 // ErrLimit above MaxNames.
 func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
-	return s.choose(manifests, inIndex)
+	return s.SelectAt(manifests, inIndex)
 }
 
 func inIndex(i int) string { return fmt.Sprintf("read %s: manifests[%d]", ocispec.ImageIndexFile, i) }
 
-// choose selects; place tells where the manifest of a number stands.
-func (s Selection) choose(manifests []ocispec.Descriptor, place func(int) string) ([]Named, error) {
+// SelectAt is Select; place tells, for errors, where the manifest of a number stands.
+func (s Selection) SelectAt(manifests []ocispec.Descriptor, place func(int) string) ([]Named, error) {
 	c, err := s.compile()
 	if err != nil {
 		return nil, err
