@@ -36,6 +36,11 @@ func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
+// toldError is a failure of which all that is to be printed on standard output has been.
+type toldError struct{ error }
+
+func (e toldError) Unwrap() error { return e.error }
+
 // failure is what is printed of an error.
 type failure struct {
 	Reason  string `json:"reason"`
@@ -50,7 +55,7 @@ func reportFailure(cmd *cobra.Command, err error, asJSON bool) int {
 	if code == exitUsage {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Try '%s --help'.\n", cmd.CommandPath())
 	}
-	if asJSON {
+	if told := (toldError{}); asJSON && !errors.As(err, &told) {
 		_ = printJSON(cmd.OutOrStdout(), struct { // the exit code tells all the same
 			Error failure `json:"error"`
 		}{f})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -17,6 +18,7 @@ func newImportCommand() *cobra.Command {
 		flags importFlags
 		input inputFlags
 		show  = newChoice(progressAuto, progressPlain, progressNone)
+		dry   bool
 	)
 	cmd := &cobra.Command{
 		Use:   "import [flags] FILE|URL|-",
@@ -27,9 +29,13 @@ The archive is a file, an http or https URL, or standard input (-): an OCI image
 as a plain tar or compressed by gzip or zstd. From a plain tar in a file, or on a server that honours Range,
 only the blobs of this machine's platform that containerd lacks are read.
 
+With --dry-run nothing is changed: what would be moved, what would become of each name, and whether there is room
+are told, and the exit code is the import's, as far as that can be known before.
+
 Exit code 0: the images are there. 1: it failed, and nothing was changed. 2: wrong usage. 130: interrupted, and
 nothing was changed.`,
 		Example: `  agent import images.tar
+  agent import --dry-run images.tar
   agent import --include 'registry.example/app/**' https://files.example/images.tar
   zstd -dc images.tar.zst | agent import --base-name registry.example/app -`,
 		Args: cobra.ExactArgs(1),
@@ -38,12 +44,16 @@ nothing was changed.`,
 	addConcurrency(cmd.Flags(), &flags.containerd)
 	input.add(cmd.Flags())
 	cmd.Flags().Var(&show, "progress", "how to show progress on standard error")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only tell what would be done; change nothing")
 	output := addOutput(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		started := time.Now()
 		request, err := flags.request()
 		if err != nil {
 			return err
+		}
+		if dry {
+			return dryRun(cmd, flags.containerd, input, args[0], request, output.value)
 		}
 		progress := newProgress(show.value, cmd.ErrOrStderr())
 		request.Progress = progress.report
@@ -52,6 +62,7 @@ nothing was changed.`,
 		if err != nil {
 			return err
 		}
+		warnUnseen(cmd.ErrOrStderr(), result)
 		return printImported(cmd.OutOrStdout(), output.value, result, time.Since(started))
 	}
 	return cmd
@@ -80,11 +91,30 @@ type imported struct {
 	Images          []importer.Image `json:"images"`
 	Bytes           importer.Bytes   `json:"bytes"`
 	DurationSeconds float64          `json:"durationSeconds"`
+	Unseen          []string         `json:"unseen,omitempty"` // names that CRI does not find
+	CRI             string           `json:"cri,omitempty"`    // why that is not known
+}
+
+// maxWarned names are listed in a warning; -o json has all.
+const maxWarned = 5
+
+// warnUnseen says which images the kubelet would not find although they are there.
+func warnUnseen(w io.Writer, r importer.Result) {
+	switch {
+	case r.CRI != "":
+		fmt.Fprintf(w, "warning: whether the kubelet will find these images is not known: %s (see 'agent doctor')\n", oneLine(r.CRI))
+	case len(r.Unseen) > 0:
+		list := strings.Join(r.Unseen[:min(len(r.Unseen), maxWarned)], ", ")
+		if more := len(r.Unseen) - maxWarned; more > 0 {
+			list += fmt.Sprintf(" and %d more", more)
+		}
+		fmt.Fprintf(w, "warning: the images are in containerd, but the kubelet would not find %s (are they for this machine's platform? see 'agent doctor')\n", oneLine(list))
+	}
 }
 
 func printImported(w io.Writer, format string, r importer.Result, took time.Duration) error {
 	if format == outputJSON {
-		return printJSON(w, imported{r.Images, r.Bytes, took.Round(time.Millisecond).Seconds()})
+		return printJSON(w, imported{r.Images, r.Bytes, took.Round(time.Millisecond).Seconds(), r.Unseen, r.CRI})
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	printRow(t, "IMAGE", "DIGEST")

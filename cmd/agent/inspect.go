@@ -60,8 +60,17 @@ blobs it would move, and which it would not, because they are there. Nothing is 
 			return aboutArchive(blob, err)
 		}
 		if plan {
-			if err := planImport(ctx, flags.containerd, a, request, in); err != nil {
+			imp, err := importer.New(flags.containerd)
+			if err != nil {
+				return err
+			}
+			defer imp.Close()
+			if in.DryRun, err = imp.DryRun(ctx, a, request); err != nil {
 				return aboutArchive(blob, err)
+			}
+			if in.Refusal != nil {
+				f, _ := explain(cmd, in.Refusal)
+				in.WouldFail = &f
 			}
 		}
 		if output.value == outputJSON {
@@ -77,16 +86,17 @@ var planOnly = []string{"include", "exclude", "rename", "digest", "index-digest"
 
 // inspection is what there is to say about an archive; -o json prints it.
 type inspection struct {
-	Source      string           `json:"source"`
-	Format      string           `json:"format"`           // oci or docker
-	Compression string           `json:"compression"`      // none, gzip or zstd
-	Access      string           `json:"access"`           // random or stream
-	Reason      string           `json:"reason,omitempty"` // why it is a stream
-	Size        int64            `json:"size"`             // of the archive in bytes, -1 if unknown
-	IndexDigest digest.Digest    `json:"indexDigest"`
-	Images      []inspectedName  `json:"images"` // in the archive's order
-	Plan        *importer.Plan   `json:"plan,omitempty"`
-	Disks       []*importer.Disk `json:"disks,omitempty"` // what the plan would need of them
+	Source      string          `json:"source"`
+	Format      string          `json:"format"`           // oci or docker
+	Compression string          `json:"compression"`      // none, gzip or zstd
+	Access      string          `json:"access"`           // random or stream
+	Reason      string          `json:"reason,omitempty"` // why it is a stream
+	Size        int64           `json:"size"`             // of the archive in bytes, -1 if unknown
+	IndexDigest digest.Digest   `json:"indexDigest"`
+	Images      []inspectedName `json:"images"` // in the archive's order
+
+	importer.DryRun          // with --plan
+	WouldFail       *failure `json:"wouldFail,omitempty"`
 }
 
 // inspectedName is one entry of the archive's index.
@@ -192,18 +202,4 @@ func fetch(a *importer.Archive) archive.Fetch {
 	return func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 		return a.ReadBlob(ctx, d, archive.MaxConfigBytes)
 	}
-}
-
-// planImport asks containerd what an import would do.
-func planImport(ctx context.Context, o importer.Options, a *importer.Archive, r importer.Request, in *inspection) error {
-	imp, err := importer.New(o)
-	if err != nil {
-		return err
-	}
-	defer imp.Close()
-	if in.Plan, err = imp.Plan(ctx, a, r); err != nil {
-		return err
-	}
-	in.Disks, err = imp.Disks(ctx, in.Plan, r)
-	return err
 }

@@ -176,7 +176,7 @@ func TestInspectTextIsPrintable(t *testing.T) {
 	evil := "linux(1\x1b[31m\n2)/amd64"
 	in := &inspection{
 		Source: evil, Images: []inspectedName{{Name: evil, Problem: evil, Platforms: []inspectedPlatform{{Platform: evil}}}},
-		Plan: &importer.Plan{Images: []importer.PlannedImage{{Name: evil, Platform: evil}}},
+		DryRun: importer.DryRun{Plan: &importer.Plan{Images: []importer.PlannedImage{{Name: evil, Platform: evil}}}},
 	}
 	var clean, out bytes.Buffer
 	if err := printInspection(&out, in, importer.Options{}); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -33,8 +34,13 @@ func printInspection(w io.Writer, in *inspection, o importer.Options) error {
 		printImage(t, img)
 	}
 	if in.Plan != nil {
-		printPlan(t, in.Plan, o)
+		fmt.Fprintln(t)
+		printPlanned(t, in.DryRun, o)
+		printBlobs(t, in.Plan)
 		printDisks(t, in.Disks)
+		if in.WouldFail != nil {
+			fmt.Fprintf(t, "\nAn import would fail: %s\n", in.WouldFail.Message)
+		}
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print the inspection: %w", err)
@@ -74,24 +80,12 @@ func platformSize(p inspectedPlatform) string {
 	return fmt.Sprintf("%s, %d blobs are not in the archive", size(p.Size), p.Missing)
 }
 
-// printPlan says for each needed blob whether it would be moved, and why.
-func printPlan(w io.Writer, p *importer.Plan, o importer.Options) {
-	move := 0
-	for _, b := range p.Blobs {
-		if !b.Present {
-			move++
-		}
-	}
-	fmt.Fprintf(w, "\nAn import into %s (namespace %s) would move %d of %d blobs, %s of %s.\n\n",
-		oneLine(o.Address), oneLine(o.Namespace), move, len(p.Blobs), size(p.Bytes.Move), size(p.Bytes.Total))
-	printRow(w, "PUBLISHED NAME", "PLATFORM", "MANIFEST")
-	for _, img := range p.Images {
-		printRow(w, img.Name, img.Platform, img.Manifest.String())
-	}
+// printBlobs says for each needed blob whether it would be moved, and why.
+func printBlobs(w io.Writer, p *importer.Plan) {
 	fmt.Fprintln(w)
 	printRow(w, "BLOB", "KIND", "SIZE", "ACTION")
 	blobs := slices.Clone(p.Blobs)
-	slices.SortStableFunc(blobs, func(a, b importer.PlannedBlob) int { return int(b.Size - a.Size) })
+	slices.SortStableFunc(blobs, func(a, b importer.PlannedBlob) int { return cmp.Compare(b.Size, a.Size) })
 	for _, b := range blobs {
 		action := "move: containerd lacks it"
 		if b.Present {
@@ -111,7 +105,7 @@ func printDisks(w io.Writer, disks []*importer.Disk) {
 	for _, d := range disks {
 		needs := size(d.Blobs)
 		if d.Unpacked > 0 {
-			needs += " and about " + size(d.Unpacked) + " unpacked"
+			needs += " and about " + size(d.Unpacked) + " of files"
 		}
 		roots := strings.Join(d.Roots, ", ")
 		if d.Unknown != "" {

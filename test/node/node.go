@@ -46,7 +46,9 @@ type Output struct {
 		Written int64 `json:"written"`
 		Skipped int64 `json:"skipped"`
 	} `json:"bytes"`
-	DurationSeconds float64 `json:"durationSeconds"`
+	DurationSeconds float64  `json:"durationSeconds"`
+	Unseen          []string `json:"unseen"`
+	CRI             string   `json:"cri"`
 	Error           *struct {
 		Reason  string `json:"reason"`
 		Message string `json:"message"`

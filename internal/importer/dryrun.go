@@ -1,0 +1,147 @@
+package importer
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tarlift/tarlift/internal/archive"
+)
+
+// NameChange is what an import would do to a name.
+type NameChange string
+
+// What may become of a name.
+const (
+	NameNew      NameChange = "new"      // nothing has it yet
+	NameKept     NameChange = "kept"     // it stands for this image already
+	NameMoved    NameChange = "moved"    // it stands for another image, and may be moved
+	NameConflict NameChange = "conflict" // it stands for another image, and the import would fail
+)
+
+// PlannedName is a name that an import would publish, name@digest references among them.
+type PlannedName struct {
+	Name   string        `json:"name"`
+	Change NameChange    `json:"change"`
+	Now    digest.Digest `json:"now,omitempty"` // what it stands for, if anything
+}
+
+// DryRun is what an import would do, as far as that can be told without moving anything.
+type DryRun struct {
+	Plan        *Plan         `json:"plan,omitempty"`
+	Snapshotter string        `json:"snapshotter,omitempty"` // that layers would be unpacked into
+	Names       []PlannedName `json:"names,omitempty"`
+	Disks       []*Disk       `json:"disks,omitempty"` // what it would need of them
+
+	// Refusal is the error that an import would end with before it moves anything: a name or the disk is in its way.
+	Refusal error `json:"-"`
+}
+
+// DryRun looks at all that an import would look at before it moves anything. The bytes of blobs are not looked at, so an
+// import may fail all the same. Errors: those that an import would fail with so that there is no plan.
+func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRun, err error) {
+	ctx = i.in(ctx)
+	if req.Unpack {
+		if d.Snapshotter, err = i.snapshotterName(ctx); err != nil {
+			return d, err
+		}
+		if err := i.snapshotterServes(ctx, d.Snapshotter); err != nil {
+			return d, err
+		}
+	}
+	if req.Digest != "" && a.Digest != "" && req.Digest != a.Digest { // a stream's, which was read to its end
+		return d, fmt.Errorf("the archive's digest is %s, not %s: %w", a.Digest, req.Digest, archive.ErrDigestMismatch)
+	}
+	if d.Plan, err = i.Plan(ctx, a, req); err != nil {
+		return d, err
+	}
+	if err := i.foresee(ctx, &d, req); err != nil {
+		return d, err
+	}
+	d.Disks, err = i.Disks(ctx, d.Plan, req)
+	for _, disk := range d.Disks {
+		if d.Refusal == nil && disk.Blobs+disk.Unpacked > 0 {
+			d.Refusal = disk.room()
+		}
+	}
+	return d, err
+}
+
+// foresee says what would become of each name. The first conflict is why an import would fail.
+func (i *Importer) foresee(ctx context.Context, d *DryRun, req Request) error {
+	for _, n := range d.Plan.names() {
+		name := PlannedName{Name: n.Name, Change: NameNew}
+		old, err := i.services.images.Get(ctx, n.Name)
+		switch {
+		case errdefs.IsNotFound(err):
+		case err != nil:
+			return runtimeError("look up image "+n.Name, err)
+		case old.Target.Digest == n.Target.Digest:
+			name.Change, name.Now = NameKept, old.Target.Digest
+		default:
+			name.Change, name.Now = NameMoved, old.Target.Digest
+			if conflict := refuseConflict(old, n, req); conflict != nil {
+				name.Change = NameConflict
+				if d.Refusal == nil {
+					d.Refusal = conflict
+				}
+			}
+		}
+		d.Names = append(d.Names, name)
+	}
+	return nil
+}
+
+// snapshotterServes finds out whether a snapshotter is there: only then it says that it lacks a snapshot.
+func (i *Importer) snapshotterServes(ctx context.Context, name string) error {
+	if _, err := i.client.SnapshotService(name).Stat(ctx, "tarlift"); err != nil && !errdefs.IsNotFound(err) {
+		return runtimeError(fmt.Sprintf("snapshotter %q", name), err)
+	}
+	return nil
+}
+
+// ImageBytes are the sums of the images of a plan, in their order. A blob that several need is moved for the first of
+// them, and present for the others.
+func (p *Plan) ImageBytes() []PlannedBytes {
+	present := map[digest.Digest]bool{}
+	sizes := map[digest.Digest]int64{}
+	for _, b := range p.Blobs {
+		present[b.Digest], sizes[b.Digest] = b.Present, b.Size
+	}
+	sums := make([]PlannedBytes, len(p.Images))
+	for k, img := range p.Images {
+		counted := map[digest.Digest]bool{}
+		for _, d := range p.blobsOf(img) {
+			if counted[d] {
+				continue
+			}
+			counted[d] = true
+			sums[k].Total += sizes[d]
+			if present[d] {
+				sums[k].Present += sizes[d]
+			} else {
+				sums[k].Move += sizes[d]
+				present[d] = true
+			}
+		}
+	}
+	return sums
+}
+
+// blobsOf lists what an image needs, but for indexes between its own and its manifest, of which there are hardly any.
+func (p *Plan) blobsOf(img PlannedImage) []digest.Digest {
+	all := []digest.Digest{img.Digest}
+	for _, fs := range p.rootfs {
+		if fs.manifest.Digest != img.Manifest {
+			continue
+		}
+		all = append(all, fs.manifest.Digest, fs.config.Digest)
+		for _, l := range fs.layers {
+			all = append(all, l.Digest)
+		}
+		break
+	}
+	return all
+}
