@@ -1,0 +1,152 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"github.com/tarlift/tarlift/internal/importer"
+	"github.com/tarlift/tarlift/test/cluster"
+)
+
+// reconfigure replaces text of containerd's configuration and restarts it.
+func (r *runtime) reconfigure(t *testing.T, old, now string) {
+	t.Helper()
+	file := filepath.Join(r.Dir, "containerd.toml")
+	text, err := os.ReadFile(file)
+	if err == nil && !strings.Contains(string(text), old) {
+		err = errors.New("the configuration has no such text")
+	}
+	if err == nil {
+		err = os.WriteFile(file, []byte(strings.ReplaceAll(string(text), old, now)), 0o600)
+	}
+	if err == nil {
+		err = r.Containerd.Restart(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// After an import the kubelet finds each name, or the import says which it does not find, or why that is not known.
+func TestImportSaysWhatTheKubeletFinds(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
+	b, data := built(t, sample("cri.example/app:1", 1))
+	file := fileOf(t, data)
+	name, ref := "cri.example/app:1", "cri.example/app@"+b.Images[0].Target.Digest.String()
+	for _, when := range []string{"at first", "again"} {
+		if o := r.agentImport(t, nil, file); o.code != 0 || o.Unseen != nil || o.CRI != "" || strings.Contains(o.errOut, "warning") {
+			t.Errorf("%s: exit code %d, unseen %q, unknown %q: %s", when, o.code, o.Unseen, o.CRI, o.errOut)
+		}
+	}
+	// CRI looks for this machine's platform.
+	foreign := r.agentImport(t, nil, "--platform", "linux/arm64", "--no-unpack", "--rename", "cri.example/=foreign.example/", file)
+	want := []string{strings.Replace(name, "cri.", "foreign.", 1), strings.Replace(ref, "cri.", "foreign.", 1)}
+	_, other := built(t, sample("cri.example/other:1", 7))
+	if foreign.code != 0 || foreign.CRI != "" || !strings.Contains(foreign.errOut, "the kubelet would not find") || !slices.Equal(foreign.Unseen, want) {
+		t.Errorf("foreign platform: exit code %d, unseen %q, unknown %q: %s", foreign.code, foreign.Unseen, foreign.CRI, foreign.errOut)
+	}
+	// Whoever imports into another namespace means it.
+	if o := r.agentImport(t, other, "--namespace", "other", "-"); o.code != 0 || o.Unseen != nil || o.CRI != "" || o.errOut != "" {
+		t.Errorf("other namespace: exit code %d, unseen %q, unknown %q: %s", o.code, o.Unseen, o.CRI, o.errOut)
+	}
+}
+
+func TestImportWithoutCRI(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{})
+	_, data := built(t, sample("cri.example/app:1", 1))
+	if o := r.agentImport(t, data, "-"); o.code != 0 || o.Unseen != nil || !strings.Contains(o.CRI, "does not serve CRI") || !strings.Contains(o.errOut, "warning") {
+		t.Errorf("exit code %d, unseen %q, unknown %q: %s", o.code, o.Unseen, o.CRI, o.errOut)
+	}
+}
+
+// Layers go where CRI looks for them, unless a snapshotter is asked for.
+func TestSnapshotterIsCRIs(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
+	_, data := built(t, sample("cri.example/app:1", 1))
+	if got := r.snapshotter(t, importer.Options{}); got != "overlayfs" {
+		t.Errorf("by default %q", got)
+	}
+	r.reconfigure(t, "snapshotter = 'overlayfs'", "snapshotter = 'native'")
+	if got := r.snapshotter(t, importer.Options{}); got != "native" {
+		t.Errorf("CRI uses native, the importer %q", got)
+	}
+	if got := r.snapshotter(t, importer.Options{Snapshotter: "overlayfs"}); got != "overlayfs" {
+		t.Errorf("overlayfs was asked for, %q is used", got)
+	}
+	if got := r.snapshotter(t, importer.Options{Namespace: "other"}); got != "overlayfs" {
+		t.Errorf("in another namespace: %q", got)
+	}
+	if o := r.agentImport(t, data, "-"); o.code != 0 {
+		t.Fatalf("exit code %d: %s", o.code, o.errOut)
+	}
+	found := 0
+	err := r.SnapshotService("native").Walk(r.ctx, func(context.Context, snapshots.Info) error { found++; return nil })
+	if err != nil || found != 2 {
+		t.Errorf("%d snapshots, %v", found, err)
+	}
+}
+
+func (r *runtime) snapshotter(t *testing.T, o importer.Options) string {
+	t.Helper()
+	got, err := r.importerWith(t, o).Runtime(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.Snapshotter
+}
+
+// A dry run changes nothing, and ends as the import then does.
+func TestAgentDryRun(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{})
+	r.bystander(t)
+	b, data := built(t, sample("cli.example/app:1", 1))
+	file, need := fileOf(t, data), needed(b)
+	taken := []string{"--rename", "cli.example/app:1=bystander.example/x:1"}
+	for name, tc := range map[string]struct {
+		args   []string
+		code   int
+		change importer.NameChange
+		reason string
+	}{
+		"new":                 {nil, 0, importer.NameNew, ""},
+		"conflict":            {taken, 1, importer.NameConflict, "NameConflict"},
+		"replaced":            {append(taken, "--conflict", "replace"), 0, importer.NameMoved, ""},
+		"no room":             {[]string{"--disk-reserve", "99.9999%"}, 1, importer.NameNew, "InsufficientDisk"},
+		"no such platform":    {[]string{"--platform", "linux/riscv64"}, 1, "", "NoMatchingPlatform"},
+		"unknown snapshotter": {[]string{"--snapshotter", "floppy"}, 1, "", "ImportFailed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := r.state(t)
+			var o struct {
+				importer.DryRun
+				Error *struct{ Reason, Message string } `json:"error"`
+			}
+			code, errOut := run(t, r.command(t, "import", append([]string{"--dry-run", file}, tc.args...)...), &o)
+			if code != tc.code || (o.Error == nil) != (tc.reason == "") || o.Error != nil && o.Error.Reason != tc.reason {
+				t.Errorf("exit code %d, error %+v: %s", code, o.Error, errOut)
+			}
+			if tc.change != "" && (o.Plan == nil || o.Plan.Bytes.Move != need || len(o.Names) != 2 || o.Names[0].Change != tc.change || len(o.Disks) == 0) {
+				t.Errorf("%+v", o.DryRun)
+			}
+			unchanged(t, before, r.state(t))
+		})
+	}
+	cmd := r.command(t, "import", append(taken, "--dry-run", "-o", "text", file)...)
+	text, err := cmd.Output()
+	for _, want := range []string{"IMAGE", "TO MOVE", "bystander.example/x:1", "linux/amd64", "conflict: stands for sha256:", "would move 5 of 5 blobs"} {
+		if err == nil || !strings.Contains(string(text), want) {
+			t.Errorf("%v, %q is missing: %s", err, want, text)
+		}
+	}
+	t.Logf("%s", text)
+	if o := r.agentImport(t, nil, file); o.code != 0 || o.Bytes.Written != need {
+		t.Errorf("the import: exit code %d, %+v", o.code, o.Bytes)
+	}
+}
