@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/ptr"
@@ -34,14 +36,25 @@ const (
 	rollUpRate = 100
 )
 
-// ArchiveReconciler sums up NodeImageStates and Nodes in the status of ImageArchives.
+// sumRate bounds what summing up costs: an archive of this many nodes is summed up once in a second at most, one of
+// fewer accordingly more often.
+const sumRate = 5000
+
+// ArchiveReconciler sums up NodeImageStates and Nodes in the status of ImageArchives, and lets nodes in as rollouts
+// allow. Only one may run at a time.
 type ArchiveReconciler struct {
 	// Client reads from a cache: ImageArchives, NodeImageStates and the metadata of Nodes.
 	Client   client.Client
 	Recorder events.EventRecorder
+	// Metrics is where to register; nil: nowhere.
+	Metrics prometheus.Registerer
 
-	written map[string]writtenStatus // by the archive's name
-	now     func() time.Time
+	admissions *admissions
+	rollouts   map[string]*rollout      // by the archive's name
+	written    map[string]writtenStatus // by the archive's name
+	summed     map[string]time.Time     // since when an archive may be summed up again, by its name
+	metrics    *fleetMetrics
+	now        func() time.Time
 }
 
 // writtenStatus is the last write of one archive's status by this process, which the cache shows a little later.
@@ -54,15 +67,27 @@ type writtenStatus struct {
 
 // SetupWithManager adds the reconciler to a manager.
 func (r *ArchiveReconciler) SetupWithManager(mgr ctrl.Manager) error {
-	r.now, r.written = time.Now, map[string]writtenStatus{}
-	err := ctrl.NewControllerManagedBy(mgr).
+	r.now, r.metrics = time.Now, newFleetMetrics(r.Metrics)
+	r.rollouts, r.written, r.summed = map[string]*rollout{}, map[string]writtenStatus{}, map[string]time.Time{}
+	conf := rest.CopyConfig(mgr.GetConfig())
+	conf.Timeout = admissionWriteTimeout // which the API server is told, too
+	writer, err := client.New(conf, client.Options{Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	if err != nil {
+		return fmt.Errorf("create client for admissions: %w", err)
+	}
+	r.admissions = newAdmissions(mgr.GetAPIReader(), writer, r.now)
+	if err := (&strayReconciler{cached: r.Client, live: mgr.GetAPIReader(), forget: r.admissions.forget}).setup(mgr); err != nil {
+		return err
+	}
+	err = ctrl.NewControllerManagedBy(mgr).
 		Named("imagearchive").
 		For(&v1alpha1.ImageArchive{}).
 		Watches(&v1alpha1.NodeImageState{}, listedArchives).
 		WatchesMetadata(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.allArchives),
 			builder.WithPredicates(nodeChanged)).
 		WithOptions(controller.Options{
-			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
+			MaxConcurrentReconciles: 1, // what is decided for one archive, the next look at it has to know
+			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
 		}).
 		Complete(r)
 	if err != nil {
@@ -85,22 +110,7 @@ var listedArchives = handler.Funcs{
 }
 
 func enqueueChanged(q workqueue.TypedRateLimitingInterface[ctrl.Request], before, after client.Object) {
-	type entry struct {
-		node, archive types.UID
-		generation    int64
-		share         share
-	}
-	entries := func(o client.Object) map[string]entry {
-		m := map[string]entry{}
-		if state, ok := o.(*v1alpha1.NodeImageState); ok {
-			for i := range state.Status.Archives {
-				e := &state.Status.Archives[i]
-				m[e.Name] = entry{owningNode(state), e.UID, e.ObservedGeneration, shareOf(e)}
-			}
-		}
-		return m
-	}
-	was, is := entries(before), entries(after)
+	was, is := sharesIn(before), sharesIn(after)
 	for name, e := range is {
 		if w, ok := was[name]; !ok || w != e {
 			q.Add(ctrl.Request{NamespacedName: types.NamespacedName{Name: name}})
@@ -110,6 +120,34 @@ func enqueueChanged(q workqueue.TypedRateLimitingInterface[ctrl.Request], before
 	for name := range was {
 		q.Add(ctrl.Request{NamespacedName: types.NamespacedName{Name: name}})
 	}
+}
+
+// archiveShare is all that a NodeImageState says about an archive that is counted.
+type archiveShare struct {
+	node, archive types.UID
+	generation    int64
+	share         share
+	admission     v1alpha1.Admission
+}
+
+// sharesIn also has archives that are gone, but for which a node is still admitted.
+func sharesIn(o client.Object) map[string]archiveShare {
+	m := map[string]archiveShare{}
+	state, ok := o.(*v1alpha1.NodeImageState)
+	if !ok {
+		return m
+	}
+	node := owningNode(state)
+	for i := range state.Status.Archives {
+		e := &state.Status.Archives[i]
+		m[e.Name] = archiveShare{node: node, archive: e.UID, generation: e.ObservedGeneration, share: shareOf(e)}
+	}
+	for _, x := range state.Spec.Admitted {
+		s := m[x.Archive]
+		s.node, s.admission = node, x
+		m[x.Archive] = s
+	}
+	return m
 }
 
 func (r *ArchiveReconciler) allArchives(ctx context.Context, _ client.Object) []ctrl.Request {
@@ -129,23 +167,56 @@ func (r *ArchiveReconciler) allArchives(ctx context.Context, _ client.Object) []
 	return requests
 }
 
-// Reconcile sums up one archive.
+// Reconcile lets nodes in and sums up, for one archive.
 func (r *ArchiveReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	var archive v1alpha1.ImageArchive
-	if err := r.Client.Get(ctx, req.NamespacedName, &archive); err != nil {
-		delete(r.written, req.Name)
-		return ctrl.Result{}, client.IgnoreNotFound(err)
-	}
-	last := r.latest(&archive)
 	now := r.now()
-	status, err := r.sumUp(ctx, &archive, now)
-	if err != nil || equality.Semantic.DeepEqual(&archive.Status, status) {
-		return ctrl.Result{}, err
-	}
-	if wait := rollUpWait(&archive.Status, status, now.Sub(last)); wait > 0 {
+	if wait := r.summed[req.Name].Sub(now); wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
-	return ctrl.Result{}, r.write(ctx, &archive, status, now)
+	var archive v1alpha1.ImageArchive
+	err := r.Client.Get(ctx, req.NamespacedName, &archive)
+	if apierrors.IsNotFound(err) {
+		return r.cleanUp(ctx, req.Name)
+	}
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	f, err := r.look(ctx)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	r.summed[req.Name] = now.Add(time.Duration(len(f.nodes)) * time.Second / sumRate)
+	last := r.latest(&archive)
+	stand, wait, failed := r.rollOut(ctx, &archive, f, now)
+	status := rollUp(&archive, f.nodes, f.states, stand, now)
+	r.metrics.set(&archive, status)
+	if equality.Semantic.DeepEqual(&archive.Status, status) {
+		return ctrl.Result{RequeueAfter: wait}, failed
+	}
+	if later := rollUpWait(&archive.Status, status, now.Sub(last)); later > 0 {
+		return ctrl.Result{RequeueAfter: sooner(wait, later)}, failed
+	}
+	if err := r.write(ctx, &archive, status, now); err != nil {
+		return ctrl.Result{}, errors.Join(failed, err)
+	}
+	return ctrl.Result{RequeueAfter: wait}, failed
+}
+
+// cleanUp forgets an archive that is gone.
+func (r *ArchiveReconciler) cleanUp(ctx context.Context, name string) (ctrl.Result, error) {
+	delete(r.written, name)
+	delete(r.rollouts, name)
+	delete(r.summed, name)
+	r.metrics.forget(name)
+	f, err := r.look(ctx)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	gone := &v1alpha1.ImageArchive{}
+	gone.Name = name
+	_, wait, err := r.rollOut(ctx, gone, f, r.now())
+	delete(r.rollouts, name)
+	return ctrl.Result{RequeueAfter: wait}, err
 }
 
 // latest puts the status that was written last into an archive for which the cache shows an older one. It returns
@@ -161,8 +232,14 @@ func (r *ArchiveReconciler) latest(archive *v1alpha1.ImageArchive) time.Time {
 	return w.when
 }
 
-// sumUp lists from the cache without copying, which for thousands of nodes would cost more than the counting.
-func (r *ArchiveReconciler) sumUp(ctx context.Context, archive *v1alpha1.ImageArchive, now time.Time) (*v1alpha1.ImageArchiveStatus, error) {
+// fleet is all nodes, and what they report, by name.
+type fleet struct {
+	nodes  []metav1.PartialObjectMetadata
+	states map[string]*v1alpha1.NodeImageState
+}
+
+// look lists from the cache without copying, which for thousands of nodes would cost more than the counting.
+func (r *ArchiveReconciler) look(ctx context.Context) (*fleet, error) {
 	var nodes metav1.PartialObjectMetadataList
 	nodes.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NodeList"))
 	if err := r.Client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
@@ -176,7 +253,8 @@ func (r *ArchiveReconciler) sumUp(ctx context.Context, archive *v1alpha1.ImageAr
 	for i := range list.Items {
 		states[list.Items[i].Name] = &list.Items[i]
 	}
-	return rollUp(archive, nodes.Items, states, now), nil
+	r.admissions.overlay(states)
+	return &fleet{nodes.Items, states}, nil
 }
 
 // rollUpWait is how long a write has to wait when the last one was made since ago, 0 for not at all. A change of

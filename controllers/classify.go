@@ -48,3 +48,17 @@ func Classify(err error) (reason string, terminal bool) {
 	}
 	return v1alpha1.ReasonImportFailed, false
 }
+
+// stalls says whether every error of this reason is terminal.
+func stalls(reason string) bool {
+	found := false
+	for _, c := range classes {
+		if c.reason == reason {
+			found = true
+			if !c.terminal {
+				return false
+			}
+		}
+	}
+	return found
+}

@@ -18,23 +18,21 @@ import (
 const maxFailures = 10
 
 // rollUp sums up what the nodes say about an archive. nodes are all Nodes, states all NodeImageStates by name; a
-// selected node that has not reported on this generation is pending.
-func rollUp(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, states map[string]*v1alpha1.NodeImageState, now time.Time) *v1alpha1.ImageArchiveStatus {
+// selected node that has not reported on this generation is pending. A rollout that has stopped is one that stalls.
+func rollUp(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, states map[string]*v1alpha1.NodeImageState, stand standing, now time.Time) *v1alpha1.ImageArchiveStatus {
 	s := &v1alpha1.ImageArchiveStatus{ObservedGeneration: a.Generation}
-	selector, err := nodeSelector(a)
+	members, err := membersOf(a, nodes, states)
 	if err != nil {
-		message := "spec.nodeSelector: " + errorText(err)
+		message := clipTo("spec.nodeSelector: "+errorText(err), maxText)
 		s.Nodes = &v1alpha1.NodeCounts{Summary: "0/0"}
 		s.Conditions = mergeConditions(a.Status.Conditions, a.Generation, now,
 			condition(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonInvalidSelector, message),
 			condition(v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonInvalidSelector, message))
 		return s
 	}
-	t := tally{byIndex: map[string]*nodeArtifact{}}
-	for i := range nodes {
-		if node := &nodes[i]; selector.Matches(labels.Set(node.Labels)) {
-			t.add(node.Name, shareOf(entryFor(a, node, states[node.Name])))
-		}
+	t := tally{byIndex: map[string]*nodeArtifact{}, standing: stand}
+	for i := range members {
+		t.addMember(a, &members[i])
 	}
 	t.sort()
 	s.Nodes = &t.counts
@@ -50,11 +48,29 @@ func rollUp(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, stat
 	return s
 }
 
-// entryFor is what a node says about this generation of an archive, nil for nothing.
-func entryFor(a *v1alpha1.ImageArchive, node *metav1.PartialObjectMetadata, state *v1alpha1.NodeImageState) *v1alpha1.ArchiveState {
-	if state == nil || !belongsTo(state, node) {
-		return nil
+// membersOf are the nodes that an archive selects.
+func membersOf(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, states map[string]*v1alpha1.NodeImageState) ([]member, error) {
+	selector, err := nodeSelector(a)
+	if err != nil {
+		return nil, err
 	}
+	members := make([]member, 0, len(nodes))
+	for i := range nodes {
+		node := &nodes[i]
+		if !selector.Matches(labels.Set(node.Labels)) {
+			continue
+		}
+		m := member{name: node.Name}
+		if state := states[node.Name]; state != nil && belongsTo(state, node) {
+			m.state, m.entry, m.admission = state, entryFor(a, state), admissionFor(a.Name, state)
+		}
+		members = append(members, m)
+	}
+	return members, nil
+}
+
+// entryFor is what a node says about this generation of an archive, nil for nothing.
+func entryFor(a *v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) *v1alpha1.ArchiveState {
 	for i := range state.Status.Archives {
 		if e := &state.Status.Archives[i]; e.UID == a.UID && e.ObservedGeneration == a.Generation {
 			return e
@@ -89,7 +105,9 @@ func shareOf(e *v1alpha1.ArchiveState) share {
 		artifact := v1alpha1.Artifact{Digest: e.Digest, IndexDigest: e.IndexDigest, Size: e.Size}
 		return share{step: stepReady, artifact: artifact, images: e.ImageCount}
 	case e.LastError != nil:
-		return share{step: stepFailed, failure: *e.LastError, stalled: isTrue(e.Conditions, v1alpha1.ConditionStalled)}
+		// With a rollout, a node that has failed for good waits to be let in again, and no longer says that it stalls.
+		stalled := isTrue(e.Conditions, v1alpha1.ConditionStalled) || stalls(e.LastError.Reason)
+		return share{step: stepFailed, failure: *e.LastError, stalled: stalled}
 	case hasReason(e.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonImporting):
 		return share{step: stepImporting}
 	}
@@ -98,7 +116,9 @@ func shareOf(e *v1alpha1.ArchiveState) share {
 
 // tally is what is counted over the selected nodes.
 type tally struct {
+	standing
 	counts    v1alpha1.NodeCounts
+	waiting   int32 // pending ones that the rollout has not let in
 	failures  []nodeFailure
 	byIndex   map[string]*nodeArtifact
 	artifacts []*nodeArtifact // that ready nodes have imported
@@ -115,6 +135,23 @@ type nodeArtifact struct {
 	nodes  int // that have it
 }
 
+func (t *tally) addMember(a *v1alpha1.ImageArchive, m *member) {
+	s := shareOf(m.entry)
+	x := m.admission
+	admitted := x != nil && x.UID == a.UID && x.Generation == a.Generation
+	switch {
+	case a.Spec.Rollout == nil || s.step == stepReady || s.step == stepFailed:
+	case admitted && x.Expired:
+		s = share{step: stepFailed, failure: v1alpha1.ImportError{
+			Reason:  v1alpha1.ReasonProgressDeadlineExceeded,
+			Message: fmt.Sprintf("no progress for %s; its place went to another node", deadline(a.Spec.Rollout)),
+		}}
+	case !admitted && s.step == stepPending:
+		t.waiting++
+	}
+	t.add(m.name, s)
+}
+
 func (t *tally) add(node string, s share) {
 	t.counts.Desired++
 	switch s.step {
@@ -125,7 +162,7 @@ func (t *tally) add(node string, s share) {
 	case stepFailed:
 		t.counts.Failed++
 		t.failures = append(t.failures, nodeFailure{
-			NodeFailure: v1alpha1.NodeFailure{Node: node, Reason: s.failure.Reason, Message: s.failure.Message},
+			NodeFailure: v1alpha1.NodeFailure{Node: node, Reason: s.failure.Reason, Message: clipTo(s.failure.Message, maxSample)},
 			stalled:     s.stalled,
 		})
 	case stepReady:
@@ -169,18 +206,27 @@ func (t *tally) conditions(a *v1alpha1.ImageArchive) []metav1.Condition {
 	notReady := func(reason, message string) metav1.Condition {
 		return condition(v1alpha1.ConditionReady, metav1.ConditionFalse, reason, message)
 	}
+	stalled := func(reason, message string) []metav1.Condition {
+		return []metav1.Condition{notReady(reason, message), condition(v1alpha1.ConditionStalled, metav1.ConditionTrue, reason, message)}
+	}
+	// withFailure tells of one of the nodes that fail.
+	withFailure := func(message string) string {
+		return fmt.Sprintf("%s; %s: %s", message, t.failures[0].Node, t.failures[0].Message)
+	}
+	// While others go on, a rollout bears the failures that it may have.
+	goesOn := a.Spec.Rollout != nil && c.Importing+c.Pending > 0
 	switch {
 	case c.Ready == c.Desired:
 		return []metav1.Condition{condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonImported, message)}
-	case len(t.failures) > 0 && t.failures[0].stalled:
-		f := t.failures[0]
-		message = fmt.Sprintf("%s; %s: %s", message, f.Node, f.Message)
-		return []metav1.Condition{notReady(f.Reason, message), condition(v1alpha1.ConditionStalled, metav1.ConditionTrue, f.Reason, message)}
+	case t.stopped && len(t.failures) > 0:
+		message += fmt.Sprintf("; no further node begins, since %d failed and maxFailed is %d", t.failed, t.maxFailed)
+		return stalled(v1alpha1.ReasonRolloutStopped, withFailure(message))
+	case len(t.failures) > 0 && t.failures[0].stalled && !goesOn:
+		return stalled(t.failures[0].Reason, withFailure(message))
 	case a.Spec.Suspend:
 		return []metav1.Condition{notReady(v1alpha1.ReasonSuspended, "spec.suspend is set; "+message)}
 	case len(t.failures) > 0:
-		f := t.failures[0]
-		return []metav1.Condition{notReady(f.Reason, fmt.Sprintf("%s; %s: %s", message, f.Node, f.Message)),
+		return []metav1.Condition{notReady(t.failures[0].Reason, withFailure(message)),
 			condition(v1alpha1.ConditionReconciling, metav1.ConditionTrue, v1alpha1.ReasonImporting, message)}
 	}
 	return []metav1.Condition{notReady(v1alpha1.ReasonImporting, message),
@@ -197,7 +243,7 @@ func (t *tally) message() string {
 	for _, part := range []struct {
 		n    int32
 		what string
-	}{{c.Importing, "importing"}, {c.Failed, "failed"}, {c.Pending, "pending"}} {
+	}{{c.Importing, "importing"}, {c.Failed, "failed"}, {t.waiting, "waiting"}, {c.Pending - t.waiting, "pending"}} {
 		if part.n > 0 {
 			s += fmt.Sprintf(", %d %s", part.n, part.what)
 		}

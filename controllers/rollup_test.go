@@ -119,7 +119,7 @@ func TestRollUpConditions(t *testing.T) {
 			test.edit(a)
 		}
 		nodes, states := cluster(test.sayings...)
-		s := rollUp(a, nodes, states, epoch)
+		s := rollUp(a, nodes, states, standing{}, epoch)
 		if got := short(s.Conditions); got != test.want {
 			t.Errorf("%s: %q, want %q", test.why, got, test.want)
 		}
@@ -139,7 +139,7 @@ func TestRollUpFailures(t *testing.T) {
 	}
 	sayings[7], sayings[9] = saysStalled, saysReady
 	nodes, states := cluster(sayings...)
-	s := rollUp(newArchive("a", 0), nodes, states, epoch)
+	s := rollUp(newArchive("a", 0), nodes, states, standing{}, epoch)
 	var got []string
 	for _, f := range s.Failures {
 		got = append(got, f.Node)
@@ -163,7 +163,7 @@ func TestEarlierNodeDoesNotCount(t *testing.T) {
 		nodes[i].UID = []types.UID{"same", "later"}[i]
 		states[nodes[i].Name].OwnerReferences = []metav1.OwnerReference{{Kind: "Node", Name: nodes[i].Name, UID: uid}}
 	}
-	if s := rollUp(newArchive("a", 0), nodes, states, epoch); s.Nodes.Ready != 1 || s.Nodes.Pending != 1 {
+	if s := rollUp(newArchive("a", 0), nodes, states, standing{}, epoch); s.Nodes.Ready != 1 || s.Nodes.Pending != 1 {
 		t.Errorf("counts %+v", s.Nodes)
 	}
 }
@@ -173,10 +173,10 @@ func TestRollUpIsDeterministic(t *testing.T) {
 	other := func(e *v1alpha1.ArchiveState) { saysReady(e); e.IndexDigest = "sha256:0" }
 	nodes, states := cluster(saysReady, other, saysRetrying, saysStalled, nil, saysImporting)
 	a := newArchive("a", 0)
-	first := rollUp(a, nodes, states, epoch)
+	first := rollUp(a, nodes, states, standing{}, epoch)
 	for i := range nodes {
 		nodes[0], nodes[i] = nodes[i], nodes[0]
-		if diff := cmp.Diff(first, rollUp(a, nodes, states, epoch)); diff != "" {
+		if diff := cmp.Diff(first, rollUp(a, nodes, states, standing{}, epoch)); diff != "" {
 			t.Fatalf("another order, another status:\n%s", diff)
 		}
 	}
@@ -202,13 +202,13 @@ func TestRollUpArtifact(t *testing.T) {
 		{"most have this one", []saying{other, saysReady, saysReady}, want, 2},
 	} {
 		nodes, states := cluster(test.sayings...)
-		s := rollUp(newArchive("a", 0), nodes, states, epoch)
+		s := rollUp(newArchive("a", 0), nodes, states, standing{}, epoch)
 		if diff := cmp.Diff(test.want, s.Artifact); diff != "" || s.ImageCount != test.images {
 			t.Errorf("%s: %d images (-want +got):\n%s", test.why, s.ImageCount, diff)
 		}
 	}
 	nodes, states := cluster(saysReady, other)
-	if m := rollUp(newArchive("a", 0), nodes, states, epoch).Conditions[0].Message; m != "2 of 2 nodes ready; the nodes have 2 different archives" {
+	if m := rollUp(newArchive("a", 0), nodes, states, standing{}, epoch).Conditions[0].Message; m != "2 of 2 nodes ready; the nodes have 2 different archives" {
 		t.Errorf("message %q", m)
 	}
 }
@@ -216,7 +216,7 @@ func TestRollUpArtifact(t *testing.T) {
 func TestRollUpWait(t *testing.T) {
 	status := func(desired int32, sayings ...saying) *v1alpha1.ImageArchiveStatus {
 		nodes, states := cluster(sayings...)
-		s := rollUp(newArchive("a", 0), nodes, states, epoch)
+		s := rollUp(newArchive("a", 0), nodes, states, standing{}, epoch)
 		s.Nodes.Desired = desired
 		return s
 	}

@@ -25,6 +25,8 @@ const (
 	ReasonWaitingForRollout = "WaitingForRollout"
 	// ReasonRolloutStopped: more nodes than spec.rollout.maxFailed have failed, so that no further node begins.
 	ReasonRolloutStopped = "RolloutStopped"
+	// ReasonProgressDeadlineExceeded: a node that spec.rollout let in made no progress for progressDeadline.
+	ReasonProgressDeadlineExceeded = "ProgressDeadlineExceeded"
 	// ReasonDrifted: images that were complete are so no more: deleted, unpinned, retargeted, or without content.
 	ReasonDrifted = "Drifted"
 	// ReasonImported: all images are there.

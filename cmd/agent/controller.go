@@ -21,6 +21,7 @@ import (
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/config"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
@@ -49,7 +50,7 @@ func newControllerCommand() *cobra.Command {
 	var f controllerFlags
 	cmd := &cobra.Command{
 		Use:   "controller",
-		Short: "Sum up what the nodes report in the status of ImageArchives",
+		Short: "Sum up what the nodes report in the status of ImageArchives, and let them in as rollouts allow",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.leaderElect && f.leaderElectionNamespace == "" {
@@ -75,7 +76,9 @@ func runController(ctx context.Context, f controllerFlags) error {
 	if err != nil {
 		return err
 	}
-	r := &controllers.ArchiveReconciler{Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("tarlift-controller")}
+	r := &controllers.ArchiveReconciler{
+		Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("tarlift-controller"), Metrics: metrics.Registry,
+	}
 	if err := r.SetupWithManager(mgr); err != nil {
 		return err
 	}
@@ -89,6 +92,8 @@ func newControllerManager(server *rest.Config, f controllerFlags) (ctrl.Manager,
 		HealthProbeBindAddress:        f.listen.health,
 		LeaderElection:                f.leaderElect,
 		LeaderElectionReleaseOnCancel: true,
+		LeaseDuration:                 ptr.To(controllers.LeaseDuration),
+		RenewDeadline:                 ptr.To(controllers.RenewDeadline),
 		GracefulShutdownTimeout:       ptr.To(shutdownTimeout),
 		Controller:                    config.Controller{CacheSyncTimeout: syncTimeout},
 		Cache:                         controllers.ArchiveCache(),

@@ -1,0 +1,483 @@
+package controllers
+
+import (
+	"cmp"
+	"hash/fnv"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+)
+
+const (
+	// defaultProgressDeadline is that of the API, for objects that were stored without it.
+	defaultProgressDeadline = 10 * time.Minute
+	// expiryGrace is how long an admission that has expired keeps its place if the node does not say that it has
+	// stopped: an agent that was only slow needs a moment to see it.
+	expiryGrace = 10 * time.Second
+)
+
+// member is one selected node.
+type member struct {
+	name      string
+	state     *v1alpha1.NodeImageState // nil: its agent has not reported yet
+	entry     *v1alpha1.ArchiveState   // about this generation; nil: none
+	admission *v1alpha1.Admission      // of an archive of this name; nil: none
+}
+
+func (m *member) ready() bool {
+	return m.entry != nil && isTrue(m.entry.Conditions, v1alpha1.ConditionReady)
+}
+
+// admissionFor is what a node is told about archives of a name, nil for nothing.
+func admissionFor(name string, state *v1alpha1.NodeImageState) *v1alpha1.Admission {
+	if state == nil {
+		return nil
+	}
+	for i := range state.Spec.Admitted {
+		if x := &state.Spec.Admitted[i]; x.Archive == name {
+			return x
+		}
+	}
+	return nil
+}
+
+// standing is how a rollout stands, for the status.
+type standing struct {
+	failed    int  // nodes whose failures count
+	maxFailed int  // how many may
+	stopped   bool // more have
+}
+
+// decision is one change of a node's admissions.
+type decision struct {
+	verdict verdict
+	node    string
+	// admission takes the place of the archive's entry, except with remove.
+	admission v1alpha1.Admission
+}
+
+type verdict int
+
+const (
+	remove verdict = iota // it has ended, or must not be
+	expire                // no progress for too long
+	renew                 // another generation
+	admit
+	verdicts = iota
+)
+
+func (v verdict) String() string { return [...]string{"ended", "expired", "renewed", "admitted"}[v] }
+
+// apply returns a node's admissions as they shall be.
+func (d *decision) apply(admitted []v1alpha1.Admission) []v1alpha1.Admission {
+	list := slices.DeleteFunc(slices.Clone(admitted), func(x v1alpha1.Admission) bool { return x.Archive == d.admission.Archive })
+	if d.verdict != remove {
+		list = append(list, d.admission)
+	}
+	slices.SortFunc(list, func(x, y v1alpha1.Admission) int { return strings.Compare(x.Archive, y.Archive) })
+	return list
+}
+
+// rollout decides who of an archive's nodes may import. How many do is counted from the admissions that the API server
+// has, and from nothing else. What is remembered here is only since when a node is silent and which failures are
+// known: a process that begins anew is a little later with its decisions, never too early.
+type rollout struct {
+	uid        types.UID
+	generation int64
+	requested  string // the value of AnnotationReconcileRequestedAt that has been heeded
+	traces     map[string]*trace
+}
+
+// trace is what is remembered of a node that is admitted or has failed.
+type trace struct {
+	sign    sign
+	still   sign      // as it was when the node's time ran out, or it was first seen
+	most    int64     // bytes that were there at most
+	moved   time.Time // when progress was made last
+	excused *flaw     // what was wrong with the node already when it was let in, or somebody asked to go on
+	failed  time.Time // since when something is wrong; zero for nothing
+}
+
+// sign is what changes in a node's report while its import goes on.
+type sign struct {
+	attempts      int32
+	failed        bool
+	reason, phase string
+}
+
+func signOf(e *v1alpha1.ArchiveState) sign {
+	if e == nil {
+		return sign{}
+	}
+	s := sign{failed: e.LastError != nil}
+	if s.failed {
+		return s // one that fails again and again makes no progress by trying
+	}
+	s.attempts = e.Attempts
+	if c := findCondition(e.Conditions, v1alpha1.ConditionReady); c != nil {
+		s.reason = c.Reason
+	}
+	if c := findCondition(e.Conditions, v1alpha1.ConditionReconciling); c != nil {
+		s.phase = c.Reason + c.Message
+	}
+	return s
+}
+
+// flaw is what is wrong with a node. The zero value is nothing.
+type flaw struct {
+	expired         bool
+	reason, message string
+	attempts        int32
+	stalled         metav1.Time // since when; zero: it is not
+}
+
+func (m *member) flaw(generation int64) flaw {
+	var f flaw
+	f.expired = m.admission != nil && m.admission.Expired && m.admission.Generation == generation
+	if e := m.entry; e != nil && e.LastError != nil {
+		f.reason, f.message, f.attempts = e.LastError.Reason, e.LastError.Message, e.Attempts
+		if c := findCondition(e.Conditions, v1alpha1.ConditionStalled); c != nil && c.Status == metav1.ConditionTrue {
+			f.stalled = c.LastTransitionTime
+		}
+	}
+	return f
+}
+
+// counts says whether a flaw speaks against the archive. What keeps a node from even trying does not.
+func (f flaw) counts() bool { return f.expired || f.reason != "" && f.attempts > 0 }
+
+// again says whether this is more than what was wrong before. An attempt that is under way is counted already.
+func (f flaw) again(before flaw) bool {
+	return f.expired && !before.expired || f.reason != before.reason || f.message != before.message || f.attempts > before.attempts+1
+}
+
+// follow begins with what an archive's persisted status says, or goes on with another generation.
+func (r *rollout) follow(a *v1alpha1.ImageArchive) {
+	requested := a.Annotations[v1alpha1.AnnotationReconcileRequestedAt]
+	switch {
+	case r.uid != a.UID:
+		*r = rollout{uid: a.UID, requested: requested, traces: map[string]*trace{}}
+		if since, ok := stoppedSince(a); ok && requestedAfter(requested, since) {
+			r.requested = "" // while no process was there to heed it
+		}
+	case r.generation != a.Generation:
+		r.requested = requested
+		for _, t := range r.traces {
+			t.excused, t.failed = nil, time.Time{}
+		}
+	}
+	r.generation = a.Generation
+}
+
+// stoppedSince says since when an archive's status says that its rollout has stopped.
+func stoppedSince(a *v1alpha1.ImageArchive) (time.Time, bool) {
+	c := findCondition(a.Status.Conditions, v1alpha1.ConditionStalled)
+	if c == nil || c.Reason != v1alpha1.ReasonRolloutStopped || c.ObservedGeneration != a.Generation {
+		return time.Time{}, false
+	}
+	return c.LastTransitionTime.Time, true
+}
+
+// tidy decides about the admissions that there are. It also returns when it will have to be asked again, 0 for unknown.
+func (r *rollout) tidy(a *v1alpha1.ImageArchive, members []member, strays []string, now time.Time) ([]decision, time.Duration) {
+	var list []decision
+	var wait time.Duration
+	left := places(a.Spec.Rollout, len(members))
+	gone := v1alpha1.Admission{Archive: a.Name}
+	for _, name := range strays {
+		list = append(list, decision{remove, name, gone})
+	}
+	var renewable []decision
+	for i := range members {
+		m := &members[i]
+		x := m.admission
+		if x == nil {
+			continue
+		}
+		switch v, keep, later := r.judge(a, m, now); {
+		case keep:
+			wait = sooner(wait, later)
+			if !x.Expired {
+				left--
+			}
+		case v == renew:
+			renewable = append(renewable, decision{renew, m.name, newAdmission(a, now)})
+		case v == expire:
+			expired := *x
+			expired.Expired = true
+			list = append(list, decision{expire, m.name, expired})
+		default:
+			list = append(list, decision{remove, m.name, gone})
+		}
+	}
+	for i, d := range renewable {
+		if i >= left { // the new spec has fewer places
+			d = decision{remove, d.node, gone}
+		}
+		list = append(list, d)
+	}
+	return list, wait
+}
+
+// judge decides about one admission: that it be kept, until it is worth another look, or what else becomes of it.
+func (r *rollout) judge(a *v1alpha1.ImageArchive, m *member, now time.Time) (v verdict, keep bool, wait time.Duration) {
+	x := m.admission
+	t := r.trace(m, now)
+	switch {
+	case a.Spec.Rollout == nil, x.UID != a.UID:
+		return remove, false, 0
+	case x.Generation > a.Generation:
+		return 0, true, 0 // the archive that was looked at is an old one
+	case m.ready(), x.Generation != a.Generation && x.Expired:
+		return remove, false, 0
+	case x.Expired:
+		return 0, true, 0
+	case a.Spec.Suspend:
+		t.moved = now
+		return 0, true, 0
+	case x.Generation != a.Generation:
+		return renew, false, 0
+	case t.ended(m):
+		return remove, false, 0
+	}
+	if left := deadline(a.Spec.Rollout) - now.Sub(t.moved); left > 0 {
+		return 0, true, left
+	}
+	return expire, false, 0
+}
+
+// trace looks after a node that is admitted or has failed. One that this process sees for the first time has made its
+// latest progress when it last reported anything, or was admitted.
+func (r *rollout) trace(m *member, now time.Time) *trace {
+	t := r.traces[m.name]
+	s := signOf(m.entry)
+	var moved int64
+	if m.entry != nil && m.entry.Bytes != nil {
+		moved = m.entry.Bytes.Done + m.entry.Bytes.Skipped
+	}
+	reported := reportTime(m.state)
+	switch {
+	case t == nil:
+		t = &trace{sign: s, still: s, most: moved, moved: reported}
+		if m.admission != nil && m.admission.Time.After(t.moved) {
+			t.moved = m.admission.Time.Time
+		}
+		r.traces[m.name] = t
+	case s != t.sign || moved > t.most:
+		if reported.Before(t.moved) {
+			reported = now // clocks differ
+		}
+		t.sign, t.most, t.moved = s, max(t.most, moved), reported
+	}
+	if t.moved.After(now) {
+		t.moved = now
+	}
+	return t
+}
+
+// reportTime is when a node's agent last wrote its report, by the API server's clock.
+func reportTime(state *v1alpha1.NodeImageState) time.Time {
+	var last time.Time
+	if state == nil {
+		return last
+	}
+	for i := range state.ManagedFields {
+		if f := &state.ManagedFields[i]; f.Subresource == "status" && f.Time != nil && f.Time.After(last) {
+			last = f.Time.Time
+		}
+	}
+	return last
+}
+
+// ended says whether a node's admitted attempt has failed for good. A report that it had stalled already before it was
+// let in does not say so; in doubt the place stays taken until the deadline.
+func (t *trace) ended(m *member) bool {
+	f := m.flaw(m.admission.Generation)
+	if f.stalled.IsZero() {
+		return false
+	}
+	if t.excused == nil {
+		return !f.stalled.Before(&m.admission.Time)
+	}
+	return f.reason != t.excused.reason || f.message != t.excused.message || !f.stalled.Equal(&t.excused.stalled)
+}
+
+// count brings the known failures up to date and says how many nodes' failures count.
+func (r *rollout) count(a *v1alpha1.ImageArchive, members []member, now time.Time) standing {
+	s := standing{maxFailed: int(ptr.Deref(a.Spec.Rollout.MaxFailed, 1))}
+	requested := a.Annotations[v1alpha1.AnnotationReconcileRequestedAt]
+	goOn := requested != "" && requested != r.requested
+	r.requested = requested
+	known := make(map[string]*trace, len(r.traces))
+	for i := range members {
+		m := &members[i]
+		f := m.flaw(a.Generation)
+		wrong := f.expired || f.reason != ""
+		if m.ready() || !wrong && m.admission == nil {
+			continue
+		}
+		t := r.trace(m, now)
+		known[m.name] = t
+		switch {
+		case !wrong:
+			t.failed = time.Time{}
+		case t.failed.IsZero():
+			t.failed = now
+		}
+		if wrong && goOn {
+			t.excused = &f
+		}
+		if f.counts() && (t.excused == nil || f.again(*t.excused)) {
+			s.failed++
+		}
+	}
+	r.traces = known
+	s.stopped = s.failed > s.maxFailed
+	return s
+}
+
+// admit decides who is let in: as many as there are places left, first of those with which nothing is wrong, in an order
+// that is another for each archive, so that not the same nodes always go first. It also returns when there will be more to
+// decide, 0 for unknown.
+func (r *rollout) admit(a *v1alpha1.ImageArchive, members []member, now time.Time) ([]decision, time.Duration) {
+	if a.Spec.Suspend {
+		return nil, 0
+	}
+	var wait time.Duration
+	left := places(a.Spec.Rollout, len(members))
+	candidates := make([]candidate, 0, len(members))
+	for i := range members {
+		m := &members[i]
+		if m.admission != nil {
+			if held, later := r.holds(a, m, now); held {
+				wait = sooner(wait, later)
+				left--
+				continue
+			}
+		}
+		if m.state == nil || m.entry == nil || m.ready() || a.Spec.DriftPolicy == v1alpha1.DriftIgnore &&
+			hasReason(m.entry.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonDrifted) {
+			continue
+		}
+		c := candidate{member: m, hash: orderOf(a.UID, m.name)}
+		if t := r.traces[m.name]; t != nil && !t.failed.IsZero() {
+			c.failed = t.failed
+			if later := t.retry(m, a.Generation).Sub(now); later > 0 {
+				wait = sooner(wait, later)
+				continue
+			}
+		}
+		candidates = append(candidates, c)
+	}
+	if left <= 0 {
+		return nil, wait
+	}
+	slices.SortFunc(candidates, candidate.compare)
+	var list []decision
+	for _, c := range candidates[:min(left, len(candidates))] {
+		list = append(list, decision{admit, c.name, newAdmission(a, now)})
+	}
+	return list, wait
+}
+
+// holds says whether an admission takes a place, and for how long at least if that will end by itself. One of an earlier
+// archive or generation does until it is removed.
+func (r *rollout) holds(a *v1alpha1.ImageArchive, m *member, now time.Time) (bool, time.Duration) {
+	if !m.admission.Expired {
+		return true, 0
+	}
+	t := r.traces[m.name]
+	if t == nil || t.failed.IsZero() ||
+		m.entry != nil && hasReason(m.entry.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonWaitingForRollout) {
+		return false, 0
+	}
+	left := t.failed.Add(min(expiryGrace, deadline(a.Spec.Rollout))).Sub(now)
+	return left > 0, left
+}
+
+// retry is when a node with which something is wrong may be let in again: as often as what stalls is tried elsewhere, and at
+// once when somebody asks for it or a silent node speaks again.
+func (t *trace) retry(m *member, generation int64) time.Time {
+	f := m.flaw(generation)
+	if t.excused != nil && !f.again(*t.excused) || f.expired && t.sign != t.still {
+		return t.failed
+	}
+	return t.failed.Add(stalledInterval)
+}
+
+type candidate struct {
+	*member
+	failed time.Time // zero: nothing is wrong with it
+	hash   uint64
+}
+
+func (c candidate) compare(o candidate) int {
+	return cmp.Or(c.failed.Compare(o.failed), cmp.Compare(c.hash, o.hash), strings.Compare(c.name, o.name))
+}
+
+func orderOf(archive types.UID, node string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(archive))
+	_, _ = h.Write([]byte(node))
+	return h.Sum64()
+}
+
+// done takes in that a decision has been written.
+func (r *rollout) done(d *decision, m *member, now time.Time) {
+	switch d.verdict {
+	case remove:
+		if t := r.traces[d.node]; t != nil {
+			t.excused = nil
+		}
+	case expire:
+		t := r.trace(m, now)
+		t.excused, t.failed, t.still = nil, now, t.sign
+	case renew, admit:
+		f := m.flaw(d.admission.Generation)
+		f.expired = false
+		delete(r.traces, d.node)
+		t := r.trace(m, now)
+		t.moved, t.excused = now, &f
+	}
+}
+
+func newAdmission(a *v1alpha1.ImageArchive, now time.Time) v1alpha1.Admission {
+	return v1alpha1.Admission{Archive: a.Name, UID: a.UID, Generation: a.Generation, Time: *timestamp(now)}
+}
+
+// places is how many of the selected nodes may import at a time.
+func places(r *v1alpha1.Rollout, selected int) int {
+	if r == nil {
+		return 0
+	}
+	limit := ptr.Deref(r.MaxConcurrent, intstr.FromString("10%"))
+	n, err := intstr.GetScaledValueFromIntOrPercent(&limit, selected, true)
+	if err != nil {
+		return 1 // the API server lets no such value in
+	}
+	return max(n, 1)
+}
+
+func deadline(r *v1alpha1.Rollout) time.Duration {
+	if r.ProgressDeadline == nil {
+		return defaultProgressDeadline
+	}
+	return r.ProgressDeadline.Duration
+}
+
+// requestedAfter says whether an annotation's value is a later time. The customary values are times; what is none cannot
+// be told from an old one.
+func requestedAfter(value string, since time.Time) bool {
+	if at, err := time.Parse(time.RFC3339, value); err == nil {
+		return at.After(since)
+	}
+	seconds, err := time.ParseDuration(value + "s")
+	return err == nil && time.Unix(0, 0).Add(seconds).After(since)
+}

@@ -1,0 +1,155 @@
+package controllers
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+)
+
+// maxObject is what an object may take, as JSON without managedFields.
+const maxObject = 16 << 10
+
+func jsonLen(t *testing.T, o any) int {
+	t.Helper()
+	b, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(b)
+}
+
+// longName is a name of 40 characters.
+func longName(prefix string, i int) string {
+	s := fmt.Sprintf("%s-%d-", prefix, i)
+	return s + strings.Repeat("x", 40-len(s))
+}
+
+// texts that are long, and longer in JSON than they look.
+var longTexts = map[string]string{
+	"plain":   strings.Repeat("x", 5*maxText),
+	"escaped": strings.Repeat("<", 5*maxText),
+	"quotes":  strings.Repeat(`"`, 5*maxText),
+	"wide":    strings.Repeat("ü€", 5*maxText),
+}
+
+func TestClipTo(t *testing.T) {
+	for name, text := range longTexts {
+		for _, most := range []int{10, 24, 60, 401, maxText} {
+			got := clipTo(text, most)
+			if n := jsonLen(t, got) - 2; n > most || n < most-6-len("…") || !strings.HasSuffix(got, "…") {
+				t.Errorf("%s to %d: %d bytes, %q", name, most, n, got)
+			}
+		}
+	}
+	for _, short := range []string{"", "a", `"<`, "ü€", strings.Repeat("x", 60)} {
+		if got := clipTo(short, 60); got != short {
+			t.Errorf("%q became %q", short, got)
+		}
+	}
+}
+
+// failing is an entry of a node on which an archive fails, each text as long as it may be.
+func failing(i int, text string, terminal bool) v1alpha1.ArchiveState {
+	e := v1alpha1.ArchiveState{
+		Name: longName("archive", i), UID: types.UID(fmt.Sprintf("00000000-0000-0000-0000-%012d", i)), ObservedGeneration: 1000 + int64(i),
+		Bytes: &v1alpha1.ArchiveBytes{Total: 1 << 40, Done: 1 << 39, Skipped: 1 << 39}, StartTime: timestamp(epoch), Attempts: 1000,
+		LastError: &v1alpha1.ImportError{Reason: v1alpha1.ReasonSourceUnavailable, Message: clip(text)},
+	}
+	second := condition("Reconciling", "True", v1alpha1.ReasonPending, "will be tried again")
+	if terminal {
+		second = condition("Stalled", "True", v1alpha1.ReasonSourceUnavailable, clip(text))
+	}
+	e.Conditions = mergeConditions(nil, e.ObservedGeneration, epoch, condition("Ready", "False", v1alpha1.ReasonSourceUnavailable, clip(text)), second)
+	return e
+}
+
+func TestNodeImageStateIsSmall(t *testing.T) {
+	object := func(entry func(i int) v1alpha1.ArchiveState, admitted int) *v1alpha1.NodeImageState {
+		s := &v1alpha1.NodeImageState{
+			TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "NodeImageState"},
+			ObjectMeta: metav1.ObjectMeta{
+				Name: longName("node", 0), UID: "00000000-0000-0000-0000-000000000000", ResourceVersion: "1234567890", Generation: 1000,
+				CreationTimestamp: *timestamp(epoch),
+				OwnerReferences:   []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: longName("node", 0), UID: "00000000-0000-0000-0000-000000000000"}},
+			},
+		}
+		s.Status.Summary = "20/20"
+		s.Status.Containerd = &v1alpha1.RuntimeInfo{Version: "v2.4.2", Snapshotter: "overlayfs", Platform: "linux/amd64"}
+		for i := range 20 {
+			e := entry(i)
+			s.Status.Archives = append(s.Status.Archives, e)
+			if i < admitted {
+				s.Spec.Admitted = append(s.Spec.Admitted, v1alpha1.Admission{
+					Archive: e.Name, UID: e.UID, Generation: e.ObservedGeneration, Time: *timestamp(epoch), Expired: true,
+				})
+			}
+		}
+		fitTexts(&s.Status)
+		return s
+	}
+	digest := "sha256:" + strings.Repeat("0", 64)
+	ready := object(func(i int) v1alpha1.ArchiveState {
+		e := failing(i, "", false)
+		e.LastError, e.Digest, e.IndexDigest, e.Size, e.ImageCount, e.CompletionTime = nil, digest, digest, 1<<40, 4096, timestamp(epoch)
+		e.Conditions = mergeConditions(nil, 1000, epoch, condition("Ready", "True", v1alpha1.ReasonImported, "4,096 images complete"))
+		return e
+	}, 0)
+	if n := jsonLen(t, ready); n > maxObject {
+		t.Errorf("20 archives that are ready: %d bytes", n)
+	}
+	for name, text := range longTexts {
+		for _, terminal := range []bool{false, true} {
+			for _, admitted := range []int{0, 10} {
+				s := object(func(i int) v1alpha1.ArchiveState { return failing(i, text, terminal) }, admitted)
+				n := jsonLen(t, s)
+				t.Logf("%s, terminal %v, %d admitted: %d bytes", name, terminal, admitted, n)
+				if n > maxObject {
+					t.Errorf("20 archives that fail, %s, terminal %v, %d admitted: %d bytes", name, terminal, admitted, n)
+				}
+			}
+		}
+	}
+}
+
+// One failure among archives that are ready says all that it has to say.
+func TestFitTextsLeavesWhatFits(t *testing.T) {
+	s := &v1alpha1.NodeImageStateStatus{Archives: []v1alpha1.ArchiveState{failing(0, longTexts["plain"], true), failing(1, "short", true)}}
+	fitTexts(s)
+	if n := len(s.Archives[0].LastError.Message); n < maxText-3 || s.Archives[1].LastError.Message != "short" {
+		t.Errorf("%d bytes are left", n)
+	}
+}
+
+func TestImageArchiveIsSmall(t *testing.T) {
+	for name, text := range longTexts {
+		a := newArchive("a", 0)
+		nodes, states := cluster(make([]saying, 100)...)
+		for i := range nodes {
+			node := &nodes[i]
+			node.Name = fmt.Sprintf("%d-", i) + strings.Repeat("n", 250)
+			state := &v1alpha1.NodeImageState{}
+			state.Name = node.Name
+			e := failing(i, text, true)
+			e.Name, e.UID, e.ObservedGeneration = a.Name, a.UID, a.Generation
+			e.LastError.Message += fmt.Sprint(i)
+			state.Status.Archives = []v1alpha1.ArchiveState{e}
+			states[node.Name] = state
+		}
+		a.Status = *rollUp(a, nodes, states, standing{stopped: true, failed: 100}, epoch.Add(time.Hour))
+		if n := jsonLen(t, a); n > maxObject || len(a.Status.Failures) != maxFailures {
+			t.Errorf("%s: %d bytes, %d failures", name, n, len(a.Status.Failures))
+		}
+		for _, c := range a.Status.Conditions {
+			if len(c.Message) > maxText {
+				t.Errorf("%s: a message of %d bytes", name, len(c.Message))
+			}
+		}
+	}
+}
