@@ -47,10 +47,15 @@ func addOutput(flags *pflag.FlagSet) *choice {
 	return &c
 }
 
-// addContainerd adds the flags that say which containerd to use, and for what.
-func addContainerd(flags *pflag.FlagSet, o *importer.Options) {
+// addSocket adds the flags that say where images are.
+func addSocket(flags *pflag.FlagSet, o *importer.Options) {
 	flags.StringVar(&o.Address, "address", "/run/containerd/containerd.sock", "containerd's `socket`")
 	flags.StringVar(&o.Namespace, "namespace", "k8s.io", "containerd's namespace `name`; the kubelet looks into k8s.io")
+}
+
+// addContainerd adds the flags that say which containerd to use, and for what.
+func addContainerd(flags *pflag.FlagSet, o *importer.Options) {
+	addSocket(flags, o)
 	flags.StringVar(&o.Platform, "platform", "", "`platform` to take, such as linux/arm64 (default: this machine's)")
 	flags.StringVar(&o.Snapshotter, "snapshotter", "", "snapshotter `name` to unpack with (default: containerd's)")
 	flags.Var(&o.Reserve, "disk-reserve", "`size` (10Gi) or share (20%) to leave free of the file systems that containerd writes to; 0 for none")
@@ -59,8 +64,30 @@ func addContainerd(flags *pflag.FlagSet, o *importer.Options) {
 
 // addConcurrency adds how much at a time to those who import.
 func addConcurrency(flags *pflag.FlagSet, o *importer.Options) {
-	flags.BoolVar(&o.ParallelUnpack, "parallel-unpack", false, "unpack layers of one image side by side: faster, but only for layers that list all directories above their files")
 	flags.Uint16Var(&o.Concurrency, "concurrency", 0, "`number` of blobs moved, and of layers unpacked, at a time (default: by cores and kind of source)")
+}
+
+// addSelection adds the flags that choose and name images. The rules of --rename are for parseSelection.
+func addSelection(flags *pflag.FlagSet, s *archive.Selection, rename *[]string) {
+	flags.StringVar(&s.BaseName, "base-name", "", "repository `name` for images that have only a tag, or no name")
+	flags.StringArrayVar(&s.Include, "include", nil, "`glob` of full image names to take; * within a path component, ** across (repeatable)")
+	flags.StringArrayVar(&s.Exclude, "exclude", nil, "`glob` of full image names to leave out; wins over --include (repeatable)")
+	flags.StringArrayVar(rename, "rename", nil, "`from=to`: another name for an image, or for all below a prefix if both end in / (repeatable)")
+}
+
+// parseSelection takes the rules of --rename, and checks.
+func parseSelection(s *archive.Selection, rename []string) error {
+	for _, rule := range rename {
+		from, to, ok := strings.Cut(rule, "=")
+		if !ok {
+			return usagef("--rename %q: must be FROM=TO", rule)
+		}
+		s.Rename = append(s.Rename, archive.Rename{From: from, To: to})
+	}
+	if err := s.Validate(); err != nil {
+		return usageError{err}
+	}
+	return nil
 }
 
 // importFlags are what decides an import, apart from its source.
@@ -79,10 +106,7 @@ type importFlags struct {
 func (f *importFlags) add(flags *pflag.FlagSet) {
 	f.conflict = newChoice("fail", "replace")
 	addContainerd(flags, &f.containerd)
-	flags.StringVar(&f.selection.BaseName, "base-name", "", "repository `name` for images that have only a tag, or no name")
-	flags.StringArrayVar(&f.selection.Include, "include", nil, "`glob` of full image names to take; * within a path component, ** across (repeatable)")
-	flags.StringArrayVar(&f.selection.Exclude, "exclude", nil, "`glob` of full image names to leave out; wins over --include (repeatable)")
-	flags.StringArrayVar(&f.rename, "rename", nil, "`from=to`: another name for an image, or for all below a prefix if both end in / (repeatable)")
+	addSelection(flags, &f.selection, &f.rename)
 	flags.StringVar(&f.digest, "digest", "", "required `digest` of the whole archive; makes the import read all of it")
 	flags.StringVar(&f.index, "index-digest", "", "required `digest` of the archive's index.json")
 	flags.Var(&f.conflict, "conflict", "what to do with a name that exists, has another digest and is somebody else's")
@@ -100,15 +124,8 @@ func (f *importFlags) request() (importer.Request, error) {
 		Replace:   f.conflict.value == "replace",
 	}
 	r.Selection.DigestReferences = !f.noRefs
-	for _, rule := range f.rename {
-		from, to, ok := strings.Cut(rule, "=")
-		if !ok {
-			return r, usagef("--rename %q: must be FROM=TO", rule)
-		}
-		r.Selection.Rename = append(r.Selection.Rename, archive.Rename{From: from, To: to})
-	}
-	if err := r.Selection.Validate(); err != nil {
-		return r, usageError{err}
+	if err := parseSelection(&r.Selection, f.rename); err != nil {
+		return r, err
 	}
 	var err error
 	if r.Digest, err = parseDigest("--digest", f.digest); err != nil {

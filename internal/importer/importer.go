@@ -66,10 +66,6 @@ type Options struct {
 	// Concurrency is how many blobs are moved at a time, and how many layers unpacked; 0 means by the machine's
 	// cores and the source.
 	Concurrency uint16
-	// ParallelUnpack applies the layers of one image side by side where the snapshotter can, which is faster. It is right
-	// only for layers that list every directory above what they hold, as most build tools make them: others get mode
-	// 0755 and root for its owner.
-	ParallelUnpack bool
 	// Reserve is how much an import leaves free of the file systems that containerd writes to.
 	Reserve Reserve
 	// ContainerdRoot is a directory on the file system of containerd's root, for where that cannot be seen under the path
@@ -86,7 +82,6 @@ type Importer struct {
 	snapshotter string
 	platform    ocispec.Platform
 	concurrency uint16 // 0 for automatic
-	parallel    bool   // see Options.ParallelUnpack
 
 	reserve        Reserve
 	containerdRoot string
@@ -152,7 +147,6 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 		snapshotter: o.Snapshotter,
 		platform:    platform,
 		concurrency: o.Concurrency,
-		parallel:    o.ParallelUnpack,
 		applies:     semaphore.NewWeighted(int64(applies)),
 
 		reserve:        o.Reserve,

@@ -30,6 +30,7 @@ type layer struct {
 	Seed        uint64
 	Size        int64 // before compression, which leaves about 70 %
 	Compression builder.Compression
+	Unlisted    bool `json:",omitempty"` // its files are in a directory that it does not list
 }
 
 // machine is this machine's platform alone.
@@ -49,9 +50,10 @@ var (
 	version1 = archive{Name: "version-1", Images: one(layers(500, 10, 50, builder.Gzip))}
 	version2 = archive{Name: "version-2", Images: []image{{Tag: "2", Platforms: machine, Layers: append(layers(500, 8, 50, builder.Gzip), layers(520, 2, 50, builder.Gzip)...)}}}
 	thirty   = archive{Name: "thirty", Images: family(30)}
+	unlisted = archive{Name: "unlisted", Images: one(omitting(layers(1000, 8, 60, builder.Gzip)))}
 	shared   = sharing(6)
 
-	archives = append([]archive{single, large, multi, docker, zstds, outer, version1, version2, thirty}, shared...)
+	archives = append([]archive{single, large, multi, docker, zstds, outer, version1, version2, thirty, unlisted}, shared...)
 )
 
 // layers are count ones of so many MiB, with seeds from first on.
@@ -61,6 +63,14 @@ func layers(first uint64, count int, mib int64, c builder.Compression) []layer {
 		out[i] = layer{Seed: first + uint64(i), Size: mib << 20, Compression: c}
 	}
 	return out
+}
+
+// omitting leaves the directories out of layers, as tools do that write tars by hand.
+func omitting(l []layer) []layer {
+	for i := range l {
+		l[i].Unlisted = true
+	}
+	return l
 }
 
 // one image of this machine's platform.

@@ -137,7 +137,7 @@ func TestJudge(t *testing.T) {
 	slow := outcome{benchCase: benchCase{name: "slow", targets: []target{ratio(2)}}, agent: run(5, sample{seconds: 2}), ctr: run(5, sample{seconds: 1})}
 	exact := benchCase{name: "exact", targets: []target{readOnlyNeeded, wroteOnlyNeeded}}
 	imported := exact
-	imported.unpack = notAtAll
+	imported.noUnpack = true
 	said := func(s sample, read, written int64) outcome {
 		s.reported = reported{read, written}
 		return outcome{agent: []sample{s}}

@@ -16,8 +16,8 @@ type benchCase struct {
 	// keep has all runs of a client in one containerd, which suits those that change nothing. Without it each run has
 	// a containerd of its own.
 	keep bool
-	// unpack is what the agent does; ctr unpacks in order, or not at all too.
-	unpack unpacking
+	// noUnpack has neither client unpack layers.
+	noUnpack bool
 	// http has the archives on a server; without it they are files.
 	http bool
 	// alone leaves ctr out.
@@ -28,18 +28,16 @@ type benchCase struct {
 
 var cases = []benchCase{
 	{name: "fresh", archives: just(single), targets: []target{ratio(1.8), memory}},
-	{name: "fresh-parallel", archives: just(single), unpack: sideBySide, targets: []target{ratio(1.8), memory}},
-	{name: "fresh-no-unpack", archives: just(single), unpack: notAtAll, targets: []target{ratio(1.9), memory}},
+	{name: "fresh-no-unpack", archives: just(single), noUnpack: true, targets: []target{ratio(1.9), memory}},
 	{name: "again", archives: just(single), before: just(single), keep: true, targets: []target{ratio(80), readAtMost(1 << 20), writtenAtMost(2 << 20), memory}},
-	{name: "five-platforms", archives: just(multi), unpack: notAtAll, targets: []target{ratio(10), readOnlyNeeded, wroteOnlyNeeded, memory}},
+	{name: "five-platforms", archives: just(multi), noUnpack: true, targets: []target{ratio(10), readOnlyNeeded, wroteOnlyNeeded, memory}},
 	{name: "five-platforms-unpack", archives: just(multi), targets: []target{ratio(3.3), readOnlyNeeded, wroteOnlyNeeded, memory}},
 	{name: "five-platforms-http", archives: just(multi), http: true, targets: []target{ratio(3.3), readOnlyNeeded, wroteOnlyNeeded, memory}},
 	{name: "shared-base", archives: shared, targets: []target{ratio(4), readOnlyNeeded, wroteOnlyNeeded, memory}},
-	{name: "shared-base-parallel", archives: shared, unpack: sideBySide, targets: []target{ratio(4), readOnlyNeeded, wroteOnlyNeeded, memory}},
 	{name: "thirty-images", archives: just(thirty), targets: []target{ratio(1.5), memory}},
 	{name: "docker", archives: just(docker), targets: []target{ratio(2), memory}},
 	{name: "zstd", archives: just(zstds), targets: []target{ratio(2), memory}},
-	{name: "zstd-parallel", archives: just(zstds), unpack: sideBySide, targets: []target{ratio(2), memory}},
+	{name: "unlisted", archives: just(unlisted), targets: []target{memory}},
 	{name: "outer-zstd", archives: just(outer), targets: []target{peakAtMost(memoryLimit + largestWindow)}},
 	{name: "upgrade", archives: just(version2), before: just(version1), targets: []target{ratio(4), readOnlyNeeded, wroteOnlyNeeded, memory}},
 	{name: "memory", archives: just(large), alone: true, targets: []target{memory}},

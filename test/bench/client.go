@@ -19,7 +19,7 @@ import (
 type client struct {
 	name string
 	path string
-	args func(socket string, u unpacking) []string
+	args func(socket string, noUnpack bool) []string
 	// plain says that it takes plain files only, and anything else from a pipe.
 	plain bool
 	// reports says that the output has the numbers of bytes, as `agent import -o json` prints them.
@@ -35,30 +35,18 @@ func newClients() (agent, ctr client, err error) {
 	if err != nil {
 		return agent, ctr, err
 	}
-	agent = client{name: "agent", path: filepath.Join(root, "bin", "agent"), reports: true, args: func(socket string, u unpacking) []string {
-		args := append([]string{"import", "-o", "json", "--progress", "none", "--disk-reserve", "1%", "--address", socket}, noUnpack(u)...)
-		if u == sideBySide {
-			args = append(args, "--parallel-unpack")
-		}
-		return args
+	agent = client{name: "agent", path: filepath.Join(root, "bin", "agent"), reports: true, args: func(socket string, noUnpack bool) []string {
+		return append([]string{"import", "-o", "json", "--progress", "none", "--disk-reserve", "1%", "--address", socket}, unpacking(noUnpack)...)
 	}}
-	ctr = client{name: "ctr", path: filepath.Join(tools, "ctr"), plain: true, args: func(socket string, u unpacking) []string {
-		return append([]string{"--address", socket, "--namespace", "k8s.io", "images", "import", "--local"}, noUnpack(u)...)
+	ctr = client{name: "ctr", path: filepath.Join(tools, "ctr"), plain: true, args: func(socket string, noUnpack bool) []string {
+		return append([]string{"--address", socket, "--namespace", "k8s.io", "images", "import", "--local"}, unpacking(noUnpack)...)
 	}}
 	return agent, ctr, nil
 }
 
-// unpacking is what is done with layers after they are imported.
-type unpacking int
-
-const (
-	inOrder unpacking = iota
-	sideBySide
-	notAtAll
-)
-
-func noUnpack(u unpacking) []string {
-	if u == notAtAll {
+// unpacking is the same flag of both.
+func unpacking(no bool) []string {
+	if no {
 		return []string{"--no-unpack"}
 	}
 	return nil
@@ -81,7 +69,7 @@ type sample struct {
 type reported struct{ Read, Written int64 }
 
 // run has the client import one archive, from a server unless that is nil.
-func (c client) run(socket string, u unpacking, f file, s *server) (sample, error) {
+func (c client) run(socket string, noUnpack bool, f file, s *server) (sample, error) {
 	if s != nil {
 		s.sent.Store(0)
 	}
@@ -90,7 +78,7 @@ func (c client) run(socket string, u unpacking, f file, s *server) (sample, erro
 	if err != nil {
 		return sample{}, err
 	}
-	command := append([]string{c.path}, c.args(socket, u)...)
+	command := append([]string{c.path}, c.args(socket, noUnpack)...)
 	e, err := runOrphan(append(command, arg), in)
 	out := sample{seconds: time.Since(start).Seconds(), read: e.read, peak: e.peak}
 	if err != nil {

@@ -19,7 +19,10 @@ const fileSize = 1 << 20
 // to keep.
 func (l layer) files() []builder.File {
 	dir := fmt.Sprintf("layer-%d/", l.Seed)
-	files := []builder.File{{Name: dir}}
+	var files []builder.File
+	if !l.Unlisted {
+		files = append(files, builder.File{Name: dir})
+	}
 	for i := range uint64(l.Size / fileSize) {
 		name, seed := fmt.Sprintf("%sfile-%d", dir, i), l.Seed<<32|i
 		if i%2 == 0 {

@@ -119,7 +119,7 @@ func (t trial) prepare(ctx context.Context, cl client) (*cluster.Node, error) {
 		return nil, err
 	}
 	for _, f := range t.before {
-		if _, err := cl.run(n.ContainerdAddress, t.unpack, f, nil); err != nil {
+		if _, err := cl.run(n.ContainerdAddress, t.noUnpack, f, nil); err != nil {
 			return nil, errors.Join(err, n.Stop())
 		}
 	}
@@ -137,7 +137,7 @@ func (t trial) run(cl client, n *cluster.Node) (sample, error) {
 	}
 	var sum sample
 	for _, f := range t.files {
-		s, err := cl.run(n.ContainerdAddress, t.unpack, f, t.server)
+		s, err := cl.run(n.ContainerdAddress, t.noUnpack, f, t.server)
 		if err != nil {
 			return sum, err
 		}
@@ -197,7 +197,7 @@ func needOf(files, before []file) need {
 
 // writtenAtLeast is what containerd has to write.
 func (o outcome) writtenAtLeast() int64 {
-	if o.unpack == notAtAll {
+	if o.noUnpack {
 		return o.need.stored
 	}
 	return o.need.stored + o.need.unpacked

@@ -24,7 +24,7 @@ var valueSets = map[string][]string{
 	"many values": {
 		`image.digest="sha256:` + strings.Repeat("a", 64) + `"`, `image.pullPolicy="Never"`, `imagePullSecrets=[{"name":"pull"}]`,
 		`node.podLabels={"a":"b","app.kubernetes.io/component":"x"}`, `controller.podLabels={"app.kubernetes.io/name":"x"}`, `node.podAnnotations={"a":"b"}`, `node.seLinuxOptions={"type":"spc_t"}`,
-		`controller.replicas=3`, `node.concurrency=1`, `node.parallelUnpack=true`, `controller.affinity={"nodeAffinity":{}}`, `node.serviceAccountAnnotations={"a":"b"}`,
+		`controller.replicas=3`, `node.concurrency=1`, `controller.affinity={"nodeAffinity":{}}`, `node.serviceAccountAnnotations={"a":"b"}`,
 		`node.allowSourceAddresses=["127.0.0.1/32","fe80::/10"]`, `node.sourceProxyFromEnvironment=true`,
 		`node.diskReserve="10Gi"`, `containerd.rootDirectory="/var/lib/containerd/tmpmounts"`,
 	},
