@@ -32,6 +32,7 @@ func TestAccess(t *testing.T) {
 		"node replaces a report":                  {nodeAccount, access{Verb: "update", Group: "tarlift.dev", Resource: "nodeimagestates", Subresource: "status"}, false},
 		"node deletes a report":                   {nodeAccount, access{Verb: "delete", Group: "tarlift.dev", Resource: "nodeimagestates"}, false},
 		"controller admits nodes":                 {controllerAccount, access{Verb: "patch", Group: "tarlift.dev", Resource: "nodeimagestates"}, true},
+		"controller deletes what no node has":     {controllerAccount, access{Verb: "delete", Group: "tarlift.dev", Resource: "nodeimagestates"}, true},
 		"controller makes up nodes":               {controllerAccount, access{Verb: "create", Group: "tarlift.dev", Resource: "nodeimagestates"}, false},
 		"controller replaces nodes' reports":      {controllerAccount, access{Verb: "update", Group: "tarlift.dev", Resource: "nodeimagestates", Subresource: "status"}, false},
 		"controller deletes all reports":          {controllerAccount, access{Verb: "deletecollection", Group: "tarlift.dev", Resource: "nodeimagestates"}, false},

@@ -50,6 +50,8 @@ func TestRoles(t *testing.T) {
 		{"tarlift-controller", "patch", "tarlift.dev", "nodeimagestates", "status", "n", "", false},
 		{"tarlift-controller", "create", "tarlift.dev", "nodeimagestates", "", "n", "", false},
 		{"tarlift-controller", "patch", "tarlift.dev", "nodeimagestates", "", "n", "", true},
+		{"tarlift-controller", "delete", "tarlift.dev", "nodeimagestates", "", "n", "", true},
+		{"tarlift-controller", "deletecollection", "tarlift.dev", "nodeimagestates", "", "", "", false},
 		{"tarlift-node", "patch", "tarlift.dev", "nodeimagestates", "", "n", "", false},
 		{"tarlift-controller", "get", "", "secrets", "", "s", systemNamespace, false},
 		{"tarlift-controller", "create", "coordination.k8s.io", "leases", "", "", systemNamespace, true},
