@@ -25,31 +25,24 @@ type published struct {
 	record record
 }
 
-// published returns the names of an owner, sorted: those of its newest publishing, and what earlier ones have left.
-func (i *Importer) published(ctx context.Context, o Owner) (newest, former []published, err error) {
+// published returns the names that an owner's newest publishing has left, sorted.
+func (i *Importer) published(ctx context.Context, o Owner) (newest []published, err error) {
 	label := ownerLabel(o)
 	list, err := i.services.images.List(ctx, fmt.Sprintf("labels.%q", label))
 	if err != nil {
-		return nil, nil, runtimeError("list images", err)
+		return nil, runtimeError("list images", err)
 	}
-	var all []published
 	last := int64(0)
 	for _, img := range list {
 		var r record
 		if json.Unmarshal([]byte(img.Labels[label]), &r) == nil && r.of(img.Name) {
-			all = append(all, published{img, r})
+			newest = append(newest, published{img, r})
 			last = max(last, r.Serial)
 		}
 	}
-	slices.SortFunc(all, func(a, b published) int { return cmp.Compare(a.Name, b.Name) })
-	for _, p := range all {
-		if p.record.Serial == last {
-			newest = append(newest, p)
-		} else {
-			former = append(former, p)
-		}
-	}
-	return newest, former, nil
+	newest = slices.DeleteFunc(newest, func(p published) bool { return p.record.Serial < last })
+	slices.SortFunc(newest, func(a, b published) int { return cmp.Compare(a.Name, b.Name) })
+	return newest, nil
 }
 
 // maxLosses are told of one import, in a sentence for an Event.
@@ -60,7 +53,7 @@ const maxLosses = 3
 // nothing of this owner and spec is there. Names that are gone are not in the result: nothing says any more which they were.
 func (i *Importer) Imported(ctx context.Context, o Owner) (result Result, loss string, found bool, err error) {
 	ctx = i.in(ctx)
-	newest, _, err := i.published(ctx, o)
+	newest, err := i.published(ctx, o)
 	if err != nil || len(newest) == 0 || newest[0].record.Spec != o.SpecHash {
 		return Result{}, "", false, err
 	}
@@ -194,13 +187,13 @@ func (i *Importer) diffIDs(ctx context.Context, img images.Image) ([]digest.Dige
 // and the former target, if another of the owner's names has kept that whole. It returns how many names it wrote.
 func (i *Importer) Repair(ctx context.Context, o Owner) (repaired int, err error) {
 	ctx = i.in(ctx)
-	newest, _, err := i.published(ctx, o)
+	newest, err := i.published(ctx, o)
 	if err != nil || len(newest) == 0 || newest[0].record.Spec != o.SpecHash {
 		return 0, err
 	}
 	targets := map[digest.Digest]ocispec.Descriptor{}
 	for _, p := range newest {
-		if p.lost() != "" && p.Target.Digest != p.record.Target {
+		if p.Target.Digest != p.record.Target {
 			continue
 		}
 		lost, err := i.contentLost(ctx, p)
@@ -224,54 +217,39 @@ func (i *Importer) Repair(ctx context.Context, o Owner) (repaired int, err error
 }
 
 // repair writes what one name has lost. targets are whole, and held by other names.
-func (i *Importer) repair(ctx context.Context, o Owner, p published, targets map[digest.Digest]ocispec.Descriptor) (bool, error) {
-	i.naming.Lock()
-	defer i.naming.Unlock()
-	now, err := i.services.images.Get(ctx, p.Name)
-	if errdefs.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, runtimeError("look up", err)
-	}
-	label := ownerLabel(o)
-	if now.Labels[label] != p.Labels[label] {
-		return false, nil // it is being published again
-	}
-	p.Image = now
-	back, paths := images.Image{Name: p.Name, Target: now.Target, Labels: map[string]string{}}, []string(nil)
+func (i *Importer) repair(ctx context.Context, o Owner, p published, targets map[digest.Digest]ocispec.Descriptor) (wrote bool, err error) {
 	want := map[string]string{labelManaged: valueManaged}
 	if p.record.Pinned {
 		want[labelPinned] = valuePinned
 	}
-	for k, v := range want {
-		if now.Labels[k] != v {
-			back.Labels[k] = v
-			paths = append(paths, "labels."+k)
+	err = i.rewrite(ctx, p.Image, []string{ownerLabel(o)}, func(now images.Image) error {
+		back, paths := images.Image{Name: p.Name, Labels: want}, []string(nil)
+		for k, v := range want {
+			if now.Labels[k] != v {
+				paths = append(paths, "labels."+k)
+			}
 		}
-	}
-	if now.Target.Digest != p.record.Target {
-		target, whole := targets[p.record.Target]
-		if !whole || claimed(now, o) {
-			return false, nil
+		if now.Target.Digest != p.record.Target {
+			var whole bool
+			if back.Target, whole = targets[p.record.Target]; !whole || claimed(now, o) {
+				return nil
+			}
+			paths = append(paths, "target")
 		}
-		back.Target = target
-		paths = append(paths, "target")
-	}
-	if len(paths) == 0 {
-		return false, nil
-	}
-	if _, err := i.services.images.Update(ctx, back, paths...); err != nil && !errdefs.IsNotFound(err) {
-		return false, runtimeError("update", err)
-	}
-	return true, nil
+		if len(paths) == 0 {
+			return nil
+		}
+		_, err := i.services.images.Update(ctx, back, paths...)
+		wrote = err == nil
+		return err //nolint:wrapcheck // rewrite adds the context
+	})
+	return wrote, err
 }
 
 // claimed says whether another owner wants a name as it is now.
 func claimed(img images.Image, o Owner) bool {
 	others, _ := otherOwners(img, o)
 	return slices.ContainsFunc(others, func(label string) bool {
-		var r record
-		return json.Unmarshal([]byte(img.Labels[label]), &r) != nil || r.Target == img.Target.Digest
+		return readRecord(img, label).Target == img.Target.Digest
 	})
 }

@@ -82,7 +82,7 @@ func (i *Importer) foresee(ctx context.Context, d *DryRun, req Request) error {
 			name.Change, name.Now = NameKept, old.Target.Digest
 		default:
 			name.Change, name.Now = NameMoved, old.Target.Digest
-			if conflict := refuseConflict(old, n, req); conflict != nil {
+			if conflict := refuseConflict(old, n, req, false); conflict != nil {
 				name.Change = NameConflict
 				if d.Refusal == nil {
 					d.Refusal = conflict

@@ -35,6 +35,7 @@ func (i *Importer) Import(ctx context.Context, src source.Blob, req Request) (re
 	if err := s.publish(ctx, names, req, newRecord(req, src.String(), result, s.unpacker.name(), len(names))); err != nil {
 		return Result{}, err
 	}
+	result.Former, _ = i.endFormer(ctx, req.Owner) // what could not be done is left to Sweep
 	result.Unseen, result.CRI = i.unseen(ctx, plan.published())
 	return result, nil
 }
@@ -69,6 +70,9 @@ func (s *session) bring(ctx context.Context, src source.Blob, req Request) (a *A
 		return nil, nil, err
 	}
 	if p, err = s.importer.Plan(ctx, a, req); err != nil {
+		return nil, nil, err
+	}
+	if s.ownedAll, err = s.ownsAll(ctx, p, req.Owner); err != nil {
 		return nil, nil, err
 	}
 	if err := s.refuseConflicts(ctx, p.names(), req); err != nil {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -96,6 +97,8 @@ type services struct {
 	content content.Store
 	images  images.Store
 	leases  leases.Manager
+
+	containers containers.Store
 }
 
 // connectTimeout bounds a dial, and the pause before the next one. A containerd that runs accepts within
@@ -141,7 +144,7 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 	}
 	i := &Importer{
 		client:      c,
-		services:    services{c.ContentStore(), c.ImageService(), c.LeasesService()},
+		services:    services{c.ContentStore(), c.ImageService(), c.LeasesService(), c.ContainerService()},
 		cri:         newCRI(c),
 		namespace:   o.Namespace,
 		snapshotter: o.Snapshotter,
@@ -273,6 +276,7 @@ type Bytes struct {
 type Result struct {
 	Images      []Image       // without the name@digest references, sorted by name
 	Names       []string      // all that are published, sorted
+	Former      Swept         // what became of names that an earlier import of the owner published, and this one did not
 	Bytes       Bytes         //
 	Digest      digest.Digest // of the whole archive, when it was read in full
 	IndexDigest digest.Digest // of index.json

@@ -70,7 +70,9 @@ func newNode(t testing.TB, platform string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &node{newImporter(c, inProcess, platforms.Normalize(platforms.MustParse(platform))), db}
+	n := &node{newImporter(c, inProcess, platforms.Normalize(platforms.MustParse(platform))), db}
+	n.services.containers = metadata.NewContainerStore(db)
+	return n
 }
 
 // collecting deletes leases the way the daemon's service does: a synchronous deletion collects garbage first.

@@ -92,6 +92,15 @@ func isOwnerLabel(key string) bool {
 	return key == importLabel || strings.HasPrefix(key, ownerLabelPrefix)
 }
 
+// readRecord reads a label of an image. Of one that cannot be read it is assumed what harms nobody.
+func readRecord(img images.Image, label string) record {
+	var r record
+	if json.Unmarshal([]byte(img.Labels[label]), &r) != nil {
+		return record{Pinned: true, Deletion: DeletionRetain, Target: img.Target.Digest}
+	}
+	return r
+}
+
 // recorded is the policy as it is recorded.
 func (d Deletion) recorded() Deletion {
 	if d == DeletionUnpin {
@@ -114,17 +123,16 @@ func (r record) of(name string) bool {
 // of an earlier object of the same name, which is gone, nor that of `agent import`. managed says whether anybody
 // of us brought the image at all.
 func otherOwners(img images.Image, o Owner) (others []string, managed bool) {
-	for k, v := range img.Labels {
+	for k := range img.Labels {
 		if !isOwnerLabel(k) {
 			continue
 		}
-		var r record
-		valid := json.Unmarshal([]byte(v), &r) == nil
-		if valid && !r.of(img.Name) {
+		r := readRecord(img, k)
+		if !r.of(img.Name) {
 			continue
 		}
 		managed = true
-		if k == importLabel || k == ownerLabel(o) || (valid && r.Archive == o.Name && o.Name != "") {
+		if k == importLabel || k == ownerLabel(o) || (r.Archive == o.Name && o.Name != "") {
 			continue
 		}
 		others = append(others, k)

@@ -46,17 +46,29 @@ func (s *session) refuseConflicts(ctx context.Context, names []publication, req 
 		if err != nil {
 			return runtimeError("look up image "+n.Name, err)
 		}
-		if err := refuseConflict(old, n, req); err != nil {
+		if err := refuseConflict(old, n, req, s.ownedAll); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// refuseConflict protects a name that points elsewhere, unless nobody but this owner stands behind it.
-func refuseConflict(old images.Image, n publication, req Request) error {
+// ownsAll says whether what an archive publishes now is what its newest import published: then all of these names have been
+// its own, also those that somebody has given another digest since and that have lost their labels so.
+func (s *session) ownsAll(ctx context.Context, p *Plan, o Owner) (bool, error) {
+	newest, err := s.importer.published(ctx, o)
+	if err != nil || len(newest) == 0 || o.UID == "" {
+		return false, err
+	}
+	r := newest[0].record
+	return r.Spec == o.SpecHash && r.Index == p.IndexDigest && r.Names == len(p.names()), nil
+}
+
+// refuseConflict protects a name that points elsewhere, unless nobody but this owner stands behind it. owned says that it is
+// known to have been this owner's, even though nothing on the name says so.
+func refuseConflict(old images.Image, n publication, req Request, owned bool) error {
 	others, managed := otherOwners(old, req.Owner)
-	ours := managed || slices.Contains(req.Owned, n.Name)
+	ours := managed || owned || slices.Contains(req.Owned, n.Name)
 	if old.Target.Digest == n.Target.Digest || req.Replace || (ours && len(others) == 0) {
 		return nil
 	}
@@ -89,7 +101,7 @@ func (s *session) publish(ctx context.Context, names []publication, req Request,
 
 func (s *session) publishOnce(ctx context.Context, names []publication, req Request, r record) error {
 	i, in := s.importer, &intent{Label: ownerLabel(req.Owner)}
-	newest, _, err := i.published(ctx, req.Owner)
+	newest, err := i.published(ctx, req.Owner)
 	if err != nil {
 		return err
 	}
@@ -196,7 +208,7 @@ func (s *session) intend(ctx context.Context, n publication, req Request, r reco
 	case err != nil:
 		return nil, runtimeError("look up", err)
 	}
-	if err := refuseConflict(old, n, req); err != nil {
+	if err := refuseConflict(old, n, req, s.ownedAll); err != nil {
 		return nil, err
 	}
 	w.change(old, req)
@@ -241,10 +253,10 @@ func (w *nameWrite) written(now images.Image, label string) bool {
 
 // write writes a name, in one call. One that has begun is not cancelled, since nobody would know whether it was done.
 func (i *Importer) write(ctx context.Context, lease leases.Lease, w *nameWrite) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-	defer cancel()
 	i.naming.Lock()
 	defer i.naming.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
 	if w.Old == nil {
 		_, err := i.services.images.Create(ctx, w.Image)
 		if errdefs.IsAlreadyExists(err) {

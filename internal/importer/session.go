@@ -48,6 +48,7 @@ type session struct {
 	unpacker *unpacker               // nil when nothing is to be unpacked
 	follows  int64                   // see worthFollowing
 	writing  atomic.Int32            // how much of containerd's is writing now
+	ownedAll bool                    // see ownsAll
 	streams  int                     // ingests so far whose digest was unknown
 
 	mu      sync.Mutex

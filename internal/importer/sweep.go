@@ -1,19 +1,207 @@
 package importer
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/images"
 )
 
-// Swept is what became of the images of an owner whose claim ended.
+// Swept is what became of an owner's names when its claim on them ended. They are sorted.
 type Swept struct {
 	Owner    Owner
-	Retained []string // names that stay as they are, for others too
-	Unpinned []string // that stay until the kubelet wants their room
+	Retained []string // stay as they are: by its policy, or for other owners
+	Unpinned []string // stay until the kubelet wants their room
 	Deleted  []string
-	InUse    []string // that were to be deleted, but are unpinned: containers use them
+	InUse    []string // were to be deleted, and are unpinned: containers use them
 }
 
-// Sweep ends the claims of all owners that are not among the wanted ones, told apart by UID.
-func (i *Importer) Sweep(ctx context.Context, wanted []Owner) ([]Swept, error) {
-	return nil, ctx.Err()
+// maxSwept owners are dealt with at a time; each has a stream to containerd meanwhile. The next call goes on.
+const maxSwept = 100
+
+// Sweep ends the claims on images of owners that are not wanted, told apart by UID, each by the policy that it recorded.
+// Of wanted owners it ends the claims on names that their newest publishing no longer had, and records their policies.
+// Owners with a living importer are left to it, and `agent import` stays an owner. It returns who lost names.
+func (i *Importer) Sweep(ctx context.Context, wanted []Owner) (swept []Swept, err error) {
+	ctx = i.in(ctx)
+	held, err := i.hold(ctx, wanted)
+	if len(held) == 0 {
+		return nil, err
+	}
+	defer func() {
+		for _, c := range held {
+			err = errors.Join(err, clearUp(ctx, c.life.end))
+		}
+	}()
+	list, listErr := i.services.images.List(ctx) // as it is now that nobody else writes for these owners
+	if listErr != nil {
+		return nil, runtimeError("list images", listErr)
+	}
+	now := claimants(list, wanted)
+	var ends []ending
+	for _, c := range held {
+		if c = now[c.label]; c != nil {
+			ends = append(ends, c.ends...)
+		}
+	}
+	swept, endErr := i.endClaims(ctx, list, ends)
+	err = errors.Join(err, endErr)
+	for _, c := range held {
+		if c = now[c.label]; c != nil {
+			err = errors.Join(err, i.recordDeletion(ctx, c))
+		}
+	}
+	return swept, err
+}
+
+// hold takes the signs of life of those for whom there is something to do.
+func (i *Importer) hold(ctx context.Context, wanted []Owner) (held []*claimant, err error) {
+	list, err := i.services.images.List(ctx)
+	if err != nil {
+		return nil, runtimeError("list images", err)
+	}
+	for _, c := range sorted(claimants(list, wanted)) {
+		if len(c.ends)+len(c.names) == 0 {
+			continue
+		}
+		switch c.life, err = i.alone(ctx, c.uid, c.wanted != nil); {
+		case errors.Is(err, errAlive):
+			continue
+		case err != nil:
+			return held, err
+		}
+		if held = append(held, c); len(held) == maxSwept {
+			break
+		}
+	}
+	return held, nil
+}
+
+// claimant is an archive with labels on images.
+type claimant struct {
+	label, uid string
+	wanted     *Owner      // nil if it is not wanted
+	serial     int64       // of its newest publishing
+	ends       []ending    //
+	names      []published // that are wanted, with another policy than the one recorded
+	life       *life
+}
+
+// ending is the end of one claim on a name.
+type ending struct {
+	published
+	label string
+	owner Owner // as recorded, with the policy that is to be followed
+}
+
+// claimants finds the archives that have labels, by these.
+func claimants(list []images.Image, wanted []Owner) map[string]*claimant {
+	all := map[string]*claimant{}
+	var claims []ending
+	for _, img := range list {
+		for label := range img.Labels {
+			uid, ok := strings.CutPrefix(label, ownerLabelPrefix)
+			r := readRecord(img, label)
+			if !ok || !r.of(img.Name) {
+				continue
+			}
+			owner := Owner{Name: r.Archive, UID: uid, SpecHash: r.Spec, Deletion: cmp.Or(r.Deletion, DeletionUnpin)}
+			claims = append(claims, ending{published{img, r}, label, owner})
+			c := all[label]
+			if c == nil {
+				c = &claimant{label: label, uid: uid}
+				if k := slices.IndexFunc(wanted, func(o Owner) bool { return o.UID == uid }); k >= 0 {
+					c.wanted = &wanted[k]
+				}
+				all[label] = c
+			}
+			c.serial = max(c.serial, r.Serial)
+		}
+	}
+	for _, e := range claims {
+		c := all[e.label]
+		switch {
+		case c.wanted == nil:
+			c.ends = append(c.ends, e)
+		case e.record.Serial < c.serial:
+			e.owner.Deletion = cmp.Or(c.wanted.Deletion, DeletionUnpin)
+			c.ends = append(c.ends, e)
+		case e.record.Deletion != c.wanted.Deletion.recorded():
+			c.names = append(c.names, e.published)
+		}
+	}
+	return all
+}
+
+// alone takes the sign of life of an archive that nobody imports, and deals with what somebody who was killed had begun to
+// publish: only then is it sure what has been published.
+func (i *Importer) alone(ctx context.Context, uid string, finish bool) (*life, error) {
+	l, err := i.live(ctx, sessionKey(uid, ""), 0)
+	if err != nil {
+		return nil, err
+	}
+	left, err := i.sessionLeases(ctx, uid)
+	for _, lease := range left {
+		if err == nil {
+			err = i.settle(ctx, lease, finish)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, clearUp(ctx, l.end))
+	}
+	return l, nil
+}
+
+// recordDeletion writes a wanted owner's policy where another is recorded.
+func (i *Importer) recordDeletion(ctx context.Context, c *claimant) error {
+	for _, p := range c.names {
+		p.record.Deletion = c.wanted.Deletion.recorded()
+		value, err := p.record.encode()
+		if err != nil {
+			return err
+		}
+		img := images.Image{Name: p.Name, Labels: map[string]string{c.label: value}}
+		err = i.rewrite(ctx, p.Image, []string{c.label}, func(images.Image) error {
+			_, err := i.services.images.Update(ctx, img, "labels."+c.label)
+			return err //nolint:wrapcheck // rewrite adds the context
+		})
+		if err != nil {
+			return fmt.Errorf("record the policy of %q: %w", p.Name, err)
+		}
+	}
+	return nil
+}
+
+// endFormer ends an archive's claims on names that its newest publishing no longer had. Its own importer is the caller.
+func (i *Importer) endFormer(ctx context.Context, o Owner) (Swept, error) {
+	if o.UID == "" { // what `agent import` brought stays until somebody else says
+		return Swept{}, nil
+	}
+	list, err := i.services.images.List(ctx)
+	if err != nil {
+		return Swept{}, runtimeError("list images", err)
+	}
+	c := claimants(list, []Owner{o})[ownerLabel(o)]
+	if c == nil {
+		return Swept{}, nil
+	}
+	swept, err := i.endClaims(ctx, list, c.ends)
+	if len(swept) == 0 {
+		return Swept{}, err
+	}
+	return swept[0], err
+}
+
+// sorted returns the values in the order of their keys.
+func sorted[V any](m map[string]V) []V {
+	var list []V
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		list = append(list, m[k])
+	}
+	return list
 }

@@ -1,0 +1,137 @@
+package importer
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+)
+
+// unused returns those of the names to be deleted whose images no container uses, and marks the others as in use. With the
+// last names of an image goes the one that CRI made for it.
+func (i *Importer) unused(ctx context.Context, list []images.Image, deletions map[string][]*parting, fates map[string]fate) ([]*parting, error) {
+	if len(deletions) == 0 {
+		return nil, nil
+	}
+	used, err := i.usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var going []*parting
+	for _, group := range sorted(deletions) {
+		img, err := i.identify(ctx, group[0].Image)
+		if err != nil {
+			return nil, err
+		}
+		for _, other := range list {
+			if other.Target.Digest == img.target {
+				img.names = append(img.names, other.Name)
+			}
+		}
+		if used.has(img) {
+			for _, p := range group {
+				fates[p.Name] = fateInUse
+			}
+			continue
+		}
+		if err := i.deleteCRIName(ctx, list, img, group); err != nil {
+			return nil, err
+		}
+		going = append(going, group...)
+	}
+	return going, nil
+}
+
+// identified is all that a container may know an image by.
+type identified struct {
+	target digest.Digest
+	config digest.Digest // and top snapshot: empty when the config is not there any more
+	chain  digest.Digest
+	names  []string
+}
+
+func (i *Importer) identify(ctx context.Context, img images.Image) (identified, error) {
+	id := identified{target: img.Target.Digest}
+	m, _, err := i.manifest(ctx, img.Target)
+	if err == nil {
+		id.config = m.Config.Digest
+		var diffIDs []digest.Digest
+		if diffIDs, err = i.diffIDs(ctx, img); len(diffIDs) > 0 {
+			id.chain = identity.ChainID(diffIDs)
+		}
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return id, err
+	}
+	return id, nil
+}
+
+// criName is the name that CRI makes for an image that it pulls, or meets without a mark of its own.
+func (id identified) criName() string { return id.config.String() }
+
+// deleteCRIName deletes CRI's own name of an image all of whose other names go. Before these: then nothing would lead to
+// it any more.
+func (i *Importer) deleteCRIName(ctx context.Context, list []images.Image, id identified, going []*parting) error {
+	k := slices.IndexFunc(list, func(img images.Image) bool { return img.Name == id.criName() })
+	if k < 0 {
+		return nil
+	}
+	cri := list[k]
+	for _, img := range list {
+		goes := slices.ContainsFunc(going, func(p *parting) bool { return p.Name == img.Name })
+		if img.Target.Digest == cri.Target.Digest && img.Name != cri.Name && !goes {
+			return nil
+		}
+	}
+	if slices.ContainsFunc(slices.Collect(maps.Keys(cri.Labels)), isOwnerLabel) || cri.Labels[labelPinned] != "" {
+		return nil
+	}
+	err := i.services.images.Delete(ctx, cri.Name, images.DeleteTarget(&cri.Target))
+	if err != nil && !errdefs.IsNotFound(err) {
+		return runtimeError("delete CRI's name "+cri.Name, err)
+	}
+	return nil
+}
+
+// usage is what the containers of this namespace use.
+type usage struct {
+	images    map[string]bool // by the name that the container was made with
+	snapshots map[string]bool // that theirs stand on
+}
+
+func (i *Importer) usage(ctx context.Context) (usage, error) {
+	u := usage{map[string]bool{}, map[string]bool{}}
+	list, err := i.services.containers.List(ctx)
+	if err != nil {
+		return u, runtimeError("list containers", err)
+	}
+	for _, c := range list {
+		u.images[c.Image] = true
+		if c.SnapshotKey == "" {
+			continue
+		}
+		info, err := i.client.SnapshotService(c.Snapshotter).Stat(ctx, c.SnapshotKey)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return u, runtimeError("look up the snapshot of container "+c.ID, err)
+		}
+		// With a user namespace it stands on a copy of the image's, <chain>-<uid>-<gid>.
+		chain, _, _ := strings.Cut(info.Parent, "-")
+		u.snapshots[chain] = true
+	}
+	return u, nil
+}
+
+// has says whether a container uses an image, by whatever name.
+func (u usage) has(id identified) bool {
+	for name := range u.images {
+		if strings.HasSuffix(name, "@"+id.target.String()) || (id.config != "" && name == id.criName()) || slices.Contains(id.names, name) {
+			return true
+		}
+	}
+	return id.chain != "" && u.snapshots[id.chain.String()]
+}
