@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
@@ -18,11 +17,16 @@ import (
 // NodeImageState and containerd's labels.
 type agenda struct {
 	records  map[types.UID]*record
+	unclear  []importer.Owner // archives of which nobody can say whether they select this node: what is there stays
 	recovery recovery
+	sweep    sweep
 	releases map[types.UID]*attempt // archives whose leftovers of failed attempts are to go
 	runtime  *v1alpha1.RuntimeInfo  // nil: not known yet
 	limits   limits
-	jitter   func() float64 // in [0, 1)
+	// checkInterval is how often all that is complete is looked at, and claims are swept, though nothing tells of a
+	// change; 0: never.
+	checkInterval time.Duration
+	jitter        func() float64 // in [0, 1)
 }
 
 // recovery is dealing with what killed importers have left, this agent's earlier processes among them: once, after the
@@ -33,22 +37,12 @@ type recovery struct {
 	passed bool // it failed though containerd answers: what else there is to do does not wait for it
 }
 
-// record is one archive that selects this node.
-type record struct {
+// sweep is ending the claims on images of archives that want nothing of this node any more: at the start, since some may
+// have gone before it, when one goes, and now and then.
+type sweep struct {
 	attempt
-	archive *v1alpha1.ImageArchive // as last seen, not to be changed
-	owner   importer.Owner
-	entry   v1alpha1.ArchiveState // as reported
-	done    bool                  // the images are there: containerd or, until it has been asked, the last report says so
-	checked bool                  // containerd was asked for this spec
-	suspect bool                  // an attempt at it was not seen to end: it may have killed the agent
-	failure *failure              // of the last attempt
-	heeded  string                // the value of AnnotationReconcileRequestedAt that has been acted upon
-}
-
-type failure struct {
-	v1alpha1.ImportError
-	terminal bool
+	needless bool      // there is nothing to sweep that is known of
+	next     time.Time // when to look nevertheless; zero for never
 }
 
 func newAgenda(jitter func() float64) *agenda {
@@ -61,16 +55,17 @@ func (a *agenda) restore(status *v1alpha1.NodeImageStateStatus) {
 	a.runtime = status.Containerd.DeepCopy()
 	for i := range status.Archives {
 		entry := status.Archives[i].DeepCopy()
-		rec := &record{entry: *entry, done: isTrue(entry.Conditions, v1alpha1.ConditionReady)}
+		rec := &record{entry: *entry, done: isTrue(entry.Conditions, v1alpha1.ConditionReady), loss: lossIn(entry.Conditions)}
 		if e := entry.LastError; e != nil {
-			rec.failure = &failure{ImportError: *e, terminal: isTrue(entry.Conditions, v1alpha1.ConditionStalled)}
+			terminal := isTrue(entry.Conditions, v1alpha1.ConditionStalled) && hasReason(entry.Conditions, v1alpha1.ConditionStalled, e.Reason)
+			rec.failure = &failure{ImportError: *e, terminal: terminal}
 		}
 		a.records[entry.UID] = rec
 	}
 }
 
 // follow brings the records in line with the archives that select this node. What an earlier process has left of those
-// that are gone is the recovery's.
+// that are gone is the recovery's, and the first sweep's.
 func (a *agenda) follow(archives []*v1alpha1.ImageArchive, now time.Time) {
 	gone := map[types.UID]bool{}
 	for uid := range a.records {
@@ -85,23 +80,15 @@ func (a *agenda) follow(archives []*v1alpha1.ImageArchive, now time.Time) {
 		case rec.archive == nil:
 			a.adopt(rec, archive, now)
 		default:
-			a.update(rec, archive)
+			a.update(rec, archive, now)
 		}
 	}
 	for uid := range gone {
 		if a.records[uid].archive != nil {
 			a.release(uid)
+			a.sweep.need()
 		}
 		delete(a.records, uid)
-	}
-}
-
-func newRecord(archive *v1alpha1.ImageArchive) *record {
-	return &record{
-		archive: archive,
-		owner:   ownerOf(archive),
-		entry:   v1alpha1.ArchiveState{Name: archive.Name, UID: archive.UID, ObservedGeneration: archive.Generation},
-		heeded:  archive.Annotations[v1alpha1.AnnotationReconcileRequestedAt],
 	}
 }
 
@@ -115,7 +102,7 @@ func (a *agenda) adopt(rec *record, archive *v1alpha1.ImageArchive, now time.Tim
 		rec.entry.Conditions = old.entry.Conditions
 		return
 	}
-	rec.entry, rec.done, rec.failure = old.entry, old.done, old.failure
+	rec.entry, rec.done, rec.failure, rec.loss = old.entry, old.done, old.failure, old.loss
 	if !rec.done && rec.entry.Attempts > 0 {
 		rec.tries = int(rec.entry.Attempts) - 1
 		rec.failed(now, retryLimit, a.jitter)
@@ -124,9 +111,11 @@ func (a *agenda) adopt(rec *record, archive *v1alpha1.ImageArchive, now time.Tim
 }
 
 // update takes notice of a changed archive: another spec hash is another import.
-func (a *agenda) update(rec *record, archive *v1alpha1.ImageArchive) {
+func (a *agenda) update(rec *record, archive *v1alpha1.ImageArchive, now time.Time) {
+	before := intervalOf(rec.archive)
 	rec.archive = archive
-	if hash := specHash(&archive.Spec); hash != rec.owner.SpecHash {
+	owner := ownerOf(archive)
+	if owner.SpecHash != rec.owner.SpecHash {
 		if !rec.done && rec.entry.Attempts > 0 {
 			a.release(archive.UID)
 		}
@@ -135,16 +124,53 @@ func (a *agenda) update(rec *record, archive *v1alpha1.ImageArchive) {
 		rec.entry.Conditions = conditions
 		return
 	}
+	if owner.Deletion != rec.owner.Deletion {
+		a.sweep.need()
+	}
+	rec.owner = owner
+	if intervalOf(archive) != before {
+		rec.scheduleProbe(now, a.jitter)
+	}
 	if rec.entry.ObservedGeneration != archive.Generation {
 		rec.entry.ObservedGeneration = archive.Generation
 		rec.reset()
 	}
 }
 
-// asked says whether somebody has asked to look at the archive since a look at it began. A job that runs meanwhile
-// began before, so its outcome answers nothing.
-func (r *record) asked() bool {
-	return r.archive.Annotations[v1alpha1.AnnotationReconcileRequestedAt] != r.heeded
+// admit takes in which archives the controller lets this node import, of those with a rollout. A place that is given is
+// used at once.
+func (a *agenda) admit(admitted []v1alpha1.Admission) {
+	for uid, rec := range a.records {
+		before := rec.admission
+		rec.admission = nil
+		for i := range admitted {
+			if admitted[i].UID == uid && !admitted[i].Expired {
+				rec.admission = &admitted[i]
+			}
+		}
+		if before == nil && rec.admission != nil && !rec.done && !rec.suspect {
+			rec.notBefore = time.Time{}
+		}
+	}
+}
+
+// disturb takes in what has changed in containerd. What was looked at after the change, or was imported by it, is known.
+func (a *agenda) disturb(d disturbance, now time.Time) {
+	for _, rec := range a.records {
+		at := d.all
+		if unpacks(rec.archive) {
+			at = later(at, d.names[""])
+		}
+		for _, name := range rec.names {
+			at = later(at, d.names[name])
+		}
+		if at.After(rec.seen) {
+			rec.disturbed, rec.checked = later(rec.disturbed, at), false
+		}
+		if rec.inTheWay(d.names) {
+			rec.notBefore = now
+		}
+	}
 }
 
 func (a *agenda) release(uid types.UID) {
@@ -153,11 +179,15 @@ func (a *agenda) release(uid types.UID) {
 	}
 }
 
+// need makes a sweep due, at once.
+func (s *sweep) need() { s.attempt, s.needless = attempt{}, false }
+
 // next says what the worker is to do besides what it does: start a job, or stop one. After either it is to be asked
 // again; when it says neither, wait is when to ask again, 0 for when something changes.
 //
-// What only asks containerd goes first, one at a time: first what killed importers have left, then leftovers, since they
-// take space, then what is there already. Then imports run, the oldest archive's first.
+// What only asks containerd goes first, one at a time: first what killed importers have left, then leftovers and what
+// nobody wants any more, since they take space, then what is there already. Then imports run, the oldest archive's first,
+// and beside them sources are asked whether they have changed.
 func (a *agenda) next(running []activity, now time.Time) (start, stop *job, wait time.Duration) {
 	for _, r := range running {
 		if !r.stopping && a.outdated(r.job) {
@@ -171,27 +201,53 @@ func (a *agenda) next(running []activity, now time.Time) (start, stop *job, wait
 	records := a.oldestFirst()
 	if rc := &a.recovery; !rc.done {
 		if t.due(rc.attempt) {
-			return &job{kind: jobRecover, wanted: owners(records)}, nil, 0
+			return &job{kind: jobRecover, wanted: a.wanted(records)}, nil, 0
 		}
 		if !rc.passed {
 			return nil, nil, t.wait
 		}
 	}
-	if start = a.nextQuestion(records, t); start == nil {
-		start = a.nextImport(records, t)
+	for _, look := range []func([]*record, *turn) *job{a.nextClearing, a.nextQuestion, a.nextImport, a.nextProbe} {
+		if start = look(records, t); start != nil {
+			return start, nil, t.wait
+		}
 	}
-	return start, nil, t.wait
+	return nil, nil, t.wait
 }
 
-// nextQuestion is the next release or check.
-func (a *agenda) nextQuestion(records []*record, t *turn) *job {
+// nextClearing is the next release or sweep. A sweep waits for the jobs of archives that are gone: one may be publishing.
+func (a *agenda) nextClearing(records []*record, t *turn) *job {
 	for _, uid := range slices.Sorted(maps.Keys(a.releases)) {
 		if !t.busy[uid] && t.due(*a.releases[uid]) {
 			return &job{kind: jobRelease, uid: uid}
 		}
 	}
+	for uid := range t.busy {
+		if a.records[uid] == nil {
+			return nil
+		}
+	}
+	if !a.sweep.needless && t.due(a.sweep.attempt) || t.reached(a.sweep.next) {
+		return &job{kind: jobSweep, wanted: a.wanted(records)}
+	}
+	return nil
+}
+
+// nextQuestion is the next check: of what nobody has looked at since it may have changed, with a repair of what is known
+// to be lost, or because it is time.
+func (a *agenda) nextQuestion(records []*record, t *turn) *job {
 	for _, rec := range records {
-		if !t.busy[rec.archive.UID] && (rec.asked() || !rec.checked && t.due(rec.attempt)) {
+		if t.busy[rec.archive.UID] {
+			continue
+		}
+		switch {
+		case rec.asked(), !rec.checked && t.due(rec.attempt):
+			return rec.job(jobCheck)
+		case rec.wantsRepair() && t.due(rec.attempt):
+			j := rec.job(jobCheck)
+			j.repair = true
+			return j
+		case (rec.done || rec.loss != "") && t.reached(rec.recheck):
 			return rec.job(jobCheck)
 		}
 	}
@@ -206,7 +262,7 @@ func (a *agenda) nextImport(records []*record, t *turn) *job {
 		return nil
 	}
 	for _, rec := range records {
-		if t.busy[rec.archive.UID] || !rec.checked || rec.done || rec.archive.Spec.Suspend || !t.due(rec.attempt) {
+		if t.busy[rec.archive.UID] || !rec.wantsImport() || !rec.mayBegin() || !t.due(rec.attempt) {
 			continue
 		}
 		if t.moving == 0 || t.moving < a.limits.moving && !rec.suspect {
@@ -217,12 +273,19 @@ func (a *agenda) nextImport(records []*record, t *turn) *job {
 	return nil
 }
 
-func (r *record) job(kind jobKind) *job {
-	return &job{kind: kind, uid: r.archive.UID, archive: r.archive, owner: r.owner}
+// nextProbe is the next look at a source.
+func (a *agenda) nextProbe(records []*record, t *turn) *job {
+	for _, rec := range records {
+		if t.probes < a.limits.probes && !t.busy[rec.archive.UID] && rec.wantsProbe() && t.due(rec.probe) {
+			return rec.job(jobProbe)
+		}
+	}
+	return nil
 }
 
-func owners(records []*record) []importer.Owner {
-	var list []importer.Owner
+// wanted are the owners whose images are to stay.
+func (a *agenda) wanted(records []*record) []importer.Owner {
+	list := slices.Clone(a.unclear)
 	for _, rec := range records {
 		list = append(list, rec.owner)
 	}
@@ -231,12 +294,20 @@ func owners(records []*record) []importer.Owner {
 
 // outdated says whether a running job has lost its purpose.
 func (a *agenda) outdated(running *job) bool {
-	if running.kind == jobRecover || running.kind == jobRelease {
-		return false
-	}
 	rec := a.records[running.uid]
-	return rec == nil || rec.owner.SpecHash != running.owner.SpecHash ||
-		running.kind == jobImport && rec.archive.Spec.Suspend
+	switch running.kind {
+	case jobRecover, jobRelease, jobSweep:
+		return false
+	case jobImport:
+		if rec != nil && (rec.archive.Spec.Suspend || !rec.mayGoOn()) {
+			return true
+		}
+	case jobProbe: // which may wait for a server for long
+		if rec != nil && !rec.wantsProbe() {
+			return true
+		}
+	}
+	return rec == nil || rec.owner.SpecHash != running.owner.SpecHash
 }
 
 // started notes that the worker has begun a job.
@@ -244,7 +315,7 @@ func (a *agenda) started(j *job, now time.Time) {
 	rec := a.records[j.uid]
 	if j.kind == jobCheck && rec != nil && rec.asked() {
 		rec.heeded = rec.archive.Annotations[v1alpha1.AnnotationReconcileRequestedAt]
-		rec.checked = false
+		rec.checked, rec.repaired = false, false
 		rec.reset()
 	}
 	if j.kind != jobImport || rec == nil {
@@ -252,125 +323,16 @@ func (a *agenda) started(j *job, now time.Time) {
 	}
 	// The attempt adopts what is left, or clears it away by itself.
 	delete(a.releases, j.uid)
+	if rec.anew {
+		conditions := rec.entry.Conditions
+		rec.entry, rec.anew = newRecord(rec.archive).entry, false
+		rec.entry.Conditions = conditions
+	}
 	rec.entry.Attempts++
 	rec.entry.Bytes = &v1alpha1.ArchiveBytes{}
 	if rec.entry.StartTime == nil {
 		rec.entry.StartTime = timestamp(now)
 	}
-}
-
-// learn takes in what became of a job. news says that it is worth an Event: an import, a failure that was not known
-// already, or that images were lost.
-func (a *agenda) learn(o *outcome, now time.Time) (news bool) {
-	if o.runtime != nil {
-		a.runtime = &v1alpha1.RuntimeInfo{Version: o.runtime.Version, Snapshotter: o.runtime.Snapshotter, Platform: o.runtime.Platform}
-	}
-	rec := a.records[o.job.uid]
-	news = true
-	if rec != nil && o.job.kind == jobImport && !o.stopped {
-		rec.suspect = false
-	}
-	switch {
-	case o.job.kind == jobRecover:
-		a.learnRecovery(o, now)
-	case o.job.kind == jobRelease:
-		if t := a.releases[o.job.uid]; t != nil && o.err != nil {
-			t.failed(now, retryLimit, a.jitter)
-		} else {
-			delete(a.releases, o.job.uid)
-		}
-	case o.stopped, rec == nil, rec.owner.SpecHash != o.job.owner.SpecHash:
-		// Neither a success nor a failure of what is wanted now.
-	case o.err != nil:
-		news = a.learnFailure(rec, o, now)
-	case o.job.kind == jobCheck:
-		news = rec.learnCheck(o, now)
-	default:
-		rec.complete(o.result, now)
-		rec.entry.Bytes = &v1alpha1.ArchiveBytes{
-			Total: o.result.Bytes.Written + o.result.Bytes.Skipped, Done: o.result.Bytes.Written, Skipped: o.result.Bytes.Skipped,
-		}
-	}
-	return news
-}
-
-// learnRecovery notes how a recovery ended. Of a containerd that does not answer all archives tell, since they wait.
-func (a *agenda) learnRecovery(o *outcome, now time.Time) {
-	rc := &a.recovery
-	if rc.done = o.err == nil; rc.done {
-		return
-	}
-	reason, _ := Classify(o.err)
-	if rc.passed = reason != v1alpha1.ReasonRuntimeUnavailable; rc.passed {
-		rc.failed(now, retryLimit, a.jitter)
-		return
-	}
-	rc.failed(now, runtimeRetryLimit, a.jitter)
-	for _, rec := range a.records {
-		if !rec.done {
-			rec.failure = &failure{ImportError: v1alpha1.ImportError{Reason: reason, Message: errorText(o.err)}}
-		}
-	}
-}
-
-// learnFailure notes a failed attempt. A containerd that does not answer says nothing against images that were
-// there before; once it answers again, it is asked for them first.
-func (a *agenda) learnFailure(rec *record, o *outcome, now time.Time) (news bool) {
-	reason, terminal := Classify(o.err)
-	switch {
-	case terminal:
-		rec.stalled(now, a.jitter)
-		a.release(rec.archive.UID)
-	case reason == v1alpha1.ReasonInsufficientDisk:
-		rec.stalled(now, a.jitter) // each attempt may transfer, and drop, all that fits
-	case reason == v1alpha1.ReasonRuntimeUnavailable && o.job.kind == jobCheck:
-		rec.unanswered(now, runtimeRetryLimit, a.jitter)
-		rec.checked = false
-	case reason == v1alpha1.ReasonRuntimeUnavailable:
-		rec.failed(now, runtimeRetryLimit, a.jitter)
-		rec.checked = false
-	default:
-		rec.failed(now, retryLimit, a.jitter)
-	}
-	if rec.done {
-		return false
-	}
-	failed := failure{v1alpha1.ImportError{Reason: reason, Message: errorText(o.err)}, terminal}
-	news = rec.failure == nil || *rec.failure != failed
-	rec.failure = &failed
-	return news
-}
-
-// learnCheck notes whether containerd has all of an archive's images. A report that says so already stays as it is.
-// It returns whether images were lost.
-func (r *record) learnCheck(o *outcome, now time.Time) (lost bool) {
-	r.checked = true
-	r.answered()
-	if r.failure != nil && r.failure.Reason == v1alpha1.ReasonRuntimeUnavailable {
-		r.failure = nil
-	}
-	lost = r.done && !o.whole
-	switch {
-	case lost:
-		heeded, conditions := r.heeded, r.entry.Conditions
-		*r = *newRecord(r.archive)
-		r.checked, r.heeded, r.entry.Conditions = true, heeded, conditions
-	case o.whole && (!r.done || r.entry.IndexDigest != string(o.result.IndexDigest)):
-		r.complete(o.result, now)
-	case o.whole:
-		r.reset()
-	}
-	return lost
-}
-
-// complete notes that the images are there.
-func (r *record) complete(result importer.Result, now time.Time) {
-	r.done, r.checked, r.failure = true, true, nil
-	r.reset()
-	e := &r.entry
-	e.Digest, e.IndexDigest, e.Size = string(result.Digest), string(result.IndexDigest), max(result.Size, 0)
-	e.ImageCount = int32(len(result.Images)) //nolint:gosec // bounded by the archive package
-	e.CompletionTime = timestamp(now)
 }
 
 func (a *agenda) oldestFirst() []*record {
@@ -384,10 +346,4 @@ func (a *agenda) oldestFirst() []*record {
 		return cmp.Or(x.archive.CreationTimestamp.Compare(y.archive.CreationTimestamp.Time), cmp.Compare(x.archive.Name, y.archive.Name))
 	})
 	return records
-}
-
-// timestamp cuts a time to what the API keeps of it.
-func timestamp(now time.Time) *metav1.Time {
-	t := metav1.NewTime(now).Rfc3339Copy()
-	return &t
 }

@@ -101,6 +101,8 @@ func TestDeletedIsStoppedAndReleased(t *testing.T) {
 	b.end(outcome{stopped: true})
 	b.expect("release a")
 	b.end(outcome{err: errors.New("no")})
+	b.expect("sweep")
+	b.end(absent)
 	b.expect("wait 2s")
 	b.pass(2 * time.Second)
 	b.expect("release a")
@@ -284,32 +286,6 @@ func TestOutageEnds(t *testing.T) {
 	}
 }
 
-func TestLossIsImportedAgain(t *testing.T) {
-	a := newArchive("a", 0)
-	b := newBench(t, a)
-	b.expect("check a")
-	b.end(absent)
-	b.expect("import a")
-	b.end(good)
-	a = a.DeepCopy()
-	a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: "1"}
-	b.see(a)
-	b.expect("check a")
-	b.wantState("a", "Ready=True/Imported")
-	for i, o := range []outcome{absent, absent} { // the second time nothing is lost any more
-		o.job = b.at("a").job
-		if news := b.learn(&o, b.now); news != (i == 0) {
-			t.Errorf("check %d: news %v", i, news)
-		}
-	}
-	b.running = nil
-	b.wantState("a", "Ready=False/Pending Reconciling=True/Pending")
-	b.expect("import a")
-	if e := b.report("a"); e.Attempts != 1 || e.CompletionTime != nil {
-		t.Errorf("entry %+v", e)
-	}
-}
-
 func withRequest(a *v1alpha1.ImageArchive, value string) *v1alpha1.ImageArchive {
 	a = a.DeepCopy()
 	a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: value}
@@ -375,7 +351,7 @@ func TestRestartWithEverythingDone(t *testing.T) {
 	for _, step := range []struct {
 		job string
 		o   outcome
-	}{{"recover", down}, {"recover", absent}, {"check a", down}, {"check a", whole}} { // containerd may come up later than the agent
+	}{{"recover", down}, {"recover", absent}, {"sweep", absent}, {"check a", down}, {"check a", whole}} { // containerd may come up later than the agent
 		b.expect(step.job)
 		if c := compare(written, b.status(b.running, b.now)); c != noChange {
 			t.Errorf("would write %v before containerd has answered", c)
@@ -397,8 +373,7 @@ func TestRestartContinues(t *testing.T) {
 	b.expect("import poison") // and the process dies
 
 	b, _ = b.restart(a, poison)
-	b.expect("recover")
-	b.end(absent)
+	b.recover()
 	b.expect("check a")
 	b.end(absent)
 	b.expect("import a")
@@ -442,6 +417,8 @@ func TestRestartAfterChanges(t *testing.T) {
 		t.Errorf("wanted %+v", got)
 	}
 	b.end(absent)
+	b.expect("sweep")
+	b.end(absent)
 	b.expect("check a")
 	b.end(absent)
 	b.wantState("a", "Ready=False/Pending Reconciling=True/Pending")
@@ -467,6 +444,8 @@ func TestRecreatedIsAnotherArchive(t *testing.T) {
 	b.see(again)
 	b.expect("release a")
 	b.end(absent)
+	b.expect("sweep")
+	b.end(absent)
 	b.expect("check b")
 	if e := b.report("a"); e.UID != "uid-b" || short(e.Conditions) != "Ready=False/Pending Reconciling=True/Pending" {
 		t.Errorf("entry %+v", e)
@@ -477,13 +456,13 @@ func TestNewsOnlyOnce(t *testing.T) {
 	b := newBench(t, newArchive("a", 0))
 	b.expect("check a")
 	b.end(absent)
-	var news []bool
+	var got []news
 	for _, o := range []outcome{unreachable, unreachable, broken, broken, unreachable} {
 		o.job = b.records["uid-a"].job(jobImport)
-		news = append(news, b.learn(&o, b.now))
+		got = append(got, b.learn(&o, b.now))
 	}
-	if want := []bool{true, false, true, false, true}; !slices.Equal(news, want) {
-		t.Errorf("news %v, want %v", news, want)
+	if want := []news{newlyFailed, nothingNew, newlyFailed, nothingNew, newlyFailed}; !slices.Equal(got, want) {
+		t.Errorf("news %v, want %v", got, want)
 	}
 }
 

@@ -43,6 +43,11 @@ func (t *attempt) stalled(now time.Time, jitter func() float64) {
 	t.notBefore = now.Add(time.Duration((0.8 + 0.4*jitter()) * float64(stalledInterval)))
 }
 
+// about is a duration give or take a tenth, so that many agents do not do the same at the same time.
+func about(d time.Duration, jitter func() float64) time.Duration {
+	return time.Duration((0.9 + 0.2*jitter()) * float64(d))
+}
+
 func backoffBound(tries int, limit time.Duration) time.Duration {
 	bound := retryBase
 	for range tries - 1 {

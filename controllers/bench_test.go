@@ -45,6 +45,7 @@ type bench struct {
 	now      time.Time
 	archives []*v1alpha1.ImageArchive
 	running  []activity
+	last     news
 }
 
 // newBench begins after the recovery.
@@ -52,9 +53,17 @@ func newBench(t *testing.T, archives ...*v1alpha1.ImageArchive) *bench {
 	t.Helper()
 	b := &bench{t: t, agenda: newAgenda(noJitter), now: epoch}
 	b.see(archives...)
+	b.recover()
+	return b
+}
+
+// recover is what comes first.
+func (b *bench) recover() {
+	b.t.Helper()
 	b.expect("recover")
 	b.end(absent)
-	return b
+	b.expect("sweep")
+	b.end(absent)
 }
 
 // see replaces the archives that select the node.
@@ -111,11 +120,14 @@ func (b *bench) end(o outcome) {
 		b.t.Fatal("nothing runs")
 	}
 	last := len(b.running) - 1
-	o.job, b.running = b.running[last].job, b.running[:last]
+	if o.job, o.at = b.running[last].job, b.now; o.job.kind == jobCheck {
+		o.at = b.running[last].moved
+	}
+	b.running = b.running[:last]
 	if o.runtime == nil && !errors.Is(o.err, importer.ErrRuntimeUnavailable) {
 		o.runtime = &importer.Runtime{Version: "v2"}
 	}
-	b.learn(&o, b.now)
+	b.last = b.learn(&o, b.now)
 }
 
 // endOf is end for the job of an archive.
@@ -129,14 +141,18 @@ func (b *bench) endOf(name string, o outcome) {
 func (b *bench) pass(d time.Duration) { b.now = b.now.Add(d) }
 
 var (
-	absent = outcome{}
-	whole  = outcome{whole: true, result: importer.Result{Images: make([]importer.Image, 2), IndexDigest: "sha256:1", Size: 100}}
-	good   = outcome{result: importer.Result{Images: make([]importer.Image, 2), IndexDigest: "sha256:1", Size: 100,
-		Bytes: importer.Bytes{Read: 70, Written: 60, Skipped: 40}}}
+	absent      = outcome{}
+	whole       = outcome{found: true, result: imported}
+	good        = outcome{result: imported, opened: true, validator: "v1"}
 	broken      = outcome{err: fmt.Errorf("member 3: %w", archive.ErrInvalid)}
 	unreachable = outcome{err: fmt.Errorf("get: %w", source.ErrUnavailable)}
 	down        = outcome{err: fmt.Errorf("dial: %w", importer.ErrRuntimeUnavailable)}
 )
+
+var imported = importer.Result{
+	Images: make([]importer.Image, 2), Names: []string{"docker.io/library/a:1", "docker.io/library/b:1"},
+	IndexDigest: "sha256:1", Size: 100, Validator: "v1", Bytes: importer.Bytes{Read: 70, Written: 60, Skipped: 40},
+}
 
 // report is an archive's entry as it would be written now.
 func (b *bench) report(name string) v1alpha1.ArchiveState {

@@ -38,7 +38,7 @@ type loop struct {
 func newLoop(t *testing.T, l limits, archives ...string) *loop {
 	lo := &loop{t: t, f: &fakeImporter{}, wakes: make(chan struct{}, 100), began: time.Now(), ended: map[string]time.Duration{}}
 	lo.f.importing = lo.importArchive
-	lo.NodeReconciler = &NodeReconciler{agenda: newAgenda(noJitter), worker: &worker{
+	lo.NodeReconciler = &NodeReconciler{agenda: newAgenda(noJitter), watcher: &watcher{}, worker: &worker{
 		importer: lo.f, open: openPlayed, metrics: newMetrics(prometheus.NewRegistry()),
 		wake: func() { lo.wakes <- struct{}{} },
 	}}
@@ -163,7 +163,7 @@ func TestStalledImportHoldsUpNoOther(t *testing.T) {
 	}{
 		{"by itself", defaultLimits, "quick", time.Second},
 		{"beside a stalled one: at once", defaultLimits, "silent quick", time.Second},
-		{"beside a stalled one, if only one might run", limits{1, 1}, "silent quick", never},
+		{"beside a stalled one, if only one might run", limits{1, 1, 1}, "silent quick", never},
 		{"beside two: when they have shown that they stall", defaultLimits, "silent-1 silent-2 quick", stallTime + time.Second},
 		{"beside two that trickle", defaultLimits, "trickle-1 trickle-2 quick", stallTime + time.Second},
 		{"beside seven", defaultLimits, "silent-1 silent-2 silent-3 silent-4 silent-5 silent-6 silent-7 quick", 3*stallTime + time.Second},

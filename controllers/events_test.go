@@ -115,7 +115,7 @@ func TestListedArchives(t *testing.T) {
 func TestNotesFit(t *testing.T) {
 	recorder := events.NewFakeRecorder(1)
 	a := newArchive(strings.Repeat("n", 253), 0)
-	r := &NodeReconciler{Recorder: recorder, notes: []note{{a, "Warning", "Truncated", strings.Repeat("x", maxText)}}}
+	r := &NodeReconciler{Recorder: recorder, notes: []note{{a.Name, a, "Warning", "Truncated", strings.Repeat("x", maxText)}}}
 	r.sendNotes(&nodeView{state: &v1alpha1.NodeImageState{}})
 	_, text, _ := strings.Cut(<-recorder.Events, "Truncated ")
 	if len(text) > 1024 || !strings.HasPrefix(text, a.Name+": xxx") {

@@ -15,11 +15,16 @@ type metrics struct {
 	imports                *prometheus.CounterVec
 	phases                 *prometheus.HistogramVec
 	inProgress             prometheus.Gauge
+	heals                  *prometheus.CounterVec
+	diskFree, diskReserve  *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "tarlift", Name: name, Help: help})
+	}
+	disk := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "tarlift", Name: name, Help: help}, []string{"root"})
 	}
 	m := &metrics{
 		read:    counter("read_bytes_total", "Bytes taken from sources, by imports of any outcome."),
@@ -35,8 +40,14 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		inProgress: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "tarlift", Name: "imports_in_progress", Help: "Imports that run now.",
 		}),
+		heals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "tarlift", Name: "heals_total",
+			Help: "Archives whose images were lost and are whole again, by how: repair needs no source, import does.",
+		}, []string{"kind"}),
+		diskFree:    disk("disk_free_bytes", "Room on a file system that containerd writes to, as of the last check or import."),
+		diskReserve: disk("disk_reserve_bytes", "How much of it imports leave free."),
 	}
-	r.MustRegister(m.read, m.written, m.skipped, m.imports, m.phases, m.inProgress)
+	r.MustRegister(m.read, m.written, m.skipped, m.imports, m.phases, m.inProgress, m.heals, m.diskFree, m.diskReserve)
 	return m
 }
 

@@ -6,7 +6,9 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -41,15 +44,23 @@ type NodeReconciler struct {
 	Sources  Sources
 	NodeName string
 	Metrics  prometheus.Registerer
+	// CheckInterval is how often all images are looked at though nothing tells of a change; 0: DefaultCheckInterval.
+	CheckInterval time.Duration
 
-	worker *worker
-	agenda *agenda // nil until the first reconcile
-	state  writtenState
-	notes  []note // Events that wait for the object that they are about
-	pacer  pacer
-	now    func() time.Time
-	jitter func() float64
+	worker  *worker
+	watcher *watcher
+	agenda  *agenda // nil until the first reconcile
+	state   writtenState
+	notes   []note // Events that wait for the object that they are about
+	pacer   pacer
+	outage  attempt // of the API server, as its writes tell
+	now     func() time.Time
+	jitter  func() float64
 }
+
+// DefaultCheckInterval is short beside the days that a node keeps images, and long beside the tenth of a second that it
+// takes to go through them. What containerd tells of is noticed at once; a lost blob is not among that.
+const DefaultCheckInterval = 10 * time.Minute
 
 // progressPoll is how often the progress of running imports is looked at, to see whether it is worth a write.
 const progressPoll = 2 * time.Second
@@ -57,12 +68,25 @@ const progressPoll = 2 * time.Second
 // apiRetry bounds the wait after a failed call of the API server. Imports go on meanwhile.
 const apiRetryBase, apiRetryLimit = 500 * time.Millisecond, 30 * time.Second
 
+const (
+	// writeTimeout is how long the API server may take over a write: a connection that leads nowhere any more would hold
+	// it up for most of a minute.
+	writeTimeout = 10 * time.Second
+	// writeRetryLimit bounds the wait before a failed write is tried again: with the timeout, no more than 15 s after the
+	// API server has returned. What many agents have to write is spread further, as any write of theirs.
+	writeRetryLimit = 5 * time.Second
+)
+
 // SetupWithManager adds the reconciler and its worker to a manager.
 func (r *NodeReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	r.now, r.jitter = time.Now, rand.Float64
-	r.worker = &worker{importer: r.Importer, open: r.Sources.Open, metrics: newMetrics(r.Metrics)}
-	if err := mgr.Add(r.worker); err != nil {
-		return fmt.Errorf("add worker: %w", err)
+	if r.CheckInterval == 0 {
+		r.CheckInterval = DefaultCheckInterval
+	}
+	r.worker = &worker{importer: r.Importer, open: r.Sources.Open, changed: r.Sources.Changed, metrics: newMetrics(r.Metrics)}
+	r.watcher = &watcher{importer: r.Importer, jitter: r.jitter}
+	if err := errors.Join(mgr.Add(r.worker), mgr.Add(r.watcher)); err != nil {
+		return fmt.Errorf("add worker and watcher: %w", err)
 	}
 	request := ctrl.Request{NamespacedName: types.NamespacedName{Name: r.NodeName}}
 	toNode := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
@@ -75,6 +99,7 @@ func (r *NodeReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		WatchesMetadata(&corev1.Node{}, toNode, builder.WithPredicates(nodeChanged)).
 		WatchesRawSource(ctrlsource.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
 			r.worker.onWake(func() { q.Add(request) })
+			r.watcher.onWake(func() { q.Add(request) })
 			return nil
 		})).
 		WithOptions(controller.Options{
@@ -113,11 +138,7 @@ func (r *NodeReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Re
 	now := r.now()
 	r.takeIn(ctx, view, now)
 	wait := r.steer(ctx, now)
-	later, err := r.report(ctx, view, now)
-	if err != nil {
-		return ctrl.Result{}, err
-	}
-	return ctrl.Result{RequeueAfter: sooner(wait, later)}, nil
+	return ctrl.Result{RequeueAfter: sooner(wait, r.report(ctx, view, now))}, nil
 }
 
 // nodeView is what the API server says that concerns one node.
@@ -126,9 +147,11 @@ type nodeView struct {
 	state    *v1alpha1.NodeImageState      // nil: not there
 	leftover bool                          // the state that is there belongs to an earlier Node of the name
 	archives []*v1alpha1.ImageArchive      // those that select the node
+	unclear  []importer.Owner              // those whose selector nobody can read
 }
 
-// look reads from the cache. An archive whose selector cannot be read selects no node; its status says so.
+// look reads from the cache. An archive whose selector cannot be read selects no node, and its status says so; what it
+// has brought to nodes stays.
 func (r *NodeReconciler) look(ctx context.Context) (*nodeView, error) {
 	view := &nodeView{}
 	key := client.ObjectKey{Name: r.NodeName}
@@ -152,7 +175,12 @@ func (r *NodeReconciler) look(ctx context.Context) (*nodeView, error) {
 	}
 	for i := range list.Items {
 		a := &list.Items[i]
-		if selector, err := nodeSelector(a); err == nil && a.DeletionTimestamp.IsZero() && selector.Matches(labels.Set(node.Labels)) {
+		selector, err := nodeSelector(a)
+		switch {
+		case !a.DeletionTimestamp.IsZero():
+		case err != nil:
+			view.unclear = append(view.unclear, ownerOf(a))
+		case selector.Matches(labels.Set(node.Labels)):
 			view.archives = append(view.archives, a)
 		}
 	}
@@ -187,11 +215,19 @@ func nodeSelector(a *v1alpha1.ImageArchive) (labels.Selector, error) {
 func (r *NodeReconciler) takeIn(ctx context.Context, view *nodeView, now time.Time) {
 	if r.agenda == nil {
 		r.agenda = newAgenda(r.jitter)
+		r.agenda.checkInterval = r.CheckInterval
 		if view.state != nil {
 			r.agenda.restore(&view.state.Status)
 		}
 	}
 	r.agenda.follow(view.archives, now)
+	r.agenda.unclear = view.unclear
+	var admitted []v1alpha1.Admission
+	if view.state != nil {
+		admitted = view.state.Spec.Admitted
+	}
+	r.agenda.admit(admitted)
+	r.agenda.disturb(r.watcher.collect(), now)
 	for _, o := range r.worker.collect() {
 		news := r.agenda.learn(o, now)
 		r.announce(ctx, o, news)
@@ -219,91 +255,66 @@ func (r *NodeReconciler) steer(ctx context.Context, now time.Time) time.Duration
 	}
 }
 
-// announce tells of a job's end by an Event on the NodeImageState, by metrics and in the log. A failure like the
-// one before is no news.
-func (r *NodeReconciler) announce(ctx context.Context, o *outcome, news bool) {
-	log := ctrl.LoggerFrom(ctx).WithValues("archive", o.job.owner.Name)
-	if o.job.kind == jobImport {
-		r.worker.metrics.count(o)
-	}
-	switch {
-	case o.stopped:
-	case o.err != nil:
-		reason, terminal := Classify(o.err)
-		text := errorText(o.err)
-		log.Info("Failed", "job", o.job.kind.String(), "reason", reason, "terminal", terminal, "error", text)
-		if news && o.job.archive != nil {
-			r.notes = append(r.notes, note{o.job.archive, corev1.EventTypeWarning, reason, text})
-		}
-	case o.job.kind == jobImport:
-		text := summary(o)
-		log.Info("Imported", "summary", text)
-		r.notes = append(r.notes, note{o.job.archive, corev1.EventTypeNormal, v1alpha1.ReasonImported, text})
-	case o.job.kind == jobCheck && news:
-		const text = "images that were complete are missing or damaged"
-		log.Info("Lost", "summary", text)
-		r.notes = append(r.notes, note{o.job.archive, corev1.EventTypeWarning, v1alpha1.ReasonPending, text})
-	}
-}
-
-// note is an Event about this node and an archive.
-type note struct {
-	archive           *v1alpha1.ImageArchive
-	typ, reason, text string
-}
-
-// sendNotes emits the Events that wait. Only the very first import may end before the NodeImageState is there.
-func (r *NodeReconciler) sendNotes(view *nodeView) {
-	if view.state == nil {
-		return
-	}
-	for _, n := range r.notes {
-		r.Recorder.Eventf(view.state, n.archive, n.typ, n.reason, "Import", "%s", clip(n.archive.Name+": "+n.text))
-	}
-	r.notes = nil
-}
-
-func summary(o *outcome) string {
-	b := o.result.Bytes
-	size := func(n int64) string {
-		if n == 0 {
-			return "nothing"
-		}
-		return displaySize(n)
-	}
-	return fmt.Sprintf("%s imported in %s: %s read, %s written, %s skipped", count(len(o.result.Images), "image"),
-		o.duration.Round(100*time.Millisecond), size(b.Read), size(b.Written), size(b.Skipped))
-}
-
 // report writes the node's status if it says something new and it is time for that. It returns when it will be, 0
-// for unknown.
-func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Time) (time.Duration, error) {
+// for unknown. That the API server does not take it keeps nothing else from going on.
+func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Time) time.Duration {
 	running := r.worker.running(now)
 	var poll time.Duration
 	if slices.ContainsFunc(running, func(a activity) bool { return a.kind == jobImport }) {
 		poll = progressPoll
 	}
 	if view.leftover {
-		return poll, nil // the garbage collector removes it, and that event brings what is next
+		return poll // the garbage collector removes it, and that event brings what is next
+	}
+	if wait := r.outage.notBefore.Sub(now); wait > 0 {
+		return sooner(poll, wait)
 	}
 	written, wait := r.state.latest(view, now)
 	if wait > 0 {
-		return wait, nil
+		return wait
 	}
 	current := r.agenda.status(running, now)
 	c := compare(written, current)
+	if c == noChange && poll > 0 && now.Sub(r.pacer.last) > lifeInterval(view.archives) && moved(written, current) {
+		c = progressChange
+	}
 	if c == noChange {
 		r.pacer.settled()
-		return poll, nil
+		return poll
 	}
 	if wait := r.pacer.wait(c, now, largest(view.archives), r.jitter); wait > 0 {
-		return sooner(poll, wait), nil
+		return sooner(poll, wait)
 	}
-	if err := r.state.write(ctx, r.Client, view, current, now); err != nil {
-		return 0, fmt.Errorf("write status of NodeImageState %s: %w", r.NodeName, err)
+	limited, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	if err := r.state.write(limited, r.Client, view, current, now); err != nil {
+		return sooner(poll, r.refused(ctx, err, largest(view.archives)))
 	}
 	r.pacer.wrote(now)
-	return poll, nil
+	r.outage.reset()
+	return poll
+}
+
+// refused puts off the next write after one that failed, and returns by how much.
+func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) time.Duration {
+	now := r.now()
+	r.outage.failed(now, max(writeRetryLimit, writeWindow(nodes)), r.jitter)
+	if r.outage.tries == 1 {
+		ctrl.LoggerFrom(ctx).Info("Could not write the status of the NodeImageState; trying again", "error", errorText(err))
+	}
+	return r.outage.notBefore.Sub(now)
+}
+
+// lifeInterval is after how long a running import is to show that it makes progress, however little: well before a rollout
+// takes it for dead.
+func lifeInterval(archives []*v1alpha1.ImageArchive) time.Duration {
+	least := time.Duration(math.MaxInt64)
+	for _, a := range archives {
+		if a.Spec.Rollout != nil {
+			least = min(least, ptr.Deref(a.Spec.Rollout.ProgressDeadline, metav1.Duration{Duration: defaultProgressDeadline}).Duration/3)
+		}
+	}
+	return least
 }
 
 // uncounted is how many nodes an archive is taken to select until the roll-up has counted them: enough to wait for

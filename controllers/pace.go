@@ -16,12 +16,13 @@ import (
 type limits struct {
 	moving int // those that make progress
 	all    int // with those that stall
+	probes int // looks at sources
 }
 
 // defaultLimits let two imports make progress: while one waits for its server, or for the disk to sync, the other uses
 // what is idle, and more would only put off the oldest. Stalled ones cost next to nothing but memory; eight are more
-// servers than are likely to hang at a time.
-var defaultLimits = limits{moving: 2, all: 8}
+// servers than are likely to hang at a time. So are four among those that are only asked, for half a minute at most.
+var defaultLimits = limits{moving: 2, all: 8, probes: 4}
 
 const (
 	// stallTime is after how long without progress an import gives its place to another. A server that has to fetch or
@@ -58,6 +59,7 @@ type turn struct {
 	wait    time.Duration      // until something else will be due, 0 for not known
 	busy    map[types.UID]bool // archives that the worker is at
 	asking  bool               // it asks containerd something
+	probes  int                // sources that it asks
 	imports int                // that run
 	moving  int                // those of them that make progress
 	stall   time.Duration      // until the first of these stalls, unless it moves on
@@ -67,14 +69,17 @@ func newTurn(running []activity, now time.Time) *turn {
 	t := &turn{now: now, busy: map[types.UID]bool{}}
 	for _, r := range running {
 		t.busy[r.uid] = true
-		if r.kind != jobImport {
+		switch r.kind {
+		default:
 			t.asking = true
-			continue
-		}
-		t.imports++
-		if !r.stalls(now) {
-			t.moving++
-			t.stall = sooner(t.stall, r.moved.Add(stallTime).Sub(now))
+		case jobProbe:
+			t.probes++
+		case jobImport:
+			t.imports++
+			if !r.stalls(now) {
+				t.moving++
+				t.stall = sooner(t.stall, r.moved.Add(stallTime).Sub(now))
+			}
 		}
 	}
 	return t
@@ -88,3 +93,6 @@ func (t *turn) due(at attempt) bool {
 	}
 	return d <= 0
 }
+
+// reached is due for a time that may be zero, which is never.
+func (t *turn) reached(at time.Time) bool { return !at.IsZero() && t.due(attempt{notBefore: at}) }

@@ -53,8 +53,8 @@ func TestPlaces(t *testing.T) {
 		{"two make progress", defaultLimits, "", "", []string{"import a", "import b", "wait 5s"}},
 		{"a stalled one does not count", defaultLimits, "a", "", []string{"import a", "import b", "import c", "wait 5s"}},
 		{"nor do two", defaultLimits, "ab", "", []string{"import a", "import b", "import c", "import d", "wait 0s"}},
-		{"they do count in all", limits{2, 3}, "abc", "", []string{"import a", "import b", "import c", "wait 0s"}},
-		{"one at a time", limits{1, 1}, "a", "", []string{"import a", "wait 0s"}},
+		{"they do count in all", limits{2, 3, 1}, "abc", "", []string{"import a", "import b", "import c", "wait 0s"}},
+		{"one at a time", limits{1, 1, 1}, "a", "", []string{"import a", "wait 0s"}},
 		{"one that may kill the agent lets others pass", defaultLimits, "", "b", []string{"import a", "import c", "wait 5s"}},
 		{"what begins beside it does so knowing nothing of it", defaultLimits, "", "a", []string{"import a", "import b", "wait 5s"}},
 		{"it need not wait for stalled ones", defaultLimits, "a", "b", []string{"import a", "import b", "import c", "wait 5s"}},
@@ -128,6 +128,8 @@ func TestQuestionsBesideImports(t *testing.T) {
 	b.endOf("gone", outcome{stopped: true})
 	b.expect("release gone")
 	b.end(absent)
+	b.expect("sweep")
+	b.end(absent)
 	b.endOf("a", unreachable)
 	b.expect("check a")
 	b.wantState("b", "Ready=False/Importing Reconciling=True/Importing")
@@ -145,8 +147,7 @@ func TestPoisonBesideOthers(t *testing.T) {
 	b.expect("import innocent") // and the process dies
 
 	b, _ = b.restart(poison, innocent)
-	b.expect("recover")
-	b.end(absent)
+	b.recover()
 	b.pass(2 * time.Second)
 	for _, name := range []string{"poison", "innocent"} {
 		b.expect("check " + name)
@@ -156,8 +157,7 @@ func TestPoisonBesideOthers(t *testing.T) {
 	b.expect("wait 5s") // and it dies again
 
 	b, _ = b.restart(poison, innocent)
-	b.expect("recover")
-	b.end(absent)
+	b.recover()
 	b.pass(2 * time.Second)
 	b.expect("check innocent")
 	b.end(absent)

@@ -20,6 +20,10 @@ func TestRecoveryComesFirst(t *testing.T) {
 	}
 	b.expect("wait 0s")
 	b.end(absent)
+	if j := b.expect("sweep"); !slices.Equal(j.wanted, want) {
+		t.Errorf("sweeps all but %+v, want %+v", j.wanted, want)
+	}
+	b.end(absent)
 	for _, name := range []string{"old", "a"} { // nothing is released: the recovery has cleared what was left for gone
 		b.expect("check " + name)
 		b.end(whole)
@@ -53,6 +57,8 @@ func TestRecoveryWaitsForContainerd(t *testing.T) {
 		t.Errorf("wanted %+v", j.wanted)
 	}
 	b.end(absent)
+	b.expect("sweep")
+	b.end(absent)
 	b.expect("check a")
 	b.end(absent)
 	b.wantState("a", "Ready=False/Pending Reconciling=True/Pending")
@@ -64,6 +70,8 @@ func TestRecoveryThatFails(t *testing.T) {
 	b, _ := newBench(t).restart(newArchive("a", 0))
 	b.expect("recover")
 	b.end(odd)
+	b.expect("sweep")
+	b.end(absent)
 	b.expect("check a")
 	b.end(absent)
 	b.wantState("a", "Ready=False/Pending Reconciling=True/Pending")

@@ -50,33 +50,57 @@ func (r *record) importAmong(running []activity) *activity {
 // conditions describe a record. While an attempt that follows a failed one runs, Ready keeps telling the failure:
 // whether that is over only the attempt's end tells, and else each retry would cost two writes.
 func (r *record) conditions(running *activity) []metav1.Condition {
-	doing := condition(v1alpha1.ConditionReconciling, metav1.ConditionTrue, v1alpha1.ReasonPending, "waits for its turn")
-	switch {
-	case running != nil:
-		doing.Reason, doing.Message = v1alpha1.ReasonImporting, string(running.progress.Phase)
-	case r.failure != nil:
-		doing.Message = "will be tried again"
-	}
-	failed := func(typ string, status metav1.ConditionStatus) metav1.Condition {
-		return condition(typ, status, r.failure.Reason, r.failure.Message)
-	}
-	notReady := func(reason, message string) metav1.Condition {
+	doing := r.doing(running)
+	ready := func(reason, message string) metav1.Condition {
 		return condition(v1alpha1.ConditionReady, metav1.ConditionFalse, reason, message)
 	}
+	stalled := func(reason, message string) metav1.Condition {
+		return condition(v1alpha1.ConditionStalled, metav1.ConditionTrue, reason, message)
+	}
+	f := r.failure
 	switch {
 	case r.done:
 		return []metav1.Condition{condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonImported,
 			count(int(r.entry.ImageCount), "image")+" complete")}
+	case r.archive.Spec.Suspend && r.loss != "":
+		return []metav1.Condition{ready(v1alpha1.ReasonSuspended, "spec.suspend is set; "+r.loss)}
 	case r.archive.Spec.Suspend:
-		return []metav1.Condition{notReady(v1alpha1.ReasonSuspended, "spec.suspend is set")}
-	case r.failure != nil && r.failure.terminal:
-		return []metav1.Condition{failed(v1alpha1.ConditionReady, metav1.ConditionFalse), failed(v1alpha1.ConditionStalled, metav1.ConditionTrue)}
-	case r.failure != nil:
-		return []metav1.Condition{failed(v1alpha1.ConditionReady, metav1.ConditionFalse), doing}
+		return []metav1.Condition{ready(v1alpha1.ReasonSuspended, "spec.suspend is set")}
+	case r.loss != "" && ignoresDrift(r.archive) && !r.stale:
+		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, r.loss), stalled(v1alpha1.ReasonDrifted, r.loss)}
+	case r.loss != "" && f != nil && f.terminal:
+		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, clip(r.loss+lossDetail+f.Message)), stalled(f.Reason, f.Message)}
+	case r.loss != "" && f != nil:
+		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, clip(r.loss+lossDetail+f.Message)), doing}
+	case r.loss != "":
+		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, r.loss), doing}
+	case f != nil && f.terminal:
+		return []metav1.Condition{ready(f.Reason, f.Message), stalled(f.Reason, f.Message)}
+	case f != nil && doing.Reason != v1alpha1.ReasonWaitingForRollout:
+		return []metav1.Condition{ready(f.Reason, f.Message), doing}
 	case running != nil:
-		return []metav1.Condition{notReady(v1alpha1.ReasonImporting, "the import is running"), doing}
+		return []metav1.Condition{ready(v1alpha1.ReasonImporting, "the import is running"), doing}
 	}
-	return []metav1.Condition{notReady(doing.Reason, doing.Message), doing}
+	return []metav1.Condition{ready(doing.Reason, doing.Message), doing}
+}
+
+// doing is the condition Reconciling of a record for which something is done, or is to be done.
+func (r *record) doing(running *activity) metav1.Condition {
+	reason, message := v1alpha1.ReasonPending, "waits for its turn"
+	switch {
+	case running != nil:
+		reason, message = v1alpha1.ReasonImporting, string(running.progress.Phase)
+	case !r.mayBegin():
+		reason, message = v1alpha1.ReasonWaitingForRollout, "waits until spec.rollout lets the node import"
+		if r.failure != nil {
+			message = clip(message + "; " + r.failure.Message)
+		}
+	case r.failure != nil:
+		message = "will be tried again"
+	case r.stale:
+		message = "the source holds another archive"
+	}
+	return condition(v1alpha1.ConditionReconciling, metav1.ConditionTrue, reason, message)
 }
 
 func condition(typ string, status metav1.ConditionStatus, reason, message string) metav1.Condition {
@@ -170,6 +194,16 @@ func progressed(written, current *v1alpha1.ArchiveState) bool {
 	return moved != 0 && moved*100 >= after.Total*progressStep
 }
 
+// moved says whether a running import has got further at all.
+func moved(written, current *v1alpha1.NodeImageStateStatus) bool {
+	for i := range current.Archives {
+		if !equality.Semantic.DeepEqual(written.Archives[i].Bytes, current.Archives[i].Bytes) {
+			return true
+		}
+	}
+	return false
+}
+
 const (
 	// settleTime lets changes that follow each other at once become one write.
 	settleTime = 200 * time.Millisecond
@@ -190,7 +224,7 @@ type pacer struct {
 // wait is how long a write has to wait, 0 for not at all. nodes is how many agents have the same to tell about the
 // same time. It may grow while a write waits: of a new archive, agents learn it a moment after the archive.
 func (p *pacer) wait(c change, now time.Time, nodes int32, jitter func() float64) time.Duration {
-	window := time.Duration(nodes) * time.Second / clusterWriteRate
+	window := writeWindow(nodes)
 	if c == stateChange {
 		if p.since.IsZero() {
 			p.since, p.place = now, jitter()
@@ -199,6 +233,11 @@ func (p *pacer) wait(c change, now time.Time, nodes int32, jitter func() float64
 	}
 	p.settled()
 	return max(0, p.last.Add(max(progressInterval, window)).Sub(now))
+}
+
+// writeWindow is what this many agents spread their writes over.
+func writeWindow(nodes int32) time.Duration {
+	return time.Duration(nodes) * time.Second / clusterWriteRate
 }
 
 // settled notes that no change of state waits.

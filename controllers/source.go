@@ -38,22 +38,42 @@ type Sources struct {
 	Proxy func(*http.Request) (*url.URL, error)
 }
 
-// Open is the one switch from a spec to a source.
+// Open opens what a spec describes.
 func (s Sources) Open(ctx context.Context, spec v1alpha1.Source) (source.Blob, error) {
+	web, path, err := s.locate(ctx, spec)
+	switch {
+	case err != nil:
+		return nil, err
+	case web != nil:
+		return source.OpenHTTP(ctx, *web)
+	}
+	return source.OpenUnder(s.ArchiveDir, path)
+}
+
+// Changed says whether Open would give other bytes than those that had this validator.
+func (s Sources) Changed(ctx context.Context, spec v1alpha1.Source, validator string) (bool, error) {
+	web, path, err := s.locate(ctx, spec)
+	switch {
+	case err != nil:
+		return false, err
+	case web != nil:
+		return source.HTTPChanged(ctx, *web, validator)
+	}
+	return source.ChangedUnder(s.ArchiveDir, path, validator)
+}
+
+// locate is the one switch from a spec to a source: a web server, or else a path below ArchiveDir.
+func (s Sources) locate(ctx context.Context, spec v1alpha1.Source) (web *source.HTTPOptions, path string, err error) {
 	switch {
 	case spec.HTTP != nil:
 		o, err := s.httpOptions(ctx, spec.HTTP)
-		if err != nil {
-			return nil, err
-		}
-		return source.OpenHTTP(ctx, o)
+		return &o, "", err
+	case spec.File != nil && s.ArchiveDir == "":
+		return nil, "", fmt.Errorf("open %q: this agent has no archive directory: %w", spec.File.Path, source.ErrInvalid)
 	case spec.File != nil:
-		if s.ArchiveDir == "" {
-			return nil, fmt.Errorf("open %q: this agent has no archive directory: %w", spec.File.Path, source.ErrInvalid)
-		}
-		return source.OpenUnder(s.ArchiveDir, spec.File.Path)
+		return nil, spec.File.Path, nil
 	}
-	return nil, fmt.Errorf("spec.source: of no kind that this agent knows: %w", source.ErrInvalid)
+	return nil, "", fmt.Errorf("spec.source: of no kind that this agent knows: %w", source.ErrInvalid)
 }
 
 func (s Sources) httpOptions(ctx context.Context, spec *v1alpha1.HTTPSource) (source.HTTPOptions, error) {
@@ -130,7 +150,9 @@ func selectionOf(images *v1alpha1.ImageSelection) archive.Selection {
 }
 
 func ownerOf(a *v1alpha1.ImageArchive) importer.Owner {
-	return importer.Owner{Name: a.Name, UID: string(a.UID), SpecHash: specHash(&a.Spec)}
+	return importer.Owner{
+		Name: a.Name, UID: string(a.UID), SpecHash: specHash(&a.Spec), Deletion: importer.Deletion(a.Spec.DeletionPolicy),
+	}
 }
 
 // specHash identifies what of a spec decides an import. It is recorded in

@@ -90,8 +90,9 @@ func TestSpecHash(t *testing.T) {
 func TestRequestFor(t *testing.T) {
 	a := newArchive("a", 0)
 	a.Spec = *fullSpec()
+	a.Spec.DeletionPolicy = v1alpha1.DeletionDelete
 	want := importer.Request{
-		Owner:  importer.Owner{Name: "a", UID: "uid-a", SpecHash: specHash(&a.Spec)},
+		Owner:  importer.Owner{Name: "a", UID: "uid-a", SpecHash: specHash(&a.Spec), Deletion: importer.DeletionDelete},
 		Digest: "sha256:1", IndexDigest: "sha256:2",
 		Selection: archive.Selection{
 			BaseName: "example.com/a", Include: []string{"**"}, Exclude: []string{"*:debug"}, Rename: []archive.Rename{{From: "a/", To: "b/"}},

@@ -18,8 +18,11 @@ import (
 type Importer interface {
 	// Runtime asks containerd who it is.
 	Runtime(ctx context.Context) (importer.Runtime, error)
-	// Imported says whether an owner's images are there and whole. It opens no source.
+	// Imported says whether an owner's images are there, and what of them is missing, in words: nothing if they are whole.
+	// It opens no source.
 	Imported(ctx context.Context, o importer.Owner) (r importer.Result, loss string, found bool, err error)
+	// Repair gives images that are there back what they have lost and needs no source: pins and labels.
+	Repair(ctx context.Context, o importer.Owner) (repaired int, err error)
 	// Import makes the images of an archive appear, all or none.
 	Import(ctx context.Context, src source.Blob, req importer.Request) (importer.Result, error)
 	// Release drops what failed imports of the archive with this UID have kept.
@@ -28,15 +31,24 @@ type Importer interface {
 	// wanted owners and undone for others; what a wanted owner's next attempt can adopt stays; all else is cleared.
 	// Living importers are left alone.
 	Recover(ctx context.Context, wanted []importer.Owner) error
+	// Sweep ends the claims on images of all owners but the wanted, as each one's deletion policy says, and records the
+	// wanted ones' policies.
+	Sweep(ctx context.Context, wanted []importer.Owner) ([]importer.Swept, error)
+	// Watch tells the name of each image that is changed or deleted, and "" for each snapshot that is deleted, until ctx
+	// ends or containerd does.
+	Watch(ctx context.Context, changed func(name string)) error
 }
 
-// job is one thing that a worker does. All but releases ask for the runtime first.
+// job is one thing that a worker does. What asks containerd, but for releases, asks who it is first.
 type job struct {
-	kind    jobKind
-	uid     types.UID              // of the archive, empty for a recovery
-	archive *v1alpha1.ImageArchive // not changed by anybody
-	owner   importer.Owner
-	wanted  []importer.Owner // of a recovery
+	kind      jobKind
+	uid       types.UID              // of the archive, empty for a recovery and a sweep
+	archive   *v1alpha1.ImageArchive // not changed by anybody
+	owner     importer.Owner
+	wanted    []importer.Owner // of a recovery and a sweep
+	repair    bool             // before a check: what needs no source
+	names     []string         // that are known to be published for the owner
+	validator string           // of the source as it was, for a probe
 }
 
 type jobKind int
@@ -44,24 +56,34 @@ type jobKind int
 const (
 	jobRecover jobKind = iota // deals with what killed importers have left
 	jobRelease                // drops leftovers
+	jobSweep                  // ends claims on images that nobody wants any more
 	jobCheck                  // asks whether the images are there
 	jobImport                 // opens the source and imports
+	jobProbe                  // asks the source whether it has changed
 )
 
 func (k jobKind) String() string {
-	return [...]string{"recover", "release", "check", "import"}[k]
+	return [...]string{"recover", "release", "sweep", "check", "import", "probe"}[k]
 }
 
 // outcome is what became of a job.
 type outcome struct {
 	job      *job
 	err      error
-	stopped  bool // it was told to stop, so that err means nothing
+	stopped  bool      // it was told to stop, so that err means nothing
+	at       time.Time // as of when it tells what containerd has: a check's beginning, an import's end
 	runtime  *importer.Runtime
-	whole    bool // of a check
+	found    bool   // of a check: images of the owner are there
+	loss     string // and what of them is missing, empty for nothing
+	repaired int    // images
+	swept    []importer.Swept
 	result   importer.Result
-	read     int64 // bytes taken from the source
+	opened   bool  // of an import: the source could be opened
+	read     int64 // bytes taken from it
+	changed  bool  // of a probe
 	duration time.Duration
+
+	validator string // of the source that was opened
 }
 
 // worker does jobs beside the reconciler, which stays free to watch and to report. Which ones, and how many at a time,
@@ -69,6 +91,7 @@ type outcome struct {
 type worker struct {
 	importer Importer
 	open     func(context.Context, v1alpha1.Source) (source.Blob, error)
+	changed  func(ctx context.Context, s v1alpha1.Source, validator string) (bool, error)
 	metrics  *metrics
 
 	mu    sync.Mutex
@@ -198,10 +221,14 @@ func (w *worker) running(now time.Time) []activity {
 }
 
 func (w *worker) do(ctx context.Context, t *task) *outcome {
-	o := &outcome{job: t.job}
 	begin := time.Now()
+	o := &outcome{job: t.job, at: begin}
 	defer func() { o.duration = time.Since(begin) }()
-	if t.kind == jobRelease {
+	switch t.kind {
+	case jobProbe:
+		o.changed, o.err = w.probe(ctx, t)
+		return o
+	case jobRelease:
 		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.importer.Release(ctx, string(t.uid)) })
 		return o
 	}
@@ -217,17 +244,19 @@ func (w *worker) do(ctx context.Context, t *task) *outcome {
 	switch t.kind {
 	case jobRecover:
 		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.importer.Recover(ctx, t.wanted) })
-	case jobCheck:
+	case jobSweep:
 		o.err = within(ctx, workTimeout, func(ctx context.Context) (err error) {
-			var loss string
-			o.result, loss, o.whole, err = w.importer.Imported(ctx, t.owner)
-			o.whole = o.whole && loss == ""
+			o.swept, err = w.importer.Sweep(ctx, t.wanted)
 			return err
 		})
+	case jobCheck:
+		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.check(ctx, t, o) })
+		w.measure(ctx)
 	case jobImport:
 		w.metrics.inProgress.Inc()
 		defer w.metrics.inProgress.Dec()
 		w.importArchive(ctx, t, o)
+		w.measure(ctx)
 	}
 	return o
 }
@@ -238,6 +267,9 @@ const (
 	// workTimeout is how long containerd may take over what no progress is seen of: going through the content of all
 	// images of an archive, and deleting what leases held. Both take seconds on a slow disk.
 	workTimeout = 5 * time.Minute
+	// probeTimeout is how long a source may take to say whether it has changed; an object store that has to bring back a
+	// cold object takes seconds.
+	probeTimeout = 30 * time.Second
 )
 
 // within runs a call of containerd that has this long. One that hangs is as good as none that answers.
@@ -251,13 +283,36 @@ func within(ctx context.Context, limit time.Duration, call func(context.Context)
 	return err
 }
 
+func (w *worker) check(ctx context.Context, t *task, o *outcome) (err error) {
+	if t.repair {
+		if o.repaired, err = w.importer.Repair(ctx, t.owner); err != nil {
+			return err
+		}
+		o.at = time.Now() // what the repair has changed needs no other look
+	}
+	o.result, o.loss, o.found, err = w.importer.Imported(ctx, t.owner)
+	return err
+}
+
+func (w *worker) probe(ctx context.Context, t *task) (bool, error) {
+	limited, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	changed, err := w.changed(limited, t.archive.Spec.Source, t.validator)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		return false, fmt.Errorf("no answer within %s: %w", probeTimeout, source.ErrUnavailable)
+	}
+	return changed, err
+}
+
 func (w *worker) importArchive(ctx context.Context, t *task, o *outcome) {
+	defer func() { o.at = time.Now() }()
 	blob, err := w.open(ctx, t.archive.Spec.Source)
 	if err != nil {
 		o.err = err
 		return
 	}
 	defer blob.Close()
+	o.opened, o.validator = true, blob.Validator()
 	defer func() { o.read = blob.BytesRead() }()
 	w.mu.Lock()
 	t.read = blob.BytesRead
@@ -266,7 +321,7 @@ func (w *worker) importArchive(ctx context.Context, t *task, o *outcome) {
 	phases := phaseTimer{metrics: w.metrics}
 	defer phases.end()
 	req := requestFor(t.archive)
-	req.Owner = t.owner
+	req.Owner, req.Owned = t.owner, t.names
 	req.Progress = func(p importer.Progress) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -274,4 +329,27 @@ func (w *worker) importArchive(ctx context.Context, t *task, o *outcome) {
 		t.progress = p
 	}
 	o.result, o.err = w.importer.Import(ctx, blob, req)
+}
+
+// measure takes down how much room containerd has. It costs a question and a system call, so it goes with what is done
+// anyway; of an importer that does not tell, and of disks that it cannot see, nothing is said.
+func (w *worker) measure(ctx context.Context) {
+	teller, ok := w.importer.(interface {
+		Disks(context.Context, *importer.Plan, importer.Request) ([]*importer.Disk, error)
+	})
+	if !ok {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	disks, err := teller.Disks(limited, &importer.Plan{}, importer.Request{})
+	if err != nil {
+		return
+	}
+	for _, d := range disks {
+		if d.Unknown == "" && len(d.Roots) > 0 {
+			w.metrics.diskFree.WithLabelValues(d.Roots[0]).Set(float64(d.Free))
+			w.metrics.diskReserve.WithLabelValues(d.Roots[0]).Set(float64(d.Reserve))
+		}
+	}
 }

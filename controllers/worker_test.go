@@ -29,6 +29,9 @@ type fakeImporter struct {
 	released  []string
 	recover   error
 	recovered [][]importer.Owner
+	swept     [][]importer.Owner
+	repaired  int
+	watch     func(ctx context.Context, changed func(string)) error
 }
 
 // ask is how long containerd takes to answer.
@@ -53,6 +56,24 @@ func (f *fakeImporter) Imported(ctx context.Context, _ importer.Owner) (importer
 
 func (f *fakeImporter) Import(ctx context.Context, b source.Blob, r importer.Request) (importer.Result, error) {
 	return f.importing(ctx, b, r)
+}
+
+func (f *fakeImporter) Repair(ctx context.Context, _ importer.Owner) (int, error) {
+	f.repaired++
+	return 1, f.ask(ctx, "Repair")
+}
+
+func (f *fakeImporter) Sweep(ctx context.Context, wanted []importer.Owner) ([]importer.Swept, error) {
+	f.swept = append(f.swept, wanted)
+	return nil, f.ask(ctx, "Sweep")
+}
+
+func (f *fakeImporter) Watch(ctx context.Context, changed func(string)) error {
+	if f.watch != nil {
+		return f.watch(ctx, changed)
+	}
+	<-ctx.Done()
+	return nil
 }
 
 func (f *fakeImporter) Release(ctx context.Context, uid string) error {
@@ -211,7 +232,7 @@ func TestWorkerAsksForTheRuntimeFirst(t *testing.T) {
 		t.Error("opened the source without a containerd to import into")
 		return nil, source.ErrUnavailable
 	}
-	for _, kind := range []jobKind{jobRecover, jobCheck, jobImport} {
+	for _, kind := range []jobKind{jobRecover, jobSweep, jobCheck, jobImport} {
 		j := importJob()
 		j.kind = kind
 		w.begin(j)
@@ -227,12 +248,12 @@ func TestWorkerAsksForTheRuntimeFirst(t *testing.T) {
 
 func TestHungContainerdIsUnavailable(t *testing.T) {
 	for hang, kind := range map[string]jobKind{
-		"Runtime": jobImport, "Recover": jobRecover, "Imported": jobCheck, "Release": jobRelease,
+		"Runtime": jobImport, "Recover": jobRecover, "Imported": jobCheck, "Release": jobRelease, "Sweep": jobSweep, "Repair": jobCheck,
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := &worker{importer: &fakeImporter{hang: hang}}
 			j := importJob()
-			j.kind = kind
+			j.kind, j.repair = kind, hang == "Repair"
 			if o := w.do(t.Context(), &task{job: j}); !errors.Is(o.err, importer.ErrRuntimeUnavailable) {
 				t.Errorf("%s: %v", hang, o.err)
 			}

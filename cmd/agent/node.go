@@ -29,6 +29,7 @@ type nodeFlags struct {
 	archiveDir      string
 	allowAddresses  prefixes
 	proxy           bool
+	checkInterval   time.Duration
 }
 
 func (f *nodeFlags) add(flags *pflag.FlagSet) {
@@ -42,6 +43,8 @@ func (f *nodeFlags) add(flags *pflag.FlagSet) {
 		"`prefix` such as 127.0.0.1/32 of loopback, link-local or multicast addresses, or metadata services, that http sources may be at (repeatable; default: none)")
 	flags.BoolVar(&f.proxy, "source-proxy-from-environment", false,
 		"get http sources by the proxies of HTTP_PROXY, HTTPS_PROXY and NO_PROXY, which look up names by themselves")
+	flags.DurationVar(&f.checkInterval, "check-interval", controllers.DefaultCheckInterval,
+		"`time` after which all images are looked at though containerd tells of no change, give or take a tenth")
 	f.listen.add(flags, ":9461", ":9462")
 }
 
@@ -59,6 +62,9 @@ func (f nodeFlags) sources(secrets client.Reader) controllers.Sources {
 	return s
 }
 
+// minCheckInterval keeps an agent from doing nothing else: a check of many images takes a second on a slow disk.
+const minCheckInterval = time.Second
+
 func newNodeCommand() *cobra.Command {
 	var f nodeFlags
 	cmd := &cobra.Command{
@@ -68,6 +74,9 @@ func newNodeCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.nodeName == "" {
 				return usagef("--node-name, or NODE_NAME in the environment, is missing")
+			}
+			if f.checkInterval < minCheckInterval {
+				return usagef("--check-interval must be at least %s", minCheckInterval)
 			}
 			return runNode(cmd.Context(), f)
 		},
@@ -97,6 +106,8 @@ func runNode(ctx context.Context, f nodeFlags) error {
 		Sources:  f.sources(mgr.GetAPIReader()),
 		NodeName: f.nodeName,
 		Metrics:  metrics.Registry,
+
+		CheckInterval: f.checkInterval,
 	}
 	if err := r.SetupWithManager(mgr); err != nil {
 		return err

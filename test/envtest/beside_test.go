@@ -76,7 +76,7 @@ func TestNodeRecovers(t *testing.T) {
 	last := n.recoveries[len(n.recoveries)-1]
 	var names []string
 	for _, o := range last.wanted {
-		if _, imported := n.imported[o]; !imported {
+		if _, imported := n.imported[publishedBy(o)]; !imported {
 			t.Errorf("wanted %+v, which is no owner of an import", o)
 		}
 		names = append(names, o.Name)

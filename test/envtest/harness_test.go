@@ -38,7 +38,7 @@ type fakeNode struct {
 	dir  string // of its archives
 
 	mu       sync.Mutex
-	imported map[importer.Owner]importer.Result
+	imported map[published]importer.Result
 	runtime  error
 	hang     bool          // imports go on until they are stopped, or resume is closed
 	resume   chan struct{} // what hung then fails
@@ -50,6 +50,20 @@ type fakeNode struct {
 	hangs      []string // archives of which each import hangs
 	recover    error
 	recoveries []recovery
+
+	losses  map[string]string // by archive, what of its images is missing
+	repairs bool              // a repair mends losses
+	sweeps  [][]importer.Owner
+	swept   error       // what a sweep ends with
+	events  chan string // of images that change
+}
+
+// published is an owner whose images are there, whatever is to become of them later.
+type published importer.Owner
+
+func publishedBy(o importer.Owner) published {
+	o.Deletion = ""
+	return published(o)
 }
 
 // recovery is a call of Recover, and what had been done before.
@@ -67,7 +81,7 @@ func newFakeNode(t *testing.T, name string) *fakeNode {
 			t.Error(err)
 		}
 	})
-	return &fakeNode{name: name, dir: t.TempDir(), imported: map[importer.Owner]importer.Result{}, resume: make(chan struct{})}
+	return &fakeNode{name: name, dir: t.TempDir(), imported: map[published]importer.Result{}, losses: map[string]string{}, events: make(chan string, 10), resume: make(chan struct{})}
 }
 
 func (f *fakeNode) Runtime(context.Context) (importer.Runtime, error) {
@@ -80,8 +94,46 @@ func (f *fakeNode) Imported(_ context.Context, o importer.Owner) (importer.Resul
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.checks++
-	r, ok := f.imported[o]
-	return r, "", ok, nil
+	r, ok := f.imported[publishedBy(o)]
+	return r, f.losses[o.Name], ok, nil
+}
+
+func (f *fakeNode) Repair(_ context.Context, o importer.Owner) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.repairs || f.losses[o.Name] == "" {
+		return 0, nil
+	}
+	delete(f.losses, o.Name)
+	return 1, nil
+}
+
+// Sweep forgets the imports of all but the wanted owners.
+func (f *fakeNode) Sweep(_ context.Context, wanted []importer.Owner) (swept []importer.Swept, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sweeps = append(f.sweeps, wanted)
+	if f.swept != nil {
+		return nil, f.swept
+	}
+	for o, r := range f.imported {
+		if !slices.ContainsFunc(wanted, func(w importer.Owner) bool { return w.UID == o.UID }) {
+			delete(f.imported, o)
+			swept = append(swept, importer.Swept{Owner: importer.Owner(o), Deleted: r.Names})
+		}
+	}
+	return swept, nil
+}
+
+func (f *fakeNode) Watch(ctx context.Context, changed func(name string)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case name := <-f.events:
+			changed(name)
+		}
+	}
 }
 
 func (f *fakeNode) Import(ctx context.Context, b source.Blob, r importer.Request) (importer.Result, error) {
@@ -103,12 +155,14 @@ func (f *fakeNode) Import(ctx context.Context, b source.Blob, r importer.Request
 	}
 	result := importer.Result{
 		Images:      []importer.Image{{Name: "docker.io/library/a:1"}, {Name: "docker.io/library/b:1"}},
-		IndexDigest: "sha256:1", Size: b.Size(),
+		Names:       []string{"docker.io/library/a:1", "docker.io/library/b:1"},
+		IndexDigest: "sha256:1", Size: b.Size(), Validator: b.Validator(),
 		Bytes: importer.Bytes{Read: 95, Written: 90, Skipped: 10},
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.imported[r.Owner] = result
+	f.imported[publishedBy(r.Owner)] = result
+	delete(f.losses, r.Owner.Name)
 	return result, nil
 }
 

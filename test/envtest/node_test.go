@@ -206,8 +206,8 @@ func TestNodeFollowsItsLabels(t *testing.T) {
 	n.waitFor(t, "labels", "")
 	relabel("ship")
 	n.waitFor(t, "labels", ready)
-	if n.importCount() != 1 {
-		t.Errorf("%d imports: the images were there still", n.importCount())
+	if n.importCount() != 2 {
+		t.Errorf("%d imports: it had let go of the images", n.importCount())
 	}
 }
 

@@ -1,0 +1,125 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/internal/importer"
+)
+
+// Reasons of Events that are none of a condition.
+const (
+	eventHealed        = "Healed"
+	eventSourceChanged = "SourceChanged"
+	eventSwept         = "Swept"
+)
+
+// The kinds of tarlift_heals_total.
+const (
+	healedByRepair = "repair"
+	healedByImport = "import"
+)
+
+// announce tells of a job's end by an Event on the NodeImageState, by metrics and in the log. A failure like the
+// one before is no news.
+func (r *NodeReconciler) announce(ctx context.Context, o *outcome, n news) {
+	log := ctrl.LoggerFrom(ctx)
+	if o.job.owner.Name != "" {
+		log = log.WithValues("archive", o.job.owner.Name)
+	}
+	if o.job.kind == jobImport {
+		r.worker.metrics.count(o)
+	}
+	tell := func(typ, reason, message, text string) {
+		log.Info(message, "summary", text)
+		r.notes = append(r.notes, note{o.job.owner.Name, o.job.archive, typ, reason, text})
+	}
+	for _, s := range o.swept {
+		log.Info("Swept", "archive", s.Owner.Name, "uid", s.Owner.UID, "retained", s.Retained, "unpinned", s.Unpinned,
+			"deleted", s.Deleted, "inUse", s.InUse)
+		r.notes = append(r.notes, note{s.Owner.Name, nil, corev1.EventTypeNormal, eventSwept, sweptText(s)})
+	}
+	if o.err != nil && !o.stopped {
+		reason, terminal := Classify(o.err)
+		text := errorText(o.err)
+		log.Info("Failed", "job", o.job.kind.String(), "reason", reason, "terminal", terminal, "error", text)
+		if n == newlyFailed {
+			r.notes = append(r.notes, note{o.job.owner.Name, o.job.archive, corev1.EventTypeWarning, reason, text})
+		}
+		return
+	}
+	switch n {
+	case newlyHealed:
+		r.worker.metrics.heals.WithLabelValues(healedByImport).Inc()
+		tell(corev1.EventTypeNormal, v1alpha1.ReasonImported, "Imported again", summary(o))
+	case newlyImported:
+		tell(corev1.EventTypeNormal, v1alpha1.ReasonImported, "Imported", summary(o))
+	case newlyRepaired:
+		r.worker.metrics.heals.WithLabelValues(healedByRepair).Inc()
+		tell(corev1.EventTypeNormal, eventHealed, "Healed", count(o.repaired, "name")+" repaired, nothing read")
+	case newlyLost:
+		tell(corev1.EventTypeWarning, v1alpha1.ReasonDrifted, "Lost", r.agenda.records[o.job.uid].loss)
+	case newlyStale:
+		tell(corev1.EventTypeNormal, eventSourceChanged, "Source changed", "the source holds another archive than before")
+	}
+}
+
+// note is an Event about this node and an archive, which may be gone.
+type note struct {
+	name              string
+	archive           *v1alpha1.ImageArchive
+	typ, reason, text string
+}
+
+// sendNotes emits the Events that wait. Only the very first import may end before the NodeImageState is there.
+func (r *NodeReconciler) sendNotes(view *nodeView) {
+	if view.state == nil {
+		return
+	}
+	for _, n := range r.notes {
+		var related runtime.Object
+		if n.archive != nil {
+			related = n.archive
+		}
+		r.Recorder.Eventf(view.state, related, n.typ, n.reason, "Import", "%s", clip(n.name+": "+n.text))
+	}
+	r.notes = nil
+}
+
+func summary(o *outcome) string {
+	b := o.result.Bytes
+	size := func(n int64) string {
+		if n == 0 {
+			return "nothing"
+		}
+		return displaySize(n)
+	}
+	return fmt.Sprintf("%s imported in %s: %s read, %s written, %s skipped", count(len(o.result.Images), "image"),
+		o.duration.Round(100*time.Millisecond), size(b.Read), size(b.Written), size(b.Skipped))
+}
+
+// sweptText says what became of the images of an archive that wants them no more.
+func sweptText(s importer.Swept) string {
+	var parts []string
+	for _, p := range []struct {
+		names []string
+		did   string
+	}{
+		{s.Deleted, "deleted"}, {s.Unpinned, "unpinned"}, {s.InUse, "unpinned and not deleted, since containers use them"}, {s.Retained, "left as they are"},
+	} {
+		if len(p.names) > 0 {
+			parts = append(parts, count(len(p.names), "name")+" "+p.did)
+		}
+	}
+	if len(parts) == 0 {
+		return "no images of it are left"
+	}
+	return strings.Join(parts, ", ")
+}
