@@ -162,7 +162,7 @@ func (f flaw) again(before flaw) bool {
 func (r *rollout) follow(a *v1alpha1.ImageArchive) {
 	requested := a.Annotations[v1alpha1.AnnotationReconcileRequestedAt]
 	switch {
-	case r.uid != a.UID:
+	case r.uid != a.UID, r.traces == nil:
 		*r = rollout{uid: a.UID, requested: requested, traces: map[string]*trace{}}
 		if since, ok := stoppedSince(a); ok && requestedAfter(requested, since) {
 			r.requested = "" // while no process was there to heed it
@@ -268,6 +268,9 @@ func (r *rollout) trace(m *member, now time.Time) *trace {
 		t = &trace{sign: s, still: s, most: moved, moved: reported}
 		if m.admission != nil && m.admission.Time.After(t.moved) {
 			t.moved = m.admission.Time.Time
+		}
+		if s.reason == v1alpha1.ReasonWaitingForRollout {
+			t.still = sign{} // it seems to know that its time ran out, so it lives
 		}
 		r.traces[m.name] = t
 	case s != t.sign || moved > t.most:

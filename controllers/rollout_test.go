@@ -249,6 +249,27 @@ func TestExpiredNodeThatSpeaksFreesItsPlaceAtOnce(t *testing.T) {
 	}
 }
 
+// A process that begins cannot know when a node spoke, but that it has stopped.
+func TestExpiredNodeThatSpokeBeforeTheStart(t *testing.T) {
+	s := newScene(t, "1", 1, waiting(1)...)
+	s.look()
+	s.say("n0", tried(saysImporting))
+	s.pass(2 * time.Minute)
+	s.expect("silent", "expired n0")
+	s.say("n0", tried(saysWaiting))
+	s.restart()
+	s.expect("it lives", "admitted 1")
+}
+
+func TestAdmissionsForNoArchive(t *testing.T) {
+	s := newScene(t, "1", 1, waiting(2)...)
+	s.look()
+	node := s.admitted()[0]
+	s.restart()
+	s.a = &v1alpha1.ImageArchive{ObjectMeta: metav1.ObjectMeta{Name: "a"}}
+	s.expect("it was deleted", "ended "+node)
+}
+
 // A node that fails again and again makes no progress by that.
 func TestRetriesAreNoProgress(t *testing.T) {
 	s := newScene(t, "1", 5, waiting(2)...)

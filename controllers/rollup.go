@@ -42,6 +42,7 @@ func rollUp(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, stat
 	}
 	if len(t.artifacts) > 0 {
 		best := t.artifacts[0]
+		best.DisplaySize = displaySize(best.Size)
 		s.Artifact, s.ImageCount = &best.Artifact, best.images
 	}
 	s.Conditions = mergeConditions(a.Status.Conditions, a.Generation, now, t.conditions(a)...)
@@ -184,7 +185,6 @@ func (t *tally) addArtifact(s share) {
 	x.images = max(x.images, s.images)
 	x.Digest = max(x.Digest, s.artifact.Digest)
 	x.Size = max(x.Size, s.artifact.Size)
-	x.DisplaySize = displaySize(x.Size)
 }
 
 // sort makes the order independent of that of the nodes: what most nodes have first, and what stalls first.
