@@ -68,6 +68,7 @@ func newRootCommand() *cobra.Command {
 		newInspectCommand(),
 		newNodeCommand(),
 		newControllerCommand(),
+		newDoctorCommand(),
 		newVersionCommand(),
 	)
 	return root

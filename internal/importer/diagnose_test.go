@@ -1,0 +1,206 @@
+package importer
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/tarlift/tarlift/internal/archive/builder"
+)
+
+// A session that lives, one that was killed and what it left are told apart, and looking changes nothing.
+func TestLeftovers(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	look := func(want Leftovers) {
+		t.Helper()
+		before := n.state(t)
+		got, err := n.Leftovers(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (got.Oldest.IsZero()) != (got.Stopped == 0) {
+			t.Errorf("the oldest lease is of %s", got.Oldest)
+		}
+		got.Oldest = time.Time{}
+		if got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+		unchanged(t, before, n.state(t))
+	}
+	look(Leftovers{})
+	s, ctx, err := n.begin(n.in(t.Context()), wanted(Owner{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.services.content.Writer(ctx, content.WithRef("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("0123456789")); err != nil {
+		t.Fatal(err)
+	}
+	look(Leftovers{Living: 1})
+	// The daemon closes what a dead client had open.
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.life.writer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.life.close()
+	look(Leftovers{Stopped: 1, Ingests: 1, Bytes: 10})
+	if err := n.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	look(Leftovers{})
+}
+
+// A publishing of which some names were not written is told.
+func TestLeftoversUnsettled(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	src := blobOf(t, version(t, "one"), false)
+	killed(t, n, src, wanted(owner), 1)
+	got, err := n.Leftovers(t.Context())
+	if err != nil || got.Stopped != 1 || got.Unsettled != 1 || got.Living != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestHeld(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	built := version(t, "one")
+	for _, o := range []Owner{owner, {}} {
+		if _, err := n.Import(t.Context(), blobOf(t, built, false), wanted(o)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func() (held []Held, gone int, lost []string) {
+		t.Helper()
+		held, gone, err := n.Held(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lost, err = n.ContentLost(t.Context(), held); err != nil {
+			t.Fatal(err)
+		}
+		return held, gone, lost
+	}
+	unpinned := func(held []Held) (names []string) {
+		for _, h := range held {
+			if h.Unpinned {
+				names = append(names, h.Name)
+			}
+		}
+		return slices.Compact(names)
+	}
+	held, gone, lost := ask()
+	if len(held) == 0 || gone != 0 || len(lost) != 0 || unpinned(held) != nil {
+		t.Fatalf("%+v, %d gone, lost %q", held, gone, lost)
+	}
+	ctx := n.in(t.Context())
+	img := *n.image(t, appName)
+	img.Labels[labelPinned] = ""
+	if _, err := n.services.images.Update(ctx, img, "labels."+labelPinned); err != nil {
+		t.Fatal(err)
+	}
+	if held, _, _ = ask(); !slices.Equal(unpinned(held), []string{appName}) {
+		t.Errorf("unpinned %q", unpinned(held))
+	}
+	known := &fakeCRI{ids: map[string]digest.Digest{}}
+	for _, h := range held {
+		known.ids[h.Name] = built.Images[0].Platforms[0].Config.Digest
+	}
+	n.cri = cri{images: known}
+	if names, unknown, err := n.Unseen(t.Context(), held); len(names) != 0 || unknown != "" || err != nil {
+		t.Errorf("unseen %q, unknown %q, %v", names, unknown, err)
+	}
+	delete(known.ids, appName)
+	if names, unknown, err := n.Unseen(t.Context(), held); !slices.Equal(names, []string{appName}) || unknown != "" || err != nil {
+		t.Errorf("unseen %q, unknown %q, %v", names, unknown, err)
+	}
+	if err := n.services.content.Delete(ctx, built.Images[0].Platforms[0].Layers[0].Digest); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, lost = ask(); len(lost) != 1 || !strings.Contains(lost[0], "lacks sha256:") {
+		t.Errorf("lost %q", lost)
+	}
+	if err := n.services.images.Delete(ctx, appName); err != nil {
+		t.Fatal(err)
+	}
+	if _, gone, _ = ask(); gone != 1 {
+		t.Errorf("%d names are gone", gone)
+	}
+}
+
+// future is a lease manager whose clock goes ahead.
+type future struct {
+	leases.Manager
+	ahead time.Duration
+}
+
+func (f future) List(context.Context, ...string) ([]leases.Lease, error) {
+	return []leases.Lease{{ID: "l", CreatedAt: time.Now().Add(f.ahead)}}, nil
+}
+
+func TestNewest(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	if what, when, err := n.Newest(t.Context()); what != "" || !when.IsZero() || err != nil {
+		t.Errorf("empty: %q, %s, %v", what, when, err)
+	}
+	if _, err := n.Import(t.Context(), blobOf(t, build(t, builder.Archive{Images: []builder.Image{{
+		Names: []string{appName}, Platforms: []builder.PlatformImage{platformImage("linux/amd64", layer("x", 10))},
+	}}}), false), wanted(Owner{})); err != nil {
+		t.Fatal(err)
+	}
+	if what, when, err := n.Newest(t.Context()); !strings.HasPrefix(what, "image ") || time.Since(when) > time.Minute || time.Since(when) < 0 || err != nil {
+		t.Errorf("%q, %s, %v", what, when, err)
+	}
+	n.services.leases = future{n.services.leases, time.Hour}
+	if what, when, err := n.Newest(t.Context()); what != "lease l" || time.Until(when) < 50*time.Minute || err != nil {
+		t.Errorf("%q, %s, %v", what, when, err)
+	}
+}
+
+// fakeRuntime is the other service of CRI.
+type fakeRuntime struct {
+	runtimeapi.RuntimeServiceClient
+	conditions []*runtimeapi.RuntimeCondition
+	fail       error
+}
+
+func (f fakeRuntime) Version(context.Context, *runtimeapi.VersionRequest, ...grpc.CallOption) (*runtimeapi.VersionResponse, error) {
+	return &runtimeapi.VersionResponse{RuntimeApiVersion: "v1"}, f.fail
+}
+
+func (f fakeRuntime) Status(context.Context, *runtimeapi.StatusRequest, ...grpc.CallOption) (*runtimeapi.StatusResponse, error) {
+	return &runtimeapi.StatusResponse{Status: &runtimeapi.RuntimeStatus{Conditions: f.conditions}}, nil
+}
+
+func TestCRIConditions(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	n.cri = cri{images: &fakeCRI{}, runtime: fakeRuntime{conditions: []*runtimeapi.RuntimeCondition{
+		{Type: runtimeapi.RuntimeReady, Reason: "Broken"},
+		{Type: runtimeapi.NetworkReady, Reason: "NetworkPluginNotReady"},
+		{Type: "ContainerdHasNoDeprecationWarnings", Reason: "ContainerdHasDeprecationWarnings"},
+	}}}
+	got, err := n.CRI(t.Context())
+	if err != nil || !got.Serving || got.Version != "v1" || !slices.Equal(got.NotReady, []string{"RuntimeReady: Broken"}) || got.NetworkNotReady != "NetworkReady: NetworkPluginNotReady" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	n.cri.runtime = fakeRuntime{fail: errNotYet}
+	if got, err := n.CRI(t.Context()); err == nil || got.Serving {
+		t.Errorf("%+v, %v", got, err)
+	}
+	n.cri = cri{}
+	if got, err := n.CRI(t.Context()); err != nil || got.Serving || got.Problem == "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
