@@ -106,9 +106,10 @@ func (k *texts) thinEntry(e *v1alpha1.ArchiveState) {
 	}
 	for i := range e.Conditions {
 		c := &e.Conditions[i]
-		if c.Type != v1alpha1.ConditionReconciling {
+		if c.Type == v1alpha1.ConditionReady || e.LastError != nil {
 			c.Message = "" // what failed, LastError tells
 		}
+		c.Message = clipTo(c.Message, maxSample)
 		for _, text := range []*string{&c.Type, (*string)(&c.Status), &c.Reason, &c.Message} {
 			k.one(text)
 		}

@@ -35,6 +35,13 @@ func (m *member) ready() bool {
 	return m.entry != nil && isTrue(m.entry.Conditions, v1alpha1.ConditionReady)
 }
 
+// waits says whether a node reports that the rollout has not let it in.
+func (m *member) waits() bool {
+	const reason = v1alpha1.ReasonWaitingForRollout
+	return m.entry != nil && (hasReason(m.entry.Conditions, v1alpha1.ConditionReady, reason) ||
+		hasReason(m.entry.Conditions, v1alpha1.ConditionReconciling, reason))
+}
+
 // admissionFor is what a node is told about archives of a name, nil for nothing.
 func admissionFor(name string, state *v1alpha1.NodeImageState) *v1alpha1.Admission {
 	if state == nil {
@@ -269,7 +276,7 @@ func (r *rollout) trace(m *member, now time.Time) *trace {
 		if m.admission != nil && m.admission.Time.After(t.moved) {
 			t.moved = m.admission.Time.Time
 		}
-		if s.reason == v1alpha1.ReasonWaitingForRollout {
+		if m.waits() {
 			t.still = sign{} // it seems to know that its time ran out, so it lives
 		}
 		r.traces[m.name] = t
@@ -397,8 +404,7 @@ func (r *rollout) holds(a *v1alpha1.ImageArchive, m *member, now time.Time) (boo
 		return true, 0
 	}
 	t := r.traces[m.name]
-	if t == nil || t.failed.IsZero() ||
-		m.entry != nil && hasReason(m.entry.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonWaitingForRollout) {
+	if t == nil || t.failed.IsZero() || m.waits() {
 		return false, 0
 	}
 	left := t.failed.Add(min(expiryGrace, deadline(a.Spec.Rollout))).Sub(now)

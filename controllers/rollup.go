@@ -109,6 +109,10 @@ func shareOf(e *v1alpha1.ArchiveState) share {
 		// With a rollout, a node that has failed for good waits to be let in again, and no longer says that it stalls.
 		stalled := isTrue(e.Conditions, v1alpha1.ConditionStalled) || stalls(e.LastError.Reason)
 		return share{step: stepFailed, failure: *e.LastError, stalled: stalled}
+	case isTrue(e.Conditions, v1alpha1.ConditionStalled):
+		// Without an attempt that failed: what is lost and shall not be healed.
+		c := findCondition(e.Conditions, v1alpha1.ConditionStalled)
+		return share{step: stepFailed, failure: v1alpha1.ImportError{Reason: c.Reason, Message: c.Message}, stalled: true}
 	case hasReason(e.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonImporting):
 		return share{step: stepImporting}
 	}

@@ -38,6 +38,10 @@ func saysStalled(e *v1alpha1.ArchiveState) {
 	e.LastError = &v1alpha1.ImportError{Reason: "Truncated", Message: "cut"}
 }
 
+func saysLost(e *v1alpha1.ArchiveState) {
+	e.Conditions = []metav1.Condition{condition("Ready", "False", "Drifted", "gone"), condition("Stalled", "True", "Drifted", "gone")}
+}
+
 func saysSuspended(e *v1alpha1.ArchiveState) {
 	e.Conditions = []metav1.Condition{condition("Ready", "False", "Suspended", "")}
 }
@@ -103,6 +107,8 @@ func TestRollUpConditions(t *testing.T) {
 			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Failed: 1, Summary: "1/2"}},
 		{"one stalled node stalls the archive", nil, []saying{saysRetrying, saysImporting, saysStalled}, "Ready=False/Truncated Stalled=True/Truncated",
 			v1alpha1.NodeCounts{Desired: 3, Importing: 1, Failed: 2, Summary: "0/3"}},
+		{"a loss that shall not be healed", nil, []saying{saysReady, saysLost}, "Ready=False/Drifted Stalled=True/Drifted",
+			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Failed: 1, Summary: "1/2"}},
 		{"suspended before the end", suspended, []saying{saysReady, saysSuspended}, "Ready=False/Suspended",
 			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Pending: 1, Summary: "1/2"}},
 		{"suspended after the end", suspended, []saying{saysReady, saysReady}, "Ready=True/Imported",
@@ -237,6 +243,49 @@ func TestRollUpWait(t *testing.T) {
 	} {
 		if got := rollUpWait(test.before, test.after, test.since); got != test.want {
 			t.Errorf("%s: waits %s, want %s", test.why, got, test.want)
+		}
+	}
+}
+
+func TestRollUpOfARollout(t *testing.T) {
+	a := newArchive("a", 0)
+	a.Spec.Rollout = &v1alpha1.Rollout{ProgressDeadline: &metav1.Duration{Duration: time.Minute}}
+	admitted := func(states map[string]*v1alpha1.NodeImageState, node string, generation int64, expired bool) {
+		states[node].Spec.Admitted = []v1alpha1.Admission{{Archive: "a", UID: a.UID, Generation: generation, Expired: expired}}
+	}
+	for _, test := range []struct {
+		why     string
+		sayings []saying
+		admit   func(states map[string]*v1alpha1.NodeImageState)
+		stand   standing
+		want    string
+		message string
+	}{
+		{"under way", []saying{saysReady, saysImporting, saysWaiting, saysWaiting, nil}, func(s map[string]*v1alpha1.NodeImageState) {
+			admitted(s, "n1", 1, false)
+			admitted(s, "n2", 1, false)
+		}, standing{}, "Ready=False/Importing Reconciling=True/Importing", "1 of 5 nodes ready, 1 importing, 2 waiting, 1 pending"},
+		{"admitted for an earlier spec", []saying{saysWaiting}, func(s map[string]*v1alpha1.NodeImageState) { admitted(s, "n0", 0, false) },
+			standing{}, "Ready=False/Importing Reconciling=True/Importing", "0 of 1 node ready, 1 waiting"},
+		{"silent for too long", []saying{saysReady, saysImporting}, func(s map[string]*v1alpha1.NodeImageState) { admitted(s, "n1", 1, true) },
+			standing{failed: 1, maxFailed: 1}, "Ready=False/ProgressDeadlineExceeded Reconciling=True/Importing",
+			"1 of 2 nodes ready, 1 failed; n1: no progress for 1m0s; its place went to another node"},
+		{"a failure that may be", []saying{saysStalled, saysWaiting}, func(map[string]*v1alpha1.NodeImageState) {}, standing{failed: 1, maxFailed: 1},
+			"Ready=False/Truncated Reconciling=True/Importing", "0 of 2 nodes ready, 1 failed, 1 waiting; n0: cut"},
+		{"nothing but that is left", []saying{saysStalled, saysReady}, func(map[string]*v1alpha1.NodeImageState) {}, standing{failed: 1, maxFailed: 1},
+			"Ready=False/Truncated Stalled=True/Truncated", "1 of 2 nodes ready, 1 failed; n0: cut"},
+		{"it has stopped", []saying{saysStalled, saysWaiting}, func(map[string]*v1alpha1.NodeImageState) {}, standing{failed: 1, stopped: true},
+			"Ready=False/RolloutStopped Stalled=True/RolloutStopped",
+			"0 of 2 nodes ready, 1 failed, 1 waiting; no further node begins, since 1 failed and maxFailed is 0; n0: cut"},
+	} {
+		nodes, states := cluster(test.sayings...)
+		test.admit(states)
+		s := rollUp(a, nodes, states, test.stand, epoch)
+		if got := short(s.Conditions); got != test.want || s.Conditions[0].Message != test.message {
+			t.Errorf("%s: %q %q, want %q %q", test.why, got, s.Conditions[0].Message, test.want, test.message)
+		}
+		if c := s.Nodes; c.Ready+c.Importing+c.Failed+c.Pending != c.Desired {
+			t.Errorf("%s: %+v", test.why, c)
 		}
 	}
 }
