@@ -2,9 +2,16 @@ package chart_test
 
 import (
 	"errors"
+	"maps"
+	"path"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 // TestAccess asks the API server what the chart's accounts may do.
@@ -69,5 +76,77 @@ func TestAccess(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// rules returns every rule of the chart by the role that has it. Events about
+// objects that are in no namespace are in `default`; there a role gives nothing else.
+func rules(t *testing.T, objects []unstructured.Unstructured) (cluster, own map[string][]rbacv1.PolicyRule) {
+	t.Helper()
+	cluster, own = map[string][]rbacv1.PolicyRule{}, map[string][]rbacv1.PolicyRule{}
+	for _, r := range typed[rbacv1.ClusterRole](t, objects, "ClusterRole") {
+		cluster[r.Name] = r.Rules
+	}
+	for _, r := range typed[rbacv1.Role](t, objects, "Role") {
+		onlyEvents := len(r.Rules) == 1 && slices.Equal(r.Rules[0].Resources, []string{"events"})
+		if r.Namespace != namespace && (r.Namespace != "default" || !onlyEvents) {
+			t.Errorf("role %s is in namespace %q", r.Name, r.Namespace)
+		}
+		own[r.Name] = r.Rules
+	}
+	return cluster, own
+}
+
+func TestRights(t *testing.T) {
+	cluster, own := rules(t, render(t))
+	var secrets []string
+	for name, list := range own {
+		for _, r := range list {
+			if slices.Contains(r.Resources, "secrets") {
+				secrets = append(secrets, name)
+				if diff := cmp.Diff([]string{"get"}, r.Verbs); diff != "" {
+					t.Errorf("%s's verbs on Secrets (-want +got):\n%s", name, diff)
+				}
+			}
+		}
+	}
+	if diff := cmp.Diff([]string{"tarlift-node"}, secrets); diff != "" {
+		t.Errorf("roles that read Secrets (-want +got):\n%s", diff)
+	}
+	for name, list := range cluster {
+		for _, r := range list {
+			if slices.Contains(r.Resources, "secrets") || slices.Contains(r.Resources, "events") {
+				t.Errorf("%s may do this in every namespace: %v", name, r)
+			}
+		}
+	}
+	for _, all := range []map[string][]rbacv1.PolicyRule{cluster, own} {
+		for name, list := range all {
+			for _, r := range list {
+				if slices.Contains(slices.Concat(r.Verbs, r.Resources, r.APIGroups), "*") {
+					t.Errorf("%s has a wildcard: %v", name, r)
+				}
+			}
+		}
+	}
+}
+
+func TestOnlyViewIsAggregated(t *testing.T) {
+	var aggregated []string
+	for _, r := range typed[rbacv1.ClusterRole](t, render(t), "ClusterRole") {
+		for label := range maps.Keys(r.Labels) {
+			if !strings.HasPrefix(label, "rbac.authorization.k8s.io/aggregate-to-") {
+				continue
+			}
+			aggregated = append(aggregated, path.Base(label))
+			for _, rule := range r.Rules {
+				if diff := cmp.Diff([]string{"get", "list", "watch"}, rule.Verbs); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", r.Name, diff)
+				}
+			}
+		}
+	}
+	if diff := cmp.Diff([]string{"aggregate-to-view"}, aggregated); diff != "" {
+		t.Errorf("aggregations (-want +got):\n%s", diff)
 	}
 }

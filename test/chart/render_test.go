@@ -1,8 +1,6 @@
 package chart_test
 
 import (
-	"maps"
-	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -10,7 +8,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
@@ -26,7 +23,7 @@ var valueSets = map[string][]string{
 		`node.podLabels={"a":"b","app.kubernetes.io/component":"x"}`, `controller.podLabels={"app.kubernetes.io/name":"x"}`, `node.podAnnotations={"a":"b"}`, `node.seLinuxOptions={"type":"spc_t"}`,
 		`controller.replicas=3`, `node.concurrency=1`, `controller.affinity={"nodeAffinity":{}}`, `node.serviceAccountAnnotations={"a":"b"}`,
 		`node.allowSourceAddresses=["127.0.0.1/32","fe80::/10"]`, `node.sourceProxyFromEnvironment=true`,
-		`node.diskReserve="10Gi"`, `containerd.rootDirectory="/var/lib/containerd/tmpmounts"`,
+		`node.diskReserve="10Gi"`, `node.checkInterval="1h30m"`, `containerd.rootDirectory="/var/lib/containerd/tmpmounts"`,
 	},
 }
 
@@ -254,6 +251,15 @@ func TestSourceAddresses(t *testing.T) {
 	}
 }
 
+func TestCheckInterval(t *testing.T) {
+	for want, values := range map[string][]string{"10m": nil, "1h30m": {`node.checkInterval="1h30m"`}} {
+		args := pods(t, render(t, values...))["node"].Spec.Containers[0].Args
+		if !slices.Contains(args, "--check-interval="+want) {
+			t.Errorf("the node's arguments lack an interval of %s: %q", want, args)
+		}
+	}
+}
+
 // What the agent looks at to see how much space is left is what the chart mounts.
 func TestDiskReserve(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -310,6 +316,9 @@ func TestSchema(t *testing.T) {
 		"a reserve without a unit":       {`node.diskReserve="much"`, "diskReserve"},
 		"a reserve without a percent":    {`node.diskReserve="15"`, "diskReserve"},
 		"a reserve that is a number":     {`node.diskReserve=15`, "diskReserve"},
+		"an interval without a unit":     {`node.checkInterval="10"`, "checkInterval"},
+		"an interval that is nothing":    {`node.checkInterval=""`, "checkInterval"},
+		"an interval of no time":         {`node.checkInterval="0s"`, "checkInterval"},
 		"a root that is relative":        {`containerd.rootDirectory="lib/containerd"`, "rootDirectory"},
 		"an address without a prefix":    {`node.allowSourceAddresses=["127.0.0.1"]`, "allowSourceAddresses"},
 		"a prefix too long":              {`node.allowSourceAddresses=["127.0.0.1/33"]`, "allowSourceAddresses"},
@@ -325,77 +334,5 @@ func TestSchema(t *testing.T) {
 				t.Errorf("values with %s: error %v, want one that names %s", tt.value, err, tt.field)
 			}
 		})
-	}
-}
-
-// rules returns every rule of the chart by the role that has it. Events about
-// objects that are in no namespace are in `default`; there a role gives nothing else.
-func rules(t *testing.T, objects []unstructured.Unstructured) (cluster, own map[string][]rbacv1.PolicyRule) {
-	t.Helper()
-	cluster, own = map[string][]rbacv1.PolicyRule{}, map[string][]rbacv1.PolicyRule{}
-	for _, r := range typed[rbacv1.ClusterRole](t, objects, "ClusterRole") {
-		cluster[r.Name] = r.Rules
-	}
-	for _, r := range typed[rbacv1.Role](t, objects, "Role") {
-		onlyEvents := len(r.Rules) == 1 && slices.Equal(r.Rules[0].Resources, []string{"events"})
-		if r.Namespace != namespace && (r.Namespace != "default" || !onlyEvents) {
-			t.Errorf("role %s is in namespace %q", r.Name, r.Namespace)
-		}
-		own[r.Name] = r.Rules
-	}
-	return cluster, own
-}
-
-func TestRights(t *testing.T) {
-	cluster, own := rules(t, render(t))
-	var secrets []string
-	for name, list := range own {
-		for _, r := range list {
-			if slices.Contains(r.Resources, "secrets") {
-				secrets = append(secrets, name)
-				if diff := cmp.Diff([]string{"get"}, r.Verbs); diff != "" {
-					t.Errorf("%s's verbs on Secrets (-want +got):\n%s", name, diff)
-				}
-			}
-		}
-	}
-	if diff := cmp.Diff([]string{"tarlift-node"}, secrets); diff != "" {
-		t.Errorf("roles that read Secrets (-want +got):\n%s", diff)
-	}
-	for name, list := range cluster {
-		for _, r := range list {
-			if slices.Contains(r.Resources, "secrets") || slices.Contains(r.Resources, "events") {
-				t.Errorf("%s may do this in every namespace: %v", name, r)
-			}
-		}
-	}
-	for _, all := range []map[string][]rbacv1.PolicyRule{cluster, own} {
-		for name, list := range all {
-			for _, r := range list {
-				if slices.Contains(slices.Concat(r.Verbs, r.Resources, r.APIGroups), "*") {
-					t.Errorf("%s has a wildcard: %v", name, r)
-				}
-			}
-		}
-	}
-}
-
-func TestOnlyViewIsAggregated(t *testing.T) {
-	var aggregated []string
-	for _, r := range typed[rbacv1.ClusterRole](t, render(t), "ClusterRole") {
-		for label := range maps.Keys(r.Labels) {
-			if !strings.HasPrefix(label, "rbac.authorization.k8s.io/aggregate-to-") {
-				continue
-			}
-			aggregated = append(aggregated, path.Base(label))
-			for _, rule := range r.Rules {
-				if diff := cmp.Diff([]string{"get", "list", "watch"}, rule.Verbs); diff != "" {
-					t.Errorf("%s (-want +got):\n%s", r.Name, diff)
-				}
-			}
-		}
-	}
-	if diff := cmp.Diff([]string{"aggregate-to-view"}, aggregated); diff != "" {
-		t.Errorf("aggregations (-want +got):\n%s", diff)
 	}
 }
