@@ -6,9 +6,11 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	corev1 "k8s.io/api/core/v1"
@@ -96,11 +98,40 @@ func (s Sources) httpOptions(ctx context.Context, spec *v1alpha1.HTTPSource) (so
 	return o, nil
 }
 
+const (
+	// secretPatience is how long to wait for an API server that is away: it is upgraded, or the control plane moves.
+	// The import that needs the Secret has not failed meanwhile, and gives its place to others.
+	secretPatience = 15 * time.Minute
+	// secretTimeout is how long it may take to answer, and secretRetryLimit bounds the wait before it is asked again.
+	secretTimeout    = 10 * time.Second
+	secretRetryLimit = 10 * time.Second
+)
+
+// get reads a Secret, and waits for an API server that is away.
+func (s Sources) get(ctx context.Context, name string, secret *corev1.Secret) error {
+	var failures attempt
+	for begin := time.Now(); ; {
+		limited, cancel := context.WithTimeout(ctx, secretTimeout)
+		err := s.Secrets.Get(limited, types.NamespacedName{Namespace: s.Namespace, Name: name}, secret)
+		cancel()
+		now := time.Now()
+		if err == nil || apierrors.IsNotFound(err) || apierrors.IsForbidden(err) || now.Sub(begin) > secretPatience {
+			return err
+		}
+		failures.failed(now, secretRetryLimit, rand.Float64)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(failures.notBefore.Sub(now)):
+		}
+	}
+}
+
 // secret returns the data of a Secret that is labelled for this use and has at least one of the keys. Of the API
 // server's own error no text is kept: it differs from attempt to attempt.
 func (s Sources) secret(ctx context.Context, name string, keys ...string) (map[string][]byte, error) {
 	var secret corev1.Secret
-	err := s.Secrets.Get(ctx, types.NamespacedName{Namespace: s.Namespace, Name: name}, &secret)
+	err := s.get(ctx, name, &secret)
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()

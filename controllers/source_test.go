@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -10,10 +11,14 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/internal/archive"
@@ -139,6 +144,82 @@ func TestOpenFile(t *testing.T) {
 			}
 			blob.Close()
 		}
+	}
+}
+
+// secretsAfter is an API server that is back after a while.
+type secretsAfter struct {
+	client.Reader
+	back time.Time
+}
+
+func (s secretsAfter) Get(_ context.Context, key client.ObjectKey, o client.Object, _ ...client.GetOption) error {
+	if time.Now().Before(s.back) {
+		return errors.New("connection refused")
+	}
+	secret := o.(*corev1.Secret)
+	secret.Name, secret.Labels = key.Name, map[string]string{v1alpha1.LabelSource: "true"}
+	secret.Data = map[string][]byte{"bearerToken": []byte("t")}
+	return nil
+}
+
+// An import that needs a Secret waits for an API server that is away, and does not fail for it.
+func TestSecretsWait(t *testing.T) {
+	spec := &v1alpha1.HTTPSource{URL: "https://example.com/a.tar", SecretRef: &v1alpha1.SecretReference{Name: "s"}}
+	for _, test := range []struct {
+		why  string
+		away time.Duration
+		stop time.Duration
+		want error
+		late time.Duration // at most, after the API server's return or the stop
+	}{
+		{"two minutes", 2 * time.Minute, time.Hour, nil, secretRetryLimit},
+		{"ten minutes", 10 * time.Minute, time.Hour, nil, secretRetryLimit},
+		{"the import is stopped", time.Hour, time.Minute, context.DeadlineExceeded, 0},
+		{"for ever", time.Hour, 2 * time.Hour, source.ErrUnavailable, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), test.stop)
+			defer cancel()
+			s := Sources{Secrets: secretsAfter{back: begin.Add(test.away)}}
+			o, err := s.httpOptions(ctx, spec)
+			if !errors.Is(err, test.want) || err == nil && o.BearerToken != "t" {
+				t.Errorf("%s: %v", test.why, err)
+			}
+			if took := time.Since(begin); err == nil && took > test.away+test.late || took > time.Hour/2 {
+				t.Errorf("%s: after %s", test.why, took)
+			}
+		})
+	}
+}
+
+func TestChanged(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.tar"), []byte("bytes"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	spec := v1alpha1.Source{File: &v1alpha1.FileSource{Path: "a.tar"}}
+	s := Sources{ArchiveDir: dir}
+	b, err := s.Open(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	for validator, want := range map[string]bool{b.Validator(): false, "other": true} {
+		if changed, err := s.Changed(t.Context(), spec, validator); changed != want || err != nil {
+			t.Errorf("%q: changed %v, %v", validator, changed, err)
+		}
+	}
+	if _, err := (Sources{}).Changed(t.Context(), spec, ""); !errors.Is(err, source.ErrInvalid) {
+		t.Errorf("without a directory: %v", err)
+	}
+	server := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	defer server.Close()
+	s.AllowAddresses = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+	web := v1alpha1.Source{HTTP: &v1alpha1.HTTPSource{URL: server.URL + "/a.tar"}}
+	if changed, err := s.Changed(t.Context(), web, "other"); !changed || err != nil {
+		t.Errorf("http: changed %v, %v", changed, err)
 	}
 }
 

@@ -51,7 +51,8 @@ func (w *watcher) Start(ctx context.Context) error {
 		if now.Sub(begin) > runtimeRetryLimit {
 			failures.reset()
 		}
-		if failures.failed(now, runtimeRetryLimit, w.jitter); err != nil && failures.tries == 1 {
+		failures.failed(now, runtimeRetryLimit, w.jitter)
+		if err != nil && failures.tries == 1 {
 			log.Info("Lost sight of containerd's events", "error", errorText(err))
 		}
 		select {

@@ -56,6 +56,8 @@ type fakeNode struct {
 	sweeps  [][]importer.Owner
 	swept   error       // what a sweep ends with
 	events  chan string // of images that change
+
+	checkInterval time.Duration
 }
 
 // published is an owner whose images are there, whatever is to become of them later.
@@ -252,6 +254,8 @@ func (f *fakeNode) startOver(t *testing.T, server string) *process {
 			Sources:  controllers.Sources{Secrets: mgr.GetAPIReader(), Namespace: systemNamespace, ArchiveDir: f.dir},
 			NodeName: f.name,
 			Metrics:  prometheus.NewRegistry(),
+
+			CheckInterval: f.checkInterval,
 		}).SetupWithManager(mgr)
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -270,8 +271,13 @@ func TestNodeOutlivesTheAPIServer(t *testing.T) {
 	if got := short(n.waitFor(t, "outlives", importing).Conditions); got != importing {
 		t.Errorf("the report is %s: the way was not cut", got)
 	}
+	time.Sleep(10 * time.Second) // the waits between attempts to write have become as long as they get
 	way.open(t)
+	back := time.Now()
 	if e := n.waitFor(t, "outlives", ready); e.Attempts != 2 {
 		t.Errorf("%d attempts", e.Attempts)
+	}
+	if took := time.Since(back); took > 15*time.Second {
+		t.Errorf("reported %s after the API server's return", took)
 	}
 }
