@@ -105,7 +105,7 @@ type dockerImage struct {
 }
 
 // dockerManifest makes manifest.json, as `ctr images export` does: docker archives know of no platforms, so that of each image
-// the first counts. Names with a digest cannot be there.
+// the first counts. Names with a digest cannot be there, and short ones not either: podman takes app:1 for localhost/app:1.
 func dockerManifest(list []named) ([]byte, error) {
 	var images []*dockerImage
 	byManifest := map[digest.Digest]*dockerImage{}
@@ -125,7 +125,7 @@ func dockerManifest(list []named) ([]byte, error) {
 			return nil, fmt.Errorf("name %.200q: %w: %w", n.Name, err, archive.ErrInvalidName)
 		}
 		if _, tagged := ref.(reference.Tagged); tagged {
-			img.RepoTags = append(img.RepoTags, reference.FamiliarString(ref))
+			img.RepoTags = append(img.RepoTags, n.Name)
 		}
 	}
 	data, err := json.Marshal(images)
