@@ -27,6 +27,7 @@ const (
 const (
 	reasonUsage       = "Usage"
 	reasonInterrupted = "Interrupted"
+	reasonOutput      = "OutputFailed"
 )
 
 // usageError is a command line that makes no sense.
@@ -73,7 +74,11 @@ func wantsJSON(cmd *cobra.Command, args []string, parsed bool) bool {
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	flags.ParseErrorsAllowlist.UnknownFlags = true
 	flags.BoolP("help", "h", false, "") // pflag's own would print
-	output := flags.StringP(outputFlag, "o", outputText, "")
+	short := "o"
+	if flag := cmd.Flags().Lookup(outputFlag); flag != nil {
+		short = flag.Shorthand // none where -o is the archive to write
+	}
+	output := flags.StringP(outputFlag, short, outputText, "")
 	_ = flags.Parse(args) // reported already; what precedes a second mistake counts
 	return *output == outputJSON
 }
@@ -89,8 +94,11 @@ func explain(cmd *cobra.Command, err error) (failure, int) {
 		return failure{reasonInterrupted, oneLine("interrupted: " + err.Error())}, exitInterrupted
 	}
 	reason, _ := controllers.Classify(err)
+	if output := (outputError{}); reason == v1alpha1.ReasonImportFailed && errors.As(err, &output) {
+		reason = reasonOutput
+	}
 	message := oneLine(err.Error())
-	if remedy := remedies[reason]; remedy != "" {
+	if remedy := remedyFor(cmd, reason); remedy != "" {
 		message += " (" + remedy + ")"
 	}
 	return failure{reason, message}, exitFailed
@@ -117,6 +125,23 @@ var remedies = map[string]string{
 	v1alpha1.ReasonInsufficientDisk:   "free space there, or keep less with --disk-reserve",
 	v1alpha1.ReasonSourceDenied:       "look at --help for credentials, and at the file's owner and mode",
 	v1alpha1.ReasonRuntimeUnavailable: "is containerd running, is --address its socket, and may you write to it?",
+}
+
+// writingRemedies are those of commands that write archives.
+var writingRemedies = map[string]string{
+	v1alpha1.ReasonContentIncomplete:  "choose platforms that are there with --platform, or leave the image out, or get it whole",
+	v1alpha1.ReasonNoMatchingPlatform: "choose other platforms with --platform, or leave the image out",
+	v1alpha1.ReasonInsufficientDisk:   "free space there, or write elsewhere",
+	reasonOutput:                      "may you write there?",
+}
+
+func remedyFor(cmd *cobra.Command, reason string) string {
+	if _, writes := cmd.Annotations[writesArchive]; writes {
+		if remedy, ok := writingRemedies[reason]; ok {
+			return remedy
+		}
+	}
+	return remedies[reason]
 }
 
 // oneLine makes text from anywhere fit for a terminal and a log: no line breaks, no control characters that a

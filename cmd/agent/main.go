@@ -66,6 +66,8 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newImportCommand(),
 		newInspectCommand(),
+		newBundleCommand(),
+		newExportCommand(),
 		newNodeCommand(),
 		newControllerCommand(),
 		newDoctorCommand(),

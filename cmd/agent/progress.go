@@ -134,7 +134,7 @@ func progressLine(p importer.Progress, rate float64) string {
 	case done > 0:
 		line += ": " + size(done)
 	}
-	if rate > 0 && p.Phase == importer.PhaseTransferring {
+	if rate > 0 && (p.Phase == importer.PhaseTransferring || p.Phase == phaseReading || p.Phase == phaseWriting) {
 		line += fmt.Sprintf(", %s/s", size(int64(rate)))
 		if left := total - done; left > 0 {
 			line += fmt.Sprintf(", %s left", time.Duration(float64(left)/rate*float64(time.Second)).Round(time.Second))

@@ -43,6 +43,18 @@ func Open(ctx context.Context, src source.Blob) (*Archive, error) {
 	return a, nil
 }
 
+// OpenInto is Open, but sink takes the blobs of a source without random access.
+func OpenInto(ctx context.Context, src source.Blob, sink archive.Sink) (*Archive, error) {
+	random, compression, err := access(src)
+	if err != nil {
+		return nil, err
+	}
+	if random && compression == archive.Uncompressed {
+		return openRandom(ctx, src)
+	}
+	return openStream(ctx, src, sink, "")
+}
+
 // Has says whether a blob is in the archive.
 func (a *Archive) Has(d digest.Digest) bool {
 	_, ok := a.locate(d)

@@ -1,0 +1,184 @@
+package importer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/source"
+)
+
+// Stored are images of containerd's namespace, to be written into an archive. Reading them changes nothing.
+type Stored struct {
+	// Manifests have the images' names as containerd's annotation.
+	Manifests []ocispec.Descriptor
+
+	importer *Importer
+	mu       sync.Mutex
+	given    int64 // bytes of metadata so far
+}
+
+// Stored finds images: by a name, as it is there or as the short form of it, or by a glob on names, as archive.Selection has
+// them. Of names below a glob the ids that CRI keeps are left out, and name@digest where another name tells as much. The
+// error is source.ErrNotFound for what matches none.
+func (i *Importer) Stored(ctx context.Context, refs ...string) (*Stored, error) {
+	list, err := i.services.images.List(i.in(ctx))
+	if err != nil {
+		return nil, runtimeError("list images", err)
+	}
+	slices.SortFunc(list, func(a, b images.Image) int { return strings.Compare(a.Name, b.Name) })
+	s := &Stored{importer: i}
+	for _, ref := range refs {
+		found, err := matching(list, ref)
+		if err != nil {
+			return nil, err
+		}
+		if len(found) == 0 {
+			return nil, fmt.Errorf("image %.200q is not in namespace %q of containerd: %w", ref, i.namespace, source.ErrNotFound)
+		}
+		s.Manifests = append(s.Manifests, found...)
+	}
+	return s, nil
+}
+
+func matching(list []images.Image, ref string) ([]ocispec.Descriptor, error) {
+	if strings.Contains(ref, "*") {
+		return matchingGlob(list, ref)
+	}
+	full := ref
+	if named, err := reference.ParseDockerRef(ref); err == nil {
+		full = named.String()
+	}
+	for _, name := range []string{ref, full} {
+		for _, img := range list {
+			if img.Name == name {
+				return []ocispec.Descriptor{namedTarget(img)}, nil
+			}
+		}
+	}
+	return nil, nil
+}
+
+// matchingGlob leaves out what no name of an archive can be.
+func matchingGlob(list []images.Image, glob string) ([]ocispec.Descriptor, error) {
+	selection := archive.Selection{Include: []string{glob}}
+	if err := selection.Validate(); err != nil {
+		return nil, err
+	}
+	var found []ocispec.Descriptor
+	tagged := map[string]bool{} // repositories with digests that a tag has
+	for _, img := range list {
+		d := namedTarget(img)
+		if named, err := selection.Select([]ocispec.Descriptor{d}); err != nil || len(named) == 0 {
+			continue
+		}
+		found = append(found, d)
+		if repository, ok := repositoryOf(img.Name); ok {
+			tagged[repository+"@"+d.Digest.String()] = true
+		}
+	}
+	return slices.DeleteFunc(found, func(d ocispec.Descriptor) bool { return tagged[d.Annotations[archive.AnnotationImageName]] }), nil
+}
+
+// repositoryOf a name that has no digest.
+func repositoryOf(name string) (string, bool) {
+	named, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return "", false
+	}
+	_, byDigest := named.(reference.Digested)
+	return named.Name(), !byDigest
+}
+
+func namedTarget(img images.Image) ocispec.Descriptor {
+	return ocispec.Descriptor{
+		MediaType: img.Target.MediaType, Digest: img.Target.Digest, Size: img.Target.Size, Platform: img.Target.Platform,
+		Annotations: map[string]string{archive.AnnotationImageName: img.Name},
+	}
+}
+
+// String names where they are.
+func (s *Stored) String() string {
+	return fmt.Sprintf("containerd (namespace %q)", s.importer.namespace)
+}
+
+// absent is archive.ErrMissing for a blob that containerd lacks.
+type absent digest.Digest
+
+func (a absent) Error() string {
+	return fmt.Sprintf("blob %s is not in containerd, which keeps no blobs of other platforms, and may keep no layers that it has unpacked (discard_unpacked_layers)", string(a))
+}
+
+func (absent) Is(target error) bool { return target == archive.ErrMissing }
+
+// ReadBlob gives metadata of at most limit bytes, verified.
+func (s *Stored) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error) {
+	data, err := s.importer.readBlob(s.importer.in(ctx), d.Digest, limit)
+	if errdefs.IsNotFound(err) {
+		return nil, absent(d.Digest)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if got := d.Digest.Algorithm().FromBytes(data); got != d.Digest {
+		return nil, fmt.Errorf("blob %s has digest %s: %w", d.Digest, got, archive.ErrDigestMismatch)
+	}
+	if int64(len(data)) != d.Size {
+		return nil, fmt.Errorf("blob %s: size: its descriptor says %d, it has %d bytes: %w", d.Digest, d.Size, len(data), archive.ErrInvalid)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.given += int64(len(data)); s.given > archive.MaxReadBytes {
+		return nil, fmt.Errorf("more than %d MiB of indexes, manifests and configs, choose fewer images: %w", archive.MaxReadBytes>>20, archive.ErrLimit)
+	}
+	return data, nil
+}
+
+// Size of a blob in bytes. The error is archive.ErrMissing when it is not there.
+func (s *Stored) Size(ctx context.Context, d digest.Digest) (int64, error) {
+	info, err := s.importer.services.content.Info(s.importer.in(ctx), d)
+	if errdefs.IsNotFound(err) {
+		return 0, absent(d)
+	}
+	if err != nil {
+		return 0, runtimeError("look up "+d.String(), err)
+	}
+	return info.Size, nil
+}
+
+// Open reads a blob; what is read is not verified.
+func (s *Stored) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
+	ra, err := s.importer.services.content.ReaderAt(s.importer.in(ctx), ocispec.Descriptor{Digest: d})
+	if errdefs.IsNotFound(err) {
+		return nil, absent(d)
+	}
+	if err != nil {
+		return nil, runtimeError("read blob "+d.String(), err)
+	}
+	return storedReader{content.NewReader(ra), ra}, nil
+}
+
+type storedReader struct {
+	io.Reader
+	io.Closer
+}
+
+// Read tells what an error of containerd means.
+func (r storedReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // a reader's end is io.EOF itself
+		err = runtimeError("read", err)
+	}
+	return n, err
+}
