@@ -141,7 +141,7 @@ func claimants(list []images.Image, wanted []Owner) map[string]*claimant {
 // alone takes the sign of life of an archive that nobody imports, and deals with what somebody who was killed had begun to
 // publish: only then is it sure what has been published.
 func (i *Importer) alone(ctx context.Context, uid string, finish bool) (*life, error) {
-	l, err := i.live(ctx, sessionKey(uid, ""), 0)
+	l, err := i.live(ctx, sessionKey(uid, ""), deathWait)
 	if err != nil {
 		return nil, err
 	}
