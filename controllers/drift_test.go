@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -270,9 +271,10 @@ func TestRepairThatFails(t *testing.T) {
 	if j := b.expect("check a"); !j.repair {
 		t.Error("gave up the repair")
 	}
-	b.end(outcome{err: fmt.Errorf("update: %w", importer.ErrContentIncomplete)})
-	b.expect("release a")
-	b.end(absent)
+	b.end(outcome{err: errors.New("update")})
+	b.wantState("a", "Ready=False/Drifted Reconciling=True/Pending")
+	b.pass(4 * time.Second)
+	b.expect("import a")
 }
 
 // What stalls because a name is in its way is tried as soon as that name changes.

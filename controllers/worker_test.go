@@ -24,7 +24,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fakeImporter struct {
 	runtime   error
 	hang      string // the method that containerd does not answer
-	whole     bool
+	found     bool
+	loss      string
+	repairing time.Duration
 	importing func(context.Context, source.Blob, importer.Request) (importer.Result, error)
 	released  []string
 	recover   error
@@ -51,7 +53,7 @@ func (f *fakeImporter) Runtime(ctx context.Context) (importer.Runtime, error) {
 }
 
 func (f *fakeImporter) Imported(ctx context.Context, _ importer.Owner) (importer.Result, string, bool, error) {
-	return importer.Result{}, "", f.whole, f.ask(ctx, "Imported")
+	return importer.Result{}, f.loss, f.found, f.ask(ctx, "Imported")
 }
 
 func (f *fakeImporter) Import(ctx context.Context, b source.Blob, r importer.Request) (importer.Result, error) {
@@ -60,6 +62,7 @@ func (f *fakeImporter) Import(ctx context.Context, b source.Blob, r importer.Req
 
 func (f *fakeImporter) Repair(ctx context.Context, _ importer.Owner) (int, error) {
 	f.repaired++
+	time.Sleep(f.repairing)
 	return 1, f.ask(ctx, "Repair")
 }
 
@@ -263,6 +266,82 @@ func TestHungContainerdIsUnavailable(t *testing.T) {
 				t.Errorf("%s, told to stop: %v", hang, o.err)
 			}
 		})
+	}
+}
+
+// What a repair writes, containerd tells of; the check that follows has seen it.
+func TestWorkerRepairsThenChecks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeImporter{found: true, loss: lost, repairing: time.Second}
+		w := &worker{importer: f}
+		begin := time.Now()
+		j := importJob()
+		j.kind = jobCheck
+		if o := w.do(t.Context(), &task{job: j}); o.err != nil || !o.found || o.loss != lost || o.repaired != 0 || !o.at.Equal(begin) {
+			t.Errorf("a check alone: %+v", o)
+		}
+		j.repair = true
+		if o := w.do(t.Context(), &task{job: j}); o.err != nil || o.repaired != 1 || o.at.Sub(begin) != time.Second || f.repaired != 1 {
+			t.Errorf("with a repair: %+v", o)
+		}
+	})
+}
+
+func TestWorkerSweepsAndProbes(t *testing.T) {
+	f := &fakeImporter{}
+	w := &worker{importer: f, changed: func(_ context.Context, s v1alpha1.Source, validator string) (bool, error) {
+		return validator == "old" && s.File.Path == "a.tar", nil
+	}}
+	wanted := []importer.Owner{{UID: "u"}}
+	if o := w.do(t.Context(), &task{job: &job{kind: jobSweep, wanted: wanted}}); o.err != nil || len(f.swept) != 1 || f.swept[0][0] != wanted[0] {
+		t.Errorf("%+v, swept %+v", o, f.swept)
+	}
+	f.runtime = importer.ErrRuntimeUnavailable // which a source has nothing to do with
+	j := importJob()
+	j.kind, j.validator = jobProbe, "old"
+	if o := w.do(t.Context(), &task{job: j}); o.err != nil || !o.changed {
+		t.Errorf("%+v", o)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := &worker{importer: f, changed: func(ctx context.Context, _ v1alpha1.Source, _ string) (bool, error) {
+			<-ctx.Done()
+			return false, ctx.Err()
+		}}
+		begin := time.Now()
+		if o := w.do(t.Context(), &task{job: j}); !errors.Is(o.err, source.ErrUnavailable) || time.Since(begin) != probeTimeout {
+			t.Errorf("a server that does not answer: %v after %s", o.err, time.Since(begin))
+		}
+	})
+}
+
+// tellingImporter knows its disks.
+type tellingImporter struct {
+	fakeImporter
+	disks []*importer.Disk
+}
+
+func (f *tellingImporter) Disks(context.Context, *importer.Plan, importer.Request) ([]*importer.Disk, error) {
+	return f.disks, nil
+}
+
+func TestWorkerMeasuresDisks(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	w := &worker{metrics: newMetrics(registry), importer: &tellingImporter{disks: []*importer.Disk{
+		{Roots: []string{"/var/lib/containerd"}, Free: 70, Reserve: 15}, {Roots: []string{"/elsewhere"}, Unknown: "not visible"},
+	}}}
+	j := importJob()
+	j.kind = jobCheck
+	w.do(t.Context(), &task{job: j})
+	want := `
+		# HELP tarlift_disk_free_bytes Room on a file system that containerd writes to, as of the last check or import.
+		# TYPE tarlift_disk_free_bytes gauge
+		tarlift_disk_free_bytes{root="/var/lib/containerd"} 70
+		# HELP tarlift_disk_reserve_bytes How much of it imports leave free.
+		# TYPE tarlift_disk_reserve_bytes gauge
+		tarlift_disk_reserve_bytes{root="/var/lib/containerd"} 15
+	`
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "tarlift_disk_free_bytes", "tarlift_disk_reserve_bytes"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -1,0 +1,76 @@
+package controllers
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/internal/importer"
+)
+
+// Which Events an outcome is worth, and what is counted.
+func TestAnnounce(t *testing.T) {
+	again := good
+	again.duration = 1234 * time.Millisecond
+	for _, test := range []struct {
+		why    string
+		job    jobKind
+		o      outcome
+		n      news
+		want   []string
+		metric string // of tarlift_heals_total
+	}{
+		{"an import", jobImport, again, newlyImported, []string{"Normal Imported a: 2 images imported in 1.2s: 70B read, 60B written, 40B skipped"}, ""},
+		{"one after a loss", jobImport, again, newlyHealed, []string{"Normal Imported a: 2 images imported in 1.2s: 70B read, 60B written, 40B skipped"}, "import"},
+		{"a loss", jobCheck, lossy, newlyLost, []string{"Warning Drifted a: " + lost}, ""},
+		{"the same", jobCheck, lossy, nothingNew, nil, ""},
+		{"a repair", jobCheck, repaired, newlyRepaired, []string{"Normal Healed a: 1 name repaired, nothing read"}, "repair"},
+		{"a failure", jobImport, unreachable, newlyFailed, []string{"Warning SourceUnavailable a: get: source unavailable"}, ""},
+		{"a known one", jobImport, unreachable, nothingNew, nil, ""},
+		{"a stop", jobImport, outcome{err: errors.New("stopped"), stopped: true}, nothingNew, nil, ""},
+		{"a source that cannot be asked", jobProbe, unreachable, nothingNew, nil, ""},
+		{"one that has changed", jobProbe, differs, newlyStale, []string{"Normal SourceChanged a: the source holds another archive than before"}, ""},
+		{"a sweep", jobSweep, outcome{swept: []importer.Swept{
+			{Owner: importer.Owner{Name: "gone"}, Deleted: []string{"x", "y"}, InUse: []string{"z"}}, {Owner: importer.Owner{Name: "old"}, Unpinned: []string{"v"}},
+		}}, nothingNew, []string{
+			"Normal Swept gone: 2 names deleted, 1 name unpinned and not deleted, since containers use them", "Normal Swept old: 1 name unpinned",
+		}, ""},
+	} {
+		recorder := events.NewFakeRecorder(10)
+		b, a := newDone(t, nil)
+		b.records[a.UID].loss = lost
+		r := &NodeReconciler{Recorder: recorder, agenda: b.agenda, worker: &worker{metrics: newMetrics(prometheus.NewRegistry())}}
+		o := test.o
+		o.job = b.records[a.UID].job(test.job)
+		if test.job == jobSweep {
+			o.job = &job{kind: jobSweep}
+		}
+		r.announce(ctrl.LoggerInto(t.Context(), logr.Discard()), &o, test.n)
+		r.sendNotes(&nodeView{})
+		if len(recorder.Events) > 0 {
+			t.Errorf("%s: an Event about nothing", test.why)
+		}
+		r.sendNotes(&nodeView{state: &v1alpha1.NodeImageState{}})
+		close(recorder.Events)
+		var got []string
+		for e := range recorder.Events {
+			got = append(got, e)
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s: %q, want %q", test.why, got, test.want)
+		}
+		for _, kind := range []string{healedByRepair, healedByImport} {
+			if n := testutil.ToFloat64(r.worker.metrics.heals.WithLabelValues(kind)); n > 0 != (kind == test.metric) {
+				t.Errorf("%s: counted %v of %s", test.why, n, kind)
+			}
+		}
+	}
+}
