@@ -34,6 +34,7 @@ func (a *agenda) status(running []activity, now time.Time) *v1alpha1.NodeImageSt
 	}
 	slices.SortFunc(s.Archives, func(x, y v1alpha1.ArchiveState) int { return strings.Compare(x.Name, y.Name) })
 	s.Summary = fmt.Sprintf("%d/%d", ready, len(s.Archives))
+	fitTexts(s)
 	return s
 }
 
@@ -58,6 +59,8 @@ func (r *record) conditions(running *activity) []metav1.Condition {
 		return condition(v1alpha1.ConditionStalled, metav1.ConditionTrue, reason, message)
 	}
 	f := r.failure
+	// Where a rollout let the node try again, the controller has to see that this attempt has failed, too.
+	terminal := f != nil && f.terminal && (running == nil || r.archive.Spec.Rollout == nil)
 	switch {
 	case r.done:
 		return []metav1.Condition{condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonImported,
@@ -68,13 +71,13 @@ func (r *record) conditions(running *activity) []metav1.Condition {
 		return []metav1.Condition{ready(v1alpha1.ReasonSuspended, "spec.suspend is set")}
 	case r.loss != "" && ignoresDrift(r.archive) && !r.stale:
 		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, r.loss), stalled(v1alpha1.ReasonDrifted, r.loss)}
-	case r.loss != "" && f != nil && f.terminal:
+	case r.loss != "" && terminal:
 		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, clip(r.loss+lossDetail+f.Message)), stalled(f.Reason, f.Message)}
 	case r.loss != "" && f != nil:
 		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, clip(r.loss+lossDetail+f.Message)), doing}
 	case r.loss != "":
 		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, r.loss), doing}
-	case f != nil && f.terminal:
+	case terminal:
 		return []metav1.Condition{ready(f.Reason, f.Message), stalled(f.Reason, f.Message)}
 	case f != nil && doing.Reason != v1alpha1.ReasonWaitingForRollout:
 		return []metav1.Condition{ready(f.Reason, f.Message), doing}

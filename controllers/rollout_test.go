@@ -557,3 +557,33 @@ func TestRolloutHoldsItsLimitThroughEverything(t *testing.T) {
 		}
 	}
 }
+
+// The controller takes a stall for the end of the admitted attempt if it is a new one, so the agent makes it one.
+func TestAgentShowsThatAnotherAttemptFailed(t *testing.T) {
+	a := newArchive("a", 0)
+	withRollout(a)
+	b := newBench(t, a)
+	var since []metav1.Time
+	for range 2 {
+		b.admit([]v1alpha1.Admission{admission(a)})
+		if !b.records[a.UID].checked {
+			b.expect("check a")
+			b.end(absent)
+		}
+		b.expect("import a")
+		if got := b.state("a"); strings.Contains(got, "Stalled") {
+			t.Errorf("while it runs: %s", got)
+		}
+		b.pass(time.Second)
+		b.end(broken)
+		b.wantState("a", "Ready=False/ArchiveInvalid Stalled=True/ArchiveInvalid")
+		since = append(since, findCondition(b.report("a").Conditions, "Stalled").LastTransitionTime)
+		b.expect("release a")
+		b.end(outcome{})
+		b.admit(nil)
+		b.pass(time.Second)
+	}
+	if since[0].Equal(&since[1]) {
+		t.Errorf("both times it has stalled since %s", since[0])
+	}
+}

@@ -153,3 +153,21 @@ func TestImageArchiveIsSmall(t *testing.T) {
 		}
 	}
 }
+
+func TestReportsFit(t *testing.T) {
+	var archives []*v1alpha1.ImageArchive
+	for i := range 20 {
+		archives = append(archives, newArchive(longName("archive", i), 0))
+	}
+	b := newBench(t, archives...)
+	for _, rec := range b.records {
+		rec.failure = &failure{ImportError: v1alpha1.ImportError{Reason: "Truncated", Message: longTexts["plain"][:maxText]}, terminal: true}
+	}
+	s := b.status(nil, b.now)
+	if n := jsonLen(t, s); n > maxStateSize {
+		t.Errorf("%d bytes", n)
+	}
+	if c := compare(s, b.status(nil, b.now.Add(time.Hour))); c != noChange {
+		t.Error("the same again is another report")
+	}
+}
