@@ -21,8 +21,9 @@ const (
 // lineInterval is the time between two lines: often enough to see life in a log, rare enough to read the rest.
 const lineInterval = 5 * time.Second
 
-// barTemplate shows the step, the bytes, a bar, the rate and the time that is left.
-const barTemplate pb.ProgressBarTemplate = `{{string . "phase"}} {{counters . }} {{bar . }} {{percent . }} {{speed . "%s/s" ""}} {{rtime . "%s left" "%s" ""}}`
+// barTemplate shows the step, the bytes, a bar, and once they are known, after half a second, the rate and the time that
+// is left.
+const barTemplate pb.ProgressBarTemplate = `{{string . "phase"}} {{counters . }} {{bar . }} {{percent . }} {{speed . "%s/s" " "}} {{rtime . "%s left" "%s" " "}}`
 
 // progress shows how far an import is.
 type progress interface {
