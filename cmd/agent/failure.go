@@ -124,7 +124,7 @@ var remedies = map[string]string{
 	v1alpha1.ReasonNameConflict:       "remove that image, choose others with --include, or let --conflict=replace move the name",
 	v1alpha1.ReasonInsufficientDisk:   "free space there, or keep less with --disk-reserve",
 	v1alpha1.ReasonSourceDenied:       "look at --help for credentials, and at the file's owner and mode",
-	v1alpha1.ReasonRuntimeUnavailable: "is containerd running, is --address its socket, and may you write to it?",
+	v1alpha1.ReasonRuntimeUnavailable: "is containerd running, is --address its socket, and may you write to it? 'agent doctor' tells more",
 }
 
 // writingRemedies are those of commands that write archives.

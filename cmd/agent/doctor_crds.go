@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"reflect"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+)
+
+// checkCRDs says whether the kinds are served, with all fields that this agent knows.
+func (c *cluster) checkCRDs(ctx context.Context) bool {
+	const check, remedy = "crds", "install the CRDs of the agent's release: helm upgrade with crds.enabled, or kubectl apply --server-side -f config/crd"
+	path := "/apis/" + v1alpha1.GroupVersion.String()
+	doc, err := c.get(ctx, path)
+	var list metav1.APIResourceList
+	if err == nil && doc.code == http.StatusOK {
+		err = json.Unmarshal(doc.data, &list)
+	}
+	switch {
+	case err != nil:
+		c.failed(check, remedy, err)
+		return false
+	case doc.code != http.StatusOK:
+		c.add(check, verdictFail, remedy, "%s is not served (status %d)", v1alpha1.GroupVersion, doc.code)
+		return false
+	}
+	for _, name := range []string{"imagearchives", "imagearchives/status", "nodeimagestates", "nodeimagestates/status"} {
+		if !slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == name }) {
+			c.add(check, verdictFail, remedy, "%s has no %s", v1alpha1.GroupVersion, name)
+			return false
+		}
+	}
+	if missing := c.missingFields(ctx, path); len(missing) > 0 {
+		c.add(check, verdictFail, remedy, "they are older than this agent: %s is missing", some(missing))
+		return true
+	}
+	c.ok(check, "%s is served", v1alpha1.GroupVersion)
+	return true
+}
+
+// schema is the part of an OpenAPI schema that is looked at.
+type schema struct {
+	Properties map[string]*schema `json:"properties"`
+}
+
+// field is a member's schema, empty where there is none.
+func (s *schema) field(name string) *schema {
+	if f := s.Properties[name]; f != nil {
+		return f
+	}
+	return &schema{}
+}
+
+// missingFields compares what is served with the fields of the agent's own types. What cannot be read lacks nothing.
+func (c *cluster) missingFields(ctx context.Context, path string) (missing []string) {
+	doc, err := c.get(ctx, "/openapi/v3"+path)
+	var api struct {
+		Components struct {
+			Schemas map[string]*schema `json:"schemas"`
+		} `json:"components"`
+	}
+	if err != nil || json.Unmarshal(doc.data, &api) != nil {
+		return nil
+	}
+	for _, k := range []struct {
+		kind, member string
+		fields       reflect.Type
+	}{
+		{"ImageArchive", "spec", reflect.TypeFor[v1alpha1.ImageArchiveSpec]()},
+		{"ImageArchive", "status", reflect.TypeFor[v1alpha1.ImageArchiveStatus]()},
+		{"NodeImageState", "spec", reflect.TypeFor[v1alpha1.NodeImageStateSpec]()},
+		{"NodeImageState", "status", reflect.TypeFor[v1alpha1.NodeImageStateStatus]()},
+	} {
+		for name, s := range api.Components.Schemas {
+			if !strings.HasSuffix(name, "."+k.kind) {
+				continue
+			}
+			for n := range k.fields.NumField() {
+				field, _, _ := strings.Cut(k.fields.Field(n).Tag.Get("json"), ",")
+				if _, ok := s.field(k.member).Properties[field]; field != "" && !ok {
+					missing = append(missing, k.kind+"."+k.member+"."+field)
+				}
+			}
+		}
+	}
+	return missing
+}
