@@ -65,16 +65,15 @@ const DefaultCheckInterval = 10 * time.Minute
 // progressPoll is how often the progress of running imports is looked at, to see whether it is worth a write.
 const progressPoll = 2 * time.Second
 
-// apiRetry bounds the wait after a failed call of the API server. Imports go on meanwhile.
-const apiRetryBase, apiRetryLimit = 500 * time.Millisecond, 30 * time.Second
-
 const (
+	// apiRetryBase and apiRetryLimit bound the wait after a failed call of the API server. Imports go on meanwhile. With
+	// the timeout, what failed is tried again within 15 s of its return; what many agents have to write is spread further,
+	// as any write of theirs.
+	apiRetryBase  = 500 * time.Millisecond
+	apiRetryLimit = 5 * time.Second
 	// writeTimeout is how long the API server may take over a write: a connection that leads nowhere any more would hold
 	// it up for most of a minute.
 	writeTimeout = 10 * time.Second
-	// writeRetryLimit bounds the wait before a failed write is tried again: with the timeout, no more than 15 s after the
-	// API server has returned. What many agents have to write is spread further, as any write of theirs.
-	writeRetryLimit = 5 * time.Second
 )
 
 // SetupWithManager adds the reconciler and its worker to a manager.
@@ -298,7 +297,7 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 // refused puts off the next write after one that failed, and returns by how much.
 func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) time.Duration {
 	now := r.now()
-	r.outage.failed(now, max(writeRetryLimit, writeWindow(nodes)), r.jitter)
+	r.outage.failed(now, max(apiRetryLimit, writeWindow(nodes)), r.jitter)
 	if r.outage.tries == 1 {
 		ctrl.LoggerFrom(ctx).Info("Could not write the status of the NodeImageState; trying again", "error", errorText(err))
 	}

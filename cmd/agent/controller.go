@@ -72,6 +72,7 @@ func runController(ctx context.Context, f controllerFlags) error {
 	if err != nil {
 		return err
 	}
+	server.Wrap(controllers.Reconnect)
 	mgr, err := newControllerManager(server, f)
 	if err != nil {
 		return err
