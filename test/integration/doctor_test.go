@@ -249,6 +249,20 @@ func TestDoctorWithoutCRI(t *testing.T) {
 	broken.examine(t).want(t, "cri", "fail", "zfs")
 }
 
+// Images for another machine are there, but CRI has no use for them.
+func TestDoctorOfAnotherPlatform(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
+	_, data := built(t, sample("doctor.example/app:1", 1))
+	if o := r.agentImport(t, data, "--platform", "linux/arm64", "--no-unpack", "-"); o.code != 0 {
+		t.Fatal(o.errOut)
+	}
+	d := r.examine(t, "--platform", "linux/arm64")
+	d.want(t, "kubelet", "fail", "does not find 2 of 2 names: doctor.example/app:1")
+	if d.checks["platform"].Verdict != "warn" {
+		t.Errorf("%+v", d.checks["platform"])
+	}
+}
+
 // An import that runs is told from one that was killed, and is not disturbed.
 func TestDoctorLeftovers(t *testing.T) {
 	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
