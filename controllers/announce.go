@@ -69,6 +69,9 @@ func (r *NodeReconciler) announce(ctx context.Context, o *outcome, n news) {
 	case newlyStale:
 		tell(corev1.EventTypeNormal, eventSourceChanged, "Source changed", "the source holds another archive than before")
 	}
+	if text := unseenText(o.result); text != "" && (n == newlyImported || n == newlyHealed) {
+		tell(corev1.EventTypeWarning, eventUnseen, "Not visible to the kubelet", text)
+	}
 }
 
 // note is an Event about this node and an archive, which may be gone.
