@@ -36,6 +36,7 @@ func (i *Importer) Import(ctx context.Context, src source.Blob, req Request) (re
 		return Result{}, err
 	}
 	result.Former, _ = i.endFormer(ctx, req.Owner) // what could not be done is left to Sweep
+	_ = s.endReplaced(ctx)                         // and this to the kubelet's garbage collection
 	result.Unseen, result.CRI = i.unseen(ctx, plan.published())
 	return result, nil
 }

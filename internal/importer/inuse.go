@@ -98,6 +98,35 @@ func (i *Importer) deleteCRIName(ctx context.Context, list []images.Image, id id
 	return nil
 }
 
+// endReplaced deletes the names that CRI made for images whose last other name now stands for another image: they would hold
+// the former content until the kubelet's garbage collection. The session's lease holds it still, so that it can be read.
+func (s *session) endReplaced(ctx context.Context) error {
+	if len(s.replaced) == 0 {
+		return nil
+	}
+	i := s.importer
+	list, err := i.services.images.List(ctx)
+	if err != nil {
+		return runtimeError("list images", err)
+	}
+	used, err := i.usage(ctx)
+	if err != nil {
+		return err
+	}
+	for _, old := range s.replaced {
+		id, err := i.identify(ctx, old)
+		if err != nil {
+			return err
+		}
+		if !used.has(id) {
+			if err := i.deleteCRIName(ctx, list, id, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // usage is what the containers of this namespace use.
 type usage struct {
 	images    map[string]bool // by the name that the container was made with

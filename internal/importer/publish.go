@@ -138,6 +138,11 @@ func (s *session) publishOnce(ctx context.Context, names []publication, req Requ
 		}
 		return err
 	}
+	for _, w := range in.Writes {
+		if w.Old != nil && w.retargets(w.Old.Target) {
+			s.replaced = append(s.replaced, *w.Old)
+		}
+	}
 	return nil
 }
 

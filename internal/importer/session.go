@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -49,6 +50,7 @@ type session struct {
 	follows  int64                   // see worthFollowing
 	writing  atomic.Int32            // how much of containerd's is writing now
 	ownedAll bool                    // see ownsAll
+	replaced []images.Image          // names as they were before this publishing gave them another target
 	streams  int                     // ingests so far whose digest was unknown
 
 	mu      sync.Mutex

@@ -386,3 +386,41 @@ func (u unlisted) List(ctx context.Context, filters ...string) ([]images.Image, 
 	}
 	return u.Store.List(ctx, filters...)
 }
+
+// What a name stood for before goes with its last name, although CRI has made one of its own, unless a container uses it.
+func TestReplacedImageGoes(t *testing.T) {
+	spec, err := typeurl.MarshalAny(&events.ImageDelete{}) // it must have some
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := version(t, "one"), version(t, "two")
+	config := one.Images[0].Platforms[0].Config.Digest.String()
+	for _, inUse := range []bool{false, true} {
+		n := newNode(t, "linux/amd64")
+		n.foreign(t, appName, one)
+		ctx := n.in(t.Context())
+		if _, err := n.services.images.Create(ctx, images.Image{Name: config, Target: one.Images[0].Target}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.db.GarbageCollect(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if inUse {
+			c := containers.Container{ID: "c", Image: config, Runtime: containers.RuntimeInfo{Name: "r"}, Spec: spec}
+			if _, err := n.services.containers.Create(ctx, c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		req := wanted(named("a", "1"))
+		req.Replace = true
+		if _, err := n.Import(t.Context(), blobOf(t, two, false), req); err != nil {
+			t.Fatal(err)
+		}
+		if gone := n.image(t, config) == nil; gone == inUse {
+			t.Errorf("in use %v, CRI's name is gone %v", inUse, gone)
+		}
+		if stays := n.has(t, one.Images[0].Platforms[0].Layers[0].Digest); stays != inUse {
+			t.Errorf("in use %v, the layer is there: %v", inUse, stays)
+		}
+	}
+}
