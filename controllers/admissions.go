@@ -175,12 +175,13 @@ func (r *ArchiveReconciler) rollOut(ctx context.Context, a *v1alpha1.ImageArchiv
 		ro = &rollout{}
 		r.rollouts[a.Name] = ro
 	}
-	ro.follow(a)
+	ro.follow(a, now)
 	members := f.members(a)
 	if a.Spec.Rollout != nil {
 		stand = ro.count(a, members, now)
 	}
 	if err != nil || wait > 0 {
+		r.deafen(now)
 		return stand, wait, err
 	}
 
@@ -199,6 +200,13 @@ func (r *ArchiveReconciler) rollOut(ctx context.Context, a *v1alpha1.ImageArchiv
 	list, later := ro.admit(a, members, now)
 	more, err = r.carryOut(ctx, a, f, list, now)
 	return stand, sooner(wait, sooner(later, more)), err
+}
+
+// deafen notes that the API server did not answer, and so cannot have told what nodes reported.
+func (r *ArchiveReconciler) deafen(now time.Time) {
+	for _, ro := range r.rollouts {
+		ro.since = now
+	}
 }
 
 // admitted are the nodes that have an admission for archives of this name, expired or not.
@@ -251,6 +259,7 @@ func (r *ArchiveReconciler) carryOut(ctx context.Context, a *v1alpha1.ImageArchi
 			continue
 		}
 		if err != nil {
+			r.deafen(now)
 			return 0, err
 		}
 		f.states[d.node] = state

@@ -73,7 +73,7 @@ func BenchmarkLargeFleet(b *testing.B) {
 	b.Run("rollout", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			ro.follow(a)
+			ro.follow(a, epoch)
 			members := f.members(a)
 			ro.tidy(a, members, f.strays(a.Name, members), epoch)
 			ro.count(a, members, epoch)

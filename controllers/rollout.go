@@ -21,6 +21,9 @@ const (
 	// expiryGrace is how long an admission that has expired keeps its place if the node does not say that it has
 	// stopped: an agent that was only slow needs a moment to see it.
 	expiryGrace = 10 * time.Second
+	// speakTime is how long all nodes are given to be heard after this process was not able to hear them: thousands of
+	// agents come back to an API server spread over more than a minute.
+	speakTime = 2 * time.Minute
 )
 
 // member is one selected node.
@@ -98,7 +101,8 @@ func (d *decision) apply(admitted []v1alpha1.Admission) []v1alpha1.Admission {
 type rollout struct {
 	uid        types.UID
 	generation int64
-	requested  string // the value of AnnotationReconcileRequestedAt that has been heeded
+	requested  string    // the value of AnnotationReconcileRequestedAt that has been heeded
+	since      time.Time // when this process began, or last found the API server away
 	traces     map[string]*trace
 }
 
@@ -166,11 +170,11 @@ func (f flaw) again(before flaw) bool {
 }
 
 // follow begins with what an archive's persisted status says, or goes on with another generation.
-func (r *rollout) follow(a *v1alpha1.ImageArchive) {
+func (r *rollout) follow(a *v1alpha1.ImageArchive, now time.Time) {
 	requested := a.Annotations[v1alpha1.AnnotationReconcileRequestedAt]
 	switch {
 	case r.uid != a.UID, r.traces == nil:
-		*r = rollout{uid: a.UID, requested: requested, traces: map[string]*trace{}}
+		*r = rollout{uid: a.UID, requested: requested, since: now, traces: map[string]*trace{}}
 		if since, ok := stoppedSince(a); ok && requestedAfter(requested, since) {
 			r.requested = "" // while no process was there to heed it
 		}
@@ -254,7 +258,8 @@ func (r *rollout) judge(a *v1alpha1.ImageArchive, m *member, now time.Time) (v v
 	case t.ended(m):
 		return remove, false, 0
 	}
-	if left := deadline(a.Spec.Rollout) - now.Sub(t.moved); left > 0 {
+	limit := deadline(a.Spec.Rollout)
+	if left := max(t.moved.Add(limit).Sub(now), r.since.Add(min(limit, speakTime)).Sub(now)); left > 0 {
 		return 0, true, left
 	}
 	return expire, false, 0
