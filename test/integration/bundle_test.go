@@ -31,8 +31,8 @@ func (r *runtime) writes(t *testing.T, command string, args ...string) string {
 	return file
 }
 
-// ctr runs ctr in a namespace of the same containerd.
-func (r *runtime) ctr(t *testing.T, namespace string, args ...string) string {
+// ctrImages runs `ctr images` in a namespace of the same containerd.
+func (r *runtime) ctrImages(t *testing.T, namespace string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command("../../bin/tools/ctr", append([]string{"-a", r.ContainerdAddress, "-n", namespace, "images"}, args...)...)
 	var errs bytes.Buffer
@@ -48,7 +48,7 @@ func (r *runtime) ctr(t *testing.T, namespace string, args ...string) string {
 func (r *runtime) targets(t *testing.T, namespace string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	for line := range strings.Lines(r.ctr(t, namespace, "list")) {
+	for line := range strings.Lines(r.ctrImages(t, namespace, "list")) {
 		if f := strings.Fields(line); len(f) > 2 && f[0] != "REF" && !strings.Contains(f[0], "@") && !strings.HasPrefix(f[0], "sha256:") {
 			out[f[0]] = f[2]
 		}
@@ -96,8 +96,8 @@ func TestBundleOfContainerd(t *testing.T) {
 	}
 
 	// By ctr, also under its own strict platform, and by the agent as a file and as a stream.
-	r.ctr(t, "by-ctr", "import", "--local", "--platform", "linux/amd64", "--no-unpack", file)
-	r.ctr(t, "by-ctr-transfer", "import", "--platform", "linux/amd64", "--no-unpack", file)
+	r.ctrImages(t, "by-ctr", "import", "--local", "--platform", "linux/amd64", "--no-unpack", file)
+	r.ctrImages(t, "by-ctr-transfer", "import", "--platform", "linux/amd64", "--no-unpack", file)
 	for namespace, arg := range map[string]string{"by-agent": file, "by-stream": "-"} {
 		if o := r.agentImport(t, one, "--namespace", namespace, "--no-unpack", arg); o.code != 0 {
 			t.Errorf("%s: %s", namespace, o.errOut)
@@ -111,7 +111,7 @@ func TestBundleOfContainerd(t *testing.T) {
 
 	// What ctr exports of it is another tar of the same images, of which the same bundle is made.
 	exported := filepath.Join(t.TempDir(), "ctr.tar")
-	r.ctr(t, "k8s.io", append([]string{"export", "--local", "--platform", "linux/amd64", exported}, "bundle.example/team/app:1", "bundle.example/team/child:1", "docker.io/library/tool:2")...)
+	r.ctrImages(t, "k8s.io", append([]string{"export", "--local", "--platform", "linux/amd64", exported}, "bundle.example/team/app:1", "bundle.example/team/child:1", "docker.io/library/tool:2")...)
 	four, err := os.ReadFile(r.writes(t, "bundle", exported))
 	if err != nil || !bytes.Equal(one, four) {
 		t.Errorf("made of ctr's export it is another: %v", err)
