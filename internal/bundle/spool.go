@@ -43,11 +43,8 @@ func (s *Spool) Close() error {
 	return s.file.Close() //nolint:wrapcheck // names the file itself
 }
 
-// Put keeps a member, unless one of the same digest is kept already.
+// Put keeps a member, unless one of the same digest is kept already: then it only compares.
 func (s *Spool) Put(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
-	if e, ok := s.blobs[claimed]; ok && e.size == size {
-		return claimed, nil
-	}
 	if err := s.open(); err != nil {
 		return "", err
 	}
@@ -56,7 +53,10 @@ func (s *Spool) Put(ctx context.Context, claimed digest.Digest, size int64, r io
 		algorithm = claimed.Algorithm()
 	}
 	sum := algorithm.Digester()
-	w := &spoolWriter{ctx: ctx, spool: s, off: s.end}
+	var w io.Writer = &spoolWriter{ctx: ctx, spool: s, off: s.end}
+	if _, ok := s.blobs[claimed]; ok {
+		w = io.Discard
+	}
 	if _, err := io.CopyN(w, io.TeeReader(r, sum.Hash()), size); err != nil {
 		return "", err //nolint:wrapcheck // the reader's own, or said by the writer
 	}
