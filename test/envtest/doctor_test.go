@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,28 +22,25 @@ import (
 	"github.com/tarlift/tarlift/test/cluster"
 )
 
-// binary builds the agent once.
-var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "doctor")
-	if err != nil {
-		return "", err
+// practice is the agent's binary.
+type practice string
+
+func TestDoctor(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "agent")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../../cmd/agent").CombinedOutput(); err != nil {
+		t.Fatalf("build the agent: %v: %s", err, out)
 	}
-	path := filepath.Join(dir, "agent")
-	if out, err := exec.Command("go", "build", "-o", path, "../../cmd/agent").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the agent: %w: %s", err, out)
-	}
-	return path, nil
-})
+	p := practice(binary)
+	t.Run("of a node", p.testNode)
+	t.Run("of a node that fails", p.testFailingNode)
+	t.Run("of a bare cluster", p.testBareCluster)
+}
 
 // doctor runs `agent doctor` where there is no containerd, and gives what it says of the cluster: by check, verdict and
 // finding.
-func doctor(t *testing.T, c *rest.Config, args ...string) map[string]string {
+func (p practice) doctor(t *testing.T, c *rest.Config, args ...string) map[string]string {
 	t.Helper()
-	agent, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), agent, append([]string{
+	cmd := exec.CommandContext(t.Context(), string(p), append([]string{
 		"doctor", "-o", "json", "--address", filepath.Join(t.TempDir(), "none.sock"), "--kubeconfig", kubeconfig(t, c)}, args...)...)
 	out, err := cmd.Output()
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 {
@@ -75,10 +70,10 @@ func wantFound(t *testing.T, got, want map[string]string) {
 	}
 }
 
-func TestDoctor(t *testing.T) {
+func (p practice) testNode(t *testing.T) {
 	n := newFakeNode(t, "doctor-node")
 	in := []string{"--node-name", n.name, "--secret-namespace", systemNamespace}
-	wantFound(t, doctor(t, onNode(n.name), in...), map[string]string{
+	wantFound(t, p.doctor(t, onNode(n.name), in...), map[string]string{
 		"api server": "ok v1.", "cluster clock": "ok", "crds": "ok tarlift.dev/v1alpha1", "rights": "ok tarlift-node has all", "node": "ok " + n.name,
 		"own state": "warn has not reported yet", "policy": "ok",
 	})
@@ -86,7 +81,7 @@ func TestDoctor(t *testing.T) {
 	n.start(t)
 	n.newArchive(t, "doctor")
 	n.waitFor(t, "doctor", ready)
-	wantFound(t, doctor(t, onNode(n.name), in...), map[string]string{"own state": "ok 1 archives, all ready"})
+	wantFound(t, p.doctor(t, onNode(n.name), in...), map[string]string{"own state": "ok 1 archives, all ready"})
 	// What one doctor tries of the policy leaves nothing.
 	var list unstructured.UnstructuredList
 	list.SetAPIVersion("tarlift.dev/v1alpha1")
@@ -94,25 +89,25 @@ func TestDoctor(t *testing.T) {
 	if err := admin.List(t.Context(), &list, client.MatchingFields{"metadata.name": "tarlift-doctor-no-such-node"}); err != nil || len(list.Items) != 0 {
 		t.Errorf("%d left, %v", len(list.Items), err)
 	}
-	wantFound(t, doctor(t, onNode(n.name), "--node-name", "nowhere"), map[string]string{"node": "fail there is no Node nowhere", "own state": "warn no NodeImageState nowhere"})
-	wantFound(t, doctor(t, adminConfig), map[string]string{"rights": "skip is not the agent", "policy": "ok there is one", "node": "skip", "own state": "skip"})
-	wantFound(t, doctor(t, as("nobody")), map[string]string{"rights": "fail may not list imagearchives", "policy": "skip may not list policies", "crds": "ok"})
+	wantFound(t, p.doctor(t, onNode(n.name), "--node-name", "nowhere"), map[string]string{"node": "fail there is no Node nowhere", "own state": "warn no NodeImageState nowhere"})
+	wantFound(t, p.doctor(t, adminConfig), map[string]string{"rights": "skip is not the agent", "policy": "ok there is one", "node": "skip", "own state": "skip"})
+	wantFound(t, p.doctor(t, as("nobody")), map[string]string{"rights": "fail may not list imagearchives", "policy": "skip may not list policies", "crds": "ok"})
 }
 
-func TestDoctorOfAFailingNode(t *testing.T) {
+func (p practice) testFailingNode(t *testing.T) {
 	n := newFakeNode(t, "doctor-fails")
 	n.fail = errors.New("it is made to fail")
 	n.put(t, "a.tar")
 	n.start(t)
 	n.newArchive(t, "doctor-fails")
 	eventually(t, "the failure to be reported", func() (bool, string) {
-		got := doctor(t, onNode(n.name), "--node-name", n.name)["own state"]
+		got := p.doctor(t, onNode(n.name), "--node-name", n.name)["own state"]
 		return strings.HasPrefix(got, "warn: 1 of 1 archives are not ready: doctor-fails: "), got
 	})
 }
 
 // Where nothing of ours is installed, or what is too old.
-func TestDoctorOfABareCluster(t *testing.T) {
+func (p practice) testBareCluster(t *testing.T) {
 	assets, err := cluster.ToolsDir()
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +124,7 @@ func TestDoctorOfABareCluster(t *testing.T) {
 	})
 	agent := rest.CopyConfig(bare)
 	agent.Impersonate = onNode("n").Impersonate
-	wantFound(t, doctor(t, agent), map[string]string{"api server": "ok", "crds": "fail is not served (status 404)", "rights": "skip", "policy": "skip"})
+	wantFound(t, p.doctor(t, agent), map[string]string{"api server": "ok", "crds": "fail is not served (status 404)", "rights": "skip", "policy": "skip"})
 
 	c, err := client.New(bare, client.Options{})
 	if err != nil {
@@ -154,10 +149,10 @@ func TestDoctorOfABareCluster(t *testing.T) {
 		}
 	}
 	eventually(t, "the old CRDs to be found out", func() (bool, string) {
-		got := doctor(t, agent)["crds"]
+		got := p.doctor(t, agent)["crds"]
 		return strings.HasPrefix(got, "fail: they are older than this agent: ImageArchive.spec.rollout"), got
 	})
-	wantFound(t, doctor(t, agent, "--secret-namespace", systemNamespace, "--node-name", "n"), map[string]string{
+	wantFound(t, p.doctor(t, agent, "--secret-namespace", systemNamespace, "--node-name", "n"), map[string]string{
 		"rights": "fail get secrets in " + systemNamespace, "policy": "skip may not write for any node", "node": "skip may not list nodes",
 	})
 	for _, o := range objects(t, "../../config/rbac/node.yaml") {
@@ -166,14 +161,14 @@ func TestDoctorOfABareCluster(t *testing.T) {
 		}
 	}
 	eventually(t, "the roles to count", func() (bool, string) {
-		got := doctor(t, agent, "--secret-namespace", systemNamespace)
+		got := p.doctor(t, agent, "--secret-namespace", systemNamespace)
 		return strings.HasPrefix(got["rights"], "ok: ") && got["policy"] == "warn: the agent may write for other nodes", got["rights"] + got["policy"]
 	})
-	wantFound(t, doctor(t, bare), map[string]string{"policy": "warn no admission policy"})
+	wantFound(t, p.doctor(t, bare), map[string]string{"policy": "warn no admission policy"})
 
 	gone := rest.CopyConfig(bare)
 	gone.Host = "https://127.0.0.1:1"
-	wantFound(t, doctor(t, gone), map[string]string{"api server": "fail refused", "crds": "skip", "policy": "skip"})
+	wantFound(t, p.doctor(t, gone), map[string]string{"api server": "fail refused", "crds": "skip", "policy": "skip"})
 }
 
 // objects reads all objects of a YAML file.
