@@ -7,7 +7,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
@@ -81,19 +83,43 @@ type note struct {
 	typ, reason, text string
 }
 
-// sendNotes emits the Events that wait. Only the very first import may end before the NodeImageState is there.
-func (r *NodeReconciler) sendNotes(view *nodeView) {
-	if view.state == nil {
-		return
-	}
-	for _, n := range r.notes {
+// maxNotes bounds what waits while the API server is away. The oldest go first.
+const maxNotes = 100
+
+// sendNotes emits the Events that wait, about the NodeImageState with this UID: one for all archives that have the same to tell.
+func (r *NodeReconciler) sendNotes(state types.UID) {
+	regarding := &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: r.NodeName, UID: state}}
+	for _, n := range gather(r.notes[max(0, len(r.notes)-maxNotes):]) {
 		var related runtime.Object
 		if n.archive != nil {
 			related = n.archive
 		}
-		r.Recorder.Eventf(view.state, related, n.typ, n.reason, "Import", "%s", clip(n.name+": "+n.text))
+		r.Recorder.Eventf(regarding, related, n.typ, n.reason, "Import", "%s", clip(n.text))
 	}
 	r.notes = nil
+}
+
+// gather makes one note of those with the same reason. Their texts begin with their archives' names.
+func gather(notes []note) []note {
+	type kind struct{ typ, reason string }
+	var order []kind
+	texts, first := map[kind][]string{}, map[kind]note{}
+	for _, n := range notes {
+		k := kind{n.typ, n.reason}
+		if len(texts[k]) == 0 {
+			order, first[k] = append(order, k), n
+		}
+		texts[k] = append(texts[k], n.name+": "+n.text)
+	}
+	var gathered []note
+	for _, k := range order {
+		n := first[k]
+		if n.text = texts[k][0]; len(texts[k]) > 1 {
+			n.archive, n.text = nil, count(len(texts[k]), "message")+": "+strings.Join(texts[k], "; ")
+		}
+		gathered = append(gathered, n)
+	}
+	return gathered
 }
 
 func summary(o *outcome) string {

@@ -12,7 +12,6 @@ import (
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 
-	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
@@ -41,7 +40,7 @@ func TestAnnounce(t *testing.T) {
 		{"a sweep", jobSweep, outcome{swept: []importer.Swept{
 			{Owner: importer.Owner{Name: "gone"}, Deleted: []string{"x", "y"}, InUse: []string{"z"}}, {Owner: importer.Owner{Name: "old"}, Unpinned: []string{"v"}},
 		}}, nothingNew, []string{
-			"Normal Swept gone: 2 names deleted, 1 name unpinned and not deleted, since containers use them", "Normal Swept old: 1 name unpinned",
+			"Normal Swept 2 messages: gone: 2 names deleted, 1 name unpinned and not deleted, since containers use them; old: 1 name unpinned",
 		}, ""},
 	} {
 		recorder := events.NewFakeRecorder(10)
@@ -54,11 +53,10 @@ func TestAnnounce(t *testing.T) {
 			o.job = &job{kind: jobSweep}
 		}
 		r.announce(ctrl.LoggerInto(t.Context(), logr.Discard()), &o, test.n)
-		r.sendNotes(&nodeView{})
 		if len(recorder.Events) > 0 {
-			t.Errorf("%s: an Event about nothing", test.why)
+			t.Errorf("%s: an Event before the status", test.why)
 		}
-		r.sendNotes(&nodeView{state: &v1alpha1.NodeImageState{}})
+		r.sendNotes("uid")
 		close(recorder.Events)
 		var got []string
 		for e := range recorder.Events {

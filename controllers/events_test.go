@@ -116,7 +116,7 @@ func TestNotesFit(t *testing.T) {
 	recorder := events.NewFakeRecorder(1)
 	a := newArchive(strings.Repeat("n", 253), 0)
 	r := &NodeReconciler{Recorder: recorder, notes: []note{{a.Name, a, "Warning", "Truncated", strings.Repeat("x", maxText)}}}
-	r.sendNotes(&nodeView{state: &v1alpha1.NodeImageState{}})
+	r.sendNotes("uid")
 	_, text, _ := strings.Cut(<-recorder.Events, "Truncated ")
 	if len(text) > 1024 || !strings.HasPrefix(text, a.Name+": xxx") {
 		t.Errorf("%d bytes: %s", len(text), text)
@@ -132,7 +132,7 @@ func TestUncountedArchivesSpreadWrites(t *testing.T) {
 		archives []*v1alpha1.ImageArchive
 		want     int32
 	}{
-		{"none", nil, 0},
+		{"none", nil, unhurried},
 		{"a counted one", []*v1alpha1.ImageArchive{counted}, 3},
 		{"one not counted yet", []*v1alpha1.ImageArchive{counted, fresh}, uncounted},
 	} {

@@ -231,7 +231,6 @@ func (r *NodeReconciler) takeIn(ctx context.Context, view *nodeView, now time.Ti
 		news := r.agenda.learn(o, now)
 		r.announce(ctx, o, news)
 	}
-	r.sendNotes(view)
 }
 
 // steer keeps the worker at what is most urgent. It returns when something else will be due, 0 for unknown.
@@ -277,20 +276,31 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	if c == noChange && poll > 0 && now.Sub(r.pacer.last) > lifeInterval(view.archives) && moved(written, current) {
 		c = progressChange
 	}
-	if c == noChange {
+	due := c
+	if len(r.notes) > 0 {
+		due = stateChange // Events are writes as well: they go when the status does
+	}
+	if due == noChange {
 		r.pacer.settled()
 		return poll
 	}
-	if wait := r.pacer.wait(c, now, largest(view.archives), r.jitter); wait > 0 {
+	if wait := r.pacer.wait(due, now, largest(view.archives), r.jitter); wait > 0 {
 		return sooner(poll, wait)
 	}
-	limited, cancel := context.WithTimeout(ctx, writeTimeout)
-	defer cancel()
-	if err := r.state.write(limited, r.Client, view, current, now); err != nil {
-		return sooner(poll, r.refused(ctx, err, largest(view.archives)))
+	if c != noChange || view.state == nil { // Events are about the object
+		limited, cancel := context.WithTimeout(ctx, writeTimeout)
+		defer cancel()
+		if err := r.state.write(limited, r.Client, view, current, now); err != nil {
+			return sooner(poll, r.refused(ctx, err, largest(view.archives)))
+		}
+		r.outage.reset()
 	}
 	r.pacer.wrote(now)
-	r.outage.reset()
+	uid := r.state.uid
+	if view.state != nil {
+		uid = view.state.UID
+	}
+	r.sendNotes(uid)
 	return poll
 }
 
@@ -320,8 +330,15 @@ func lifeInterval(archives []*v1alpha1.ImageArchive) time.Duration {
 // that up to 2 s.
 const uncounted = 2 * clusterWriteRate
 
+// unhurried is how many nodes an agent without any archive takes to tell about itself: nobody waits for that, and all
+// agents of a fleet may have come at the same time.
+const unhurried = 30 * clusterWriteRate
+
 // largest is how many nodes the most widely selecting archive selects: about as many agents write as this one does.
 func largest(archives []*v1alpha1.ImageArchive) int32 {
+	if len(archives) == 0 {
+		return unhurried
+	}
 	var n int32
 	for _, a := range archives {
 		selected := int32(uncounted)

@@ -9,7 +9,6 @@ import (
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 
-	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
@@ -29,7 +28,7 @@ func TestUnseenIsAnnounced(t *testing.T) {
 			b, a := newDone(t, nil)
 			r := &NodeReconciler{Recorder: recorder, agenda: b.agenda, worker: &worker{metrics: newMetrics(prometheus.NewRegistry())}}
 			r.announce(ctrl.LoggerInto(t.Context(), logr.Discard()), &outcome{job: b.records[a.UID].job(jobImport), result: test.r}, newlyImported)
-			r.sendNotes(&nodeView{state: &v1alpha1.NodeImageState{}})
+			r.sendNotes("uid")
 			if first := <-recorder.Events; !strings.HasPrefix(first, "Normal Imported a: ") {
 				t.Errorf("first %q", first)
 			}
