@@ -354,7 +354,7 @@ func inUse(t *testing.T, e *env) {
 	}
 	eventually(t, func(ctx context.Context) string {
 		events, err := e.Run(ctx, "kubectl", "get", "events", "-A", "-o", "jsonpath={.items[*].message}")
-		if err == nil && strings.Contains(events, "in use") {
+		if err == nil && strings.Contains(events, "containers use") {
 			return ""
 		}
 		return fmt.Sprintf("no Event tells of an image in use: %s %v", events, err)

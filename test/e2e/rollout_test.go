@@ -37,9 +37,11 @@ func killLeader(t *testing.T, e *env) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pod, _, _ := strings.Cut(holder, "_")
-	if _, err := e.Run(t.Context(), "kubectl", "delete", "pod", "-n", stage.Namespace, pod, "--force", "--grace-period=0", "--wait=false"); err != nil {
-		t.Fatal(err)
+	node, _, _ := strings.Cut(holder, "_") // its name is the host's
+	deleted, err := e.Run(t.Context(), "kubectl", "delete", "pod", "-n", stage.Namespace, "-l", "app.kubernetes.io/component=controller",
+		"--field-selector", "spec.nodeName="+node, "--force", "--grace-period=0", "--wait=false")
+	if err != nil || !strings.Contains(deleted, "force deleted") {
+		t.Fatalf("%v: %s", err, deleted)
 	}
 }
 
