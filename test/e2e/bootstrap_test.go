@@ -29,7 +29,7 @@ import (
 // archive that is carried to each node, and a second that the running agents fetch. There is no registry, no DNS, no
 // kube-proxy, and at first no network for pods.
 func TestBootstrap(t *testing.T) {
-	e := newEnvOf(t, cluster.Options{Nodes: 3, Bare: true})
+	e := newEnvOf(t, cluster.Options{Nodes: 3, Bare: true, Kubelet: map[string]any{"staticPodPath": "/var/lib/kubelet/manifests"}})
 	bundle := e.bundle(t)
 	if err := stage.WriteNetwork(t.Context(), filepath.Join(e.Files, "network.tar")); err != nil {
 		t.Fatal(err)
@@ -102,6 +102,8 @@ func TestBootstrap(t *testing.T) {
 	said("all nodes are Ready, and all pods run")
 
 	e.adopted(t, needed)
+	t.Run("the agent is upgraded", func(t *testing.T) { e.agentUpgraded(t) })
+	t.Run("a component is upgraded", func(t *testing.T) { e.componentUpgraded(t) })
 }
 
 // adopted shows that an ImageArchive takes over what was imported before there was a cluster.
@@ -127,7 +129,7 @@ spec:
 	}
 }
 
-// bundle makes the archive that is carried to the nodes: the pause image, the agent's, and 60 MiB that are others'.
+// bundle makes the archive that is carried to the nodes: 100 MiB of the pause image, the agent's, and others'.
 func (e *env) bundle(t *testing.T) string {
 	t.Helper()
 	pause, filler := filepath.Join(e.Dir, "pause.tar"), filepath.Join(e.Dir, "filler.tar")
@@ -139,7 +141,7 @@ func (e *env) bundle(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.CopyN(f, rand.Reader, 60*mib); err != nil {
+	if _, err := io.CopyN(f, rand.Reader, 80*mib); err != nil {
 		t.Fatal(errors.Join(err, f.Close()))
 	}
 	image := builder.Image{Names: []string{"e2e.tarlift.dev/filler:1"}, Platforms: []builder.PlatformImage{{
