@@ -223,6 +223,12 @@ func healed(t *testing.T, e *env) {
 		damage func()
 		read   int64 // at most, of the source
 	}{
+		// First, since no event tells of it, and since what is lost again and again is mended ever later.
+		{"a blob", func() {
+			if err := want.ContentStore().Delete(inNamespace(t), manifest.Layers[1].Digest); err != nil {
+				t.Fatal(err)
+			}
+		}, 8*mib + 2*mib},
 		{"a name", func() { removed(t, n, name) }, whole.Size() + mib},
 		{"all names, by CRI", func() { removedByCRI(t, n, name) }, whole.Size() + mib},
 		{"a pin", func() {
@@ -247,11 +253,6 @@ func healed(t *testing.T, e *env) {
 				t.Fatal(err)
 			}
 		}, mib},
-		{"a blob", func() {
-			if err := want.ContentStore().Delete(inNamespace(t), manifest.Layers[1].Digest); err != nil {
-				t.Fatal(err)
-			}
-		}, 8*mib + 2*mib},
 	} {
 		e.Server.Reset()
 		tc.damage()
