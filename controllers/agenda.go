@@ -247,7 +247,7 @@ func (a *agenda) nextQuestion(records []*record, t *turn) *job {
 			j := rec.job(jobCheck)
 			j.repair = true
 			return j
-		case (rec.done || rec.loss != "") && t.reached(rec.recheck):
+		case (rec.done || rec.loss != "") && t.reached(rec.recheck) && t.due(rec.attempt):
 			return rec.job(jobCheck)
 		}
 	}

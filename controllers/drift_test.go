@@ -257,6 +257,30 @@ func TestFullCheck(t *testing.T) {
 	b.expect("check a")
 }
 
+// A check that is due by the clock, and fails, is repeated after a wait and not at once.
+func TestFullCheckThatFails(t *testing.T) {
+	for why, o := range map[string]outcome{"containerd is away": down, "something is odd": {err: errors.New("not a manifest")}} {
+		b := newBench(t, newArchive("a", 0))
+		b.checkInterval = 10 * time.Minute
+		b.expect("check a")
+		b.end(whole)
+		b.pass(11 * time.Minute)
+		for _, wait := range []string{"wait 2s", "wait 4s"} {
+			b.expect("check a")
+			b.ends(o, nothingNew)
+			b.wantState("a", "Ready=True/Imported")
+			b.expect(wait)
+			b.pass(4 * time.Second)
+		}
+		b.expect("check a")
+		b.end(whole)
+		b.expect("wait 11m0s")
+		if t.Failed() {
+			t.Fatal(why)
+		}
+	}
+}
+
 func TestRepairThatFails(t *testing.T) {
 	b, _ := newDone(t, nil)
 	b.changed("docker.io/library/a:1")
