@@ -92,6 +92,22 @@ func (s *stack) Commit(ctx context.Context, name, key string, opts ...snapshots.
 	return err //nolint:wrapcheck // as above
 }
 
+// labeller is the content store that the Unpacker says in what a layer is when it is not compressed. When that fails, it
+// gives up the next layer, and would wait for those above that one, which wait for it, before it says so.
+type labeller struct {
+	content.Store
+	fail func(error) // ends the import
+}
+
+// Update ends the import when it fails.
+func (l labeller) Update(ctx context.Context, info content.Info, paths ...string) (content.Info, error) {
+	updated, err := l.Store.Update(ctx, info, paths...)
+	if err != nil {
+		l.fail(fmt.Errorf("label blob %s: %w", info.Digest, err))
+	}
+	return updated, err //nolint:wrapcheck // a transparent wrapper
+}
+
 // early is the layer that the mounts are of, if it is to be applied without those below it. The lowest has none.
 func (s *stack) early(mounts []mount.Mount) (begunLayer, bool) {
 	if s == nil {

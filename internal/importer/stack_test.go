@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -139,6 +140,41 @@ func TestLayersAreAppliedEarly(t *testing.T) {
 				t.Errorf("%d snapshots with parents, %v", parents, err)
 			}
 		})
+	}
+}
+
+// unlabelled is a content store that lets nobody say what a blob is when it is not compressed, as after a restart.
+type unlabelled struct {
+	content.Store
+	blob digest.Digest
+}
+
+func (u unlabelled) Update(ctx context.Context, info content.Info, paths ...string) (content.Info, error) {
+	if info.Digest == u.blob && slices.Contains(paths, "labels."+labels.LabelUncompressed) {
+		return info, errInjected
+	}
+	return u.Store.Update(ctx, info, paths...)
+}
+
+// A layer that waits for one below it, which the Unpacker gives up after it failed with a still lower one, does not wait for
+// ever.
+func TestLayersBelowAreGivenUp(t *testing.T) {
+	b := build(t, single(layer("one", 1000), layer("two", 1000), layer("three", 1000), layer("four", 1000)))
+	begin := make(chan struct{})
+	close(begin)
+	blobs := b.Images[0].Platforms[0].Layers
+	daemon := &lookingApplier{hashingApplier: hashingApplier{begin: begin}, unlisted: []digest.Digest{blobs[3].Digest}}
+	n, _ := newNodeUnpackingWith(t, "overlayfs", func(s content.Store) diff.Applier {
+		daemon.store = s
+		return daemon
+	})
+	n.services.content = unlabelled{n.services.content, blobs[1].Digest}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	req := wanted(owner)
+	req.Unpack = true
+	if _, err := n.Import(ctx, blobOf(t, b, false), req); err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), errInjected.Error()) {
+		t.Errorf("error %v", err)
 	}
 }
 

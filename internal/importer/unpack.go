@@ -112,9 +112,10 @@ func (u *unpacker) fail(fs *rootfs, err error) {
 // image unpacks one image.
 func (u *unpacker) image(fs *rootfs) error {
 	platform, options := u.platform, []unpack.UnpackerOpt{unpack.WithDuplicationSuppressor(&u.locks)}
-	apply := applier{unpacker: u, fs: fs}
+	apply, store := applier{unpacker: u, fs: fs}, u.services.content
 	if u.sideBySide(fs) {
-		apply.stack = newStack(platform.Snapshotter, fs.diffIDs, func(err error) { u.fail(fs, err) })
+		fail := func(err error) { u.fail(fs, err) }
+		apply.stack, store = newStack(platform.Snapshotter, fs.diffIDs, fail), labeller{store, fail}
 		platform.Snapshotter, platform.SnapshotterCapabilities = apply.stack, []string{snapshots.RebaseCap}
 		// It is what asks for unpacking side by side. The bound is the applier's: a layer that is waited for takes
 		// nobody's place.
@@ -122,7 +123,7 @@ func (u *unpacker) image(fs *rootfs) error {
 	}
 	platform.Applier = apply
 	options = append(options, unpack.WithUnpackPlatform(platform))
-	containerds, err := unpack.NewUnpacker(u.ctx, u.services.content, options...)
+	containerds, err := unpack.NewUnpacker(u.ctx, store, options...)
 	if err != nil {
 		return err //nolint:wrapcheck // begin says of which image
 	}
