@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -84,6 +85,18 @@ func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
 		return label, nil
 	}
 	return defaultSnapshotter, nil
+}
+
+// servingSnapshotter is snapshotterName of one that is there: only such a one says that it lacks a snapshot.
+func (i *Importer) servingSnapshotter(ctx context.Context) (string, error) {
+	name, err := i.snapshotterName(ctx)
+	if err != nil {
+		return "", err
+	}
+	if _, err := i.client.SnapshotService(name).Stat(ctx, "tarlift"); err != nil && !errdefs.IsNotFound(err) {
+		return "", runtimeError(fmt.Sprintf("snapshotter %q", name), err)
+	}
+	return name, nil
 }
 
 // minimalLayout is an OCI archive of nothing but an index of the chosen images, each once and without a name.

@@ -44,10 +44,7 @@ type DryRun struct {
 func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRun, err error) {
 	ctx = i.in(ctx)
 	if req.Unpack {
-		if d.Snapshotter, err = i.snapshotterName(ctx); err != nil {
-			return d, err
-		}
-		if err := i.snapshotterServes(ctx, d.Snapshotter); err != nil {
+		if d.Snapshotter, err = i.servingSnapshotter(ctx); err != nil {
 			return d, err
 		}
 	}
@@ -90,14 +87,6 @@ func (i *Importer) foresee(ctx context.Context, d *DryRun, req Request) error {
 			}
 		}
 		d.Names = append(d.Names, name)
-	}
-	return nil
-}
-
-// snapshotterServes finds out whether a snapshotter is there: only then it says that it lacks a snapshot.
-func (i *Importer) snapshotterServes(ctx context.Context, name string) error {
-	if _, err := i.client.SnapshotService(name).Stat(ctx, "tarlift"); err != nil && !errdefs.IsNotFound(err) {
-		return runtimeError(fmt.Sprintf("snapshotter %q", name), err)
 	}
 	return nil
 }

@@ -53,18 +53,13 @@ var silent = logrus.NewEntry(&logrus.Logger{Out: io.Discard, Formatter: &logrus.
 
 // newUnpacker finds out before anything is moved that layers could not be unpacked.
 func (s *session) newUnpacker(ctx context.Context) (*unpacker, error) {
-	c := s.importer.client
-	name, err := s.importer.snapshotterName(ctx)
+	name, err := s.importer.servingSnapshotter(ctx)
 	if err != nil {
 		return nil, err
 	}
-	// Only a snapshotter that there is says that it lacks a snapshot.
-	if _, err := c.SnapshotService(name).Stat(ctx, "tarlift"); err != nil && !errdefs.IsNotFound(err) {
-		return nil, runtimeError(fmt.Sprintf("snapshotter %q", name), err)
-	}
 	u := &unpacker{session: s, ctx: log.WithLogger(ctx, silent), begun: map[digest.Digest]bool{}, locks: keyedLocks{held: map[string]chan struct{}{}}}
 	u.group.SetLimit(maxImages)
-	u.platform = unpack.Platform{Platform: platforms.All /* the plan has chosen */, SnapshotterKey: name, Snapshotter: c.SnapshotService(name)}
+	u.platform = unpack.Platform{Platform: platforms.All /* the plan has chosen */, SnapshotterKey: name, Snapshotter: s.importer.client.SnapshotService(name)}
 	u.probe = sync.OnceValue(func() bool { return u.holds(u.ctx) })
 	return u, nil
 }
