@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,19 +42,19 @@ func (r *NodeReconciler) announce(ctx context.Context, o *outcome, n news) {
 	}
 	tell := func(typ, reason, message, text string) {
 		log.Info(message, "summary", text)
-		r.notes = append(r.notes, note{o.job.owner.Name, o.job.archive, typ, reason, text})
+		r.note(note{o.job.owner.Name, o.job.archive, typ, reason, text})
 	}
 	for _, s := range o.swept {
 		log.Info("Swept", "archive", s.Owner.Name, "uid", s.Owner.UID, "retained", s.Retained, "unpinned", s.Unpinned,
 			"deleted", s.Deleted, "inUse", s.InUse)
-		r.notes = append(r.notes, note{s.Owner.Name, nil, corev1.EventTypeNormal, eventSwept, sweptText(s)})
+		r.note(note{s.Owner.Name, nil, corev1.EventTypeNormal, eventSwept, sweptText(s)})
 	}
 	if o.err != nil && !o.stopped {
 		reason, terminal := Classify(o.err)
 		text := errorText(o.err)
 		log.Info("Failed", "job", o.job.kind.String(), "reason", reason, "terminal", terminal, "error", text)
 		if n == newlyFailed {
-			r.notes = append(r.notes, note{o.job.owner.Name, o.job.archive, corev1.EventTypeWarning, reason, text})
+			r.note(note{o.job.owner.Name, o.job.archive, corev1.EventTypeWarning, reason, text})
 		}
 		return
 	}
@@ -86,10 +87,17 @@ type note struct {
 // maxNotes bounds what waits while the API server is away. The oldest go first.
 const maxNotes = 100
 
+func (r *NodeReconciler) note(n note) {
+	if len(r.notes) == maxNotes {
+		r.notes = slices.Delete(r.notes, 0, 1)
+	}
+	r.notes = append(r.notes, n)
+}
+
 // sendNotes emits the Events that wait, about the NodeImageState with this UID: one for all archives that have the same to tell.
 func (r *NodeReconciler) sendNotes(state types.UID) {
 	regarding := &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: r.NodeName, UID: state}}
-	for _, n := range gather(r.notes[max(0, len(r.notes)-maxNotes):]) {
+	for _, n := range gather(r.notes) {
 		var related runtime.Object
 		if n.archive != nil {
 			related = n.archive

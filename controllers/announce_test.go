@@ -3,6 +3,7 @@ package controllers
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -70,5 +71,21 @@ func TestAnnounce(t *testing.T) {
 				t.Errorf("%s: counted %v of %s", test.why, n, kind)
 			}
 		}
+	}
+}
+
+// An API server that is away for days does not fill the agent's memory.
+func TestNotesThatWaitAreBounded(t *testing.T) {
+	b, a := newDone(t, nil)
+	b.records[a.UID].loss = lost
+	r := &NodeReconciler{agenda: b.agenda, worker: &worker{metrics: newMetrics(prometheus.NewRegistry())}}
+	for i := range 3 * maxNotes {
+		o := lossy
+		o.job = b.records[a.UID].job(jobCheck)
+		o.job.owner.Name = strconv.Itoa(i)
+		r.announce(ctrl.LoggerInto(t.Context(), logr.Discard()), &o, newlyLost)
+	}
+	if n := len(r.notes); n != maxNotes || r.notes[n-1].name != strconv.Itoa(3*maxNotes-1) {
+		t.Errorf("%d notes, the last of %s", n, r.notes[n-1].name)
 	}
 }
