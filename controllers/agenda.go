@@ -43,6 +43,7 @@ type sweep struct {
 	attempt
 	needless bool      // there is nothing to sweep that is known of
 	next     time.Time // when to look nevertheless; zero for never
+	spared   []string  // names of archives for whom the last one left alone what earlier archives of the same name brought
 }
 
 func newAgenda(jitter func() float64) *agenda {
@@ -227,10 +228,31 @@ func (a *agenda) nextClearing(records []*record, t *turn) *job {
 			return nil
 		}
 	}
+	if s := &a.sweep; s.needless && slices.ContainsFunc(s.spared, func(name string) bool { return !slices.Contains(a.expected(), name) }) {
+		s.need()
+	}
 	if !a.sweep.needless && t.due(a.sweep.attempt) || t.reached(a.sweep.next) {
-		return &job{kind: jobSweep, wanted: a.wanted(records)}
+		wanted := a.wanted(records)
+		for _, name := range a.expected() {
+			wanted = append(wanted, importer.Owner{Name: name})
+		}
+		return &job{kind: jobSweep, wanted: wanted}
 	}
 	return nil
+}
+
+// expected are the names of archives that may want what earlier ones of the same name have brought, since they are still
+// to be imported.
+func (a *agenda) expected() (names []string) {
+	for _, o := range a.unclear {
+		names = append(names, o.Name)
+	}
+	for _, rec := range a.oldestFirst() {
+		if rec.expected() {
+			names = append(names, rec.archive.Name)
+		}
+	}
+	return names
 }
 
 // nextQuestion is the next check: of what nobody has looked at since it may have changed, with a repair of what is known

@@ -45,6 +45,9 @@ func (r *NodeReconciler) announce(ctx context.Context, o *outcome, n news) {
 		r.note(note{o.job.owner.Name, o.job.archive, typ, reason, text})
 	}
 	for _, s := range o.swept {
+		if len(s.Spared) > 0 {
+			continue // until there is something to tell
+		}
 		log.Info("Swept", "archive", s.Owner.Name, "uid", s.Owner.UID, "retained", s.Retained, "unpinned", s.Unpinned,
 			"deleted", s.Deleted, "inUse", s.InUse)
 		r.note(note{s.Owner.Name, nil, corev1.EventTypeNormal, eventSwept, sweptText(s)})

@@ -86,12 +86,16 @@ func (a *agenda) learnSweep(o *outcome, now time.Time) {
 		s.failed(now, retryLimit, a.jitter)
 		return
 	}
-	s.attempt, s.needless = attempt{}, true
-	for _, w := range o.job.wanted {
-		if a.stillWants(w) {
-			continue
+	s.attempt, s.needless, s.spared = attempt{}, true, nil
+	for _, w := range o.swept {
+		if len(w.Spared) > 0 {
+			s.spared = append(s.spared, w.Owner.Name)
 		}
-		s.needless = false
+	}
+	for _, w := range o.job.wanted {
+		if w.UID != "" && !a.stillWants(w) {
+			s.needless = false
+		}
 	}
 }
 

@@ -71,6 +71,11 @@ func (r *record) wantsImport() bool {
 	return r.checked && !r.done && heals && !r.archive.Spec.Suspend
 }
 
+// expected says whether the images are still to come. What failed for good, or has no room, may not.
+func (r *record) expected() bool {
+	return !r.done && (r.failure == nil || !r.failure.terminal && r.failure.Reason != v1alpha1.ReasonInsufficientDisk)
+}
+
 // wantsRepair says whether to try what needs no source against a loss. spec.rollout does not limit that.
 func (r *record) wantsRepair() bool {
 	return r.checked && r.loss != "" && !r.repaired && !ignoresDrift(r.archive) && !r.archive.Spec.Suspend

@@ -20,6 +20,7 @@ func TestRecoveryComesFirst(t *testing.T) {
 	}
 	b.expect("wait 0s")
 	b.end(absent)
+	want = append(want, importer.Owner{Name: "old"}, importer.Owner{Name: "a"})
 	if j := b.expect("sweep"); !slices.Equal(j.wanted, want) {
 		t.Errorf("sweeps all but %+v, want %+v", j.wanted, want)
 	}

@@ -14,6 +14,9 @@ func (b *bench) expectSweep(want ...string) {
 	b.t.Helper()
 	var names []string
 	for _, o := range b.expect("sweep").wanted {
+		if o.UID == "" {
+			o.Deletion = "spared"
+		}
 		names = append(names, o.Name+" "+string(o.Deletion))
 	}
 	if !slices.Equal(names, want) {
@@ -59,7 +62,7 @@ func TestSweepWaitsForTheGone(t *testing.T) {
 	b.endOf("gone", outcome{stopped: true})
 	b.expect("release gone")
 	b.end(absent)
-	b.expectSweep("a ") // beside the import of what is wanted
+	b.expectSweep("a ", "a spared") // beside the import of what is wanted
 	b.end(absent)
 	b.expect("wait 0s")
 }
@@ -75,11 +78,11 @@ func TestSweepRecordsPolicies(t *testing.T) {
 	b.expect("import a")
 	a = edited(a, withPolicy(v1alpha1.DeletionDelete))
 	b.see(a)
-	b.expectSweep("a Delete") // and the import goes on
+	b.expectSweep("a Delete", "a spared") // and the import goes on
 	a = edited(a, withPolicy(v1alpha1.DeletionRetain))
 	b.see(a)
 	b.end(absent)
-	b.expectSweep("a Retain")
+	b.expectSweep("a Retain", "a spared")
 	b.end(absent)
 	b.expect("wait 0s")
 	b.end(good) // under the policy with which it began
@@ -110,9 +113,79 @@ func TestSweepSparesTheUnclear(t *testing.T) {
 	b.see()
 	b.expect("release a")
 	b.end(absent)
-	b.expectSweep("unclear Delete")
+	b.expectSweep("unclear Delete", "unclear spared")
 	b.end(absent)
 	b.expect("wait 0s")
+}
+
+// A recreated archive wants what the earlier one has brought: that stays until the new one has it, or fails for good.
+func TestSweepSparesWhatARecreatedArchiveMayWant(t *testing.T) {
+	spared := outcome{swept: []importer.Swept{{Owner: importer.Owner{Name: "a"}, Spared: []string{"docker.io/library/a:1"}}}}
+	for _, test := range []struct {
+		why   string
+		first outcome // of the import
+		ends  bool    // the sparing
+	}{
+		{"imported", good, true},
+		{"broken", broken, true},
+		{"the disk is full, perhaps of these", outcome{err: importer.ErrInsufficientDisk}, true},
+		{"the source is away", unreachable, false},
+	} {
+		b, old := newDone(t, func(a *v1alpha1.ImageArchive) { a.Spec.DeletionPolicy = v1alpha1.DeletionDelete })
+		again := old.DeepCopy()
+		again.UID = "uid-b"
+		b.see(again)
+		b.expect("release a")
+		b.end(absent)
+		b.expectSweep("a Delete", "a spared")
+		b.end(spared)
+		b.expect("check b")
+		b.end(absent)
+		b.expect("import b")
+		b.end(test.first)
+		if test.first.err != nil && test.ends && len(b.releases) > 0 {
+			b.expect("release b")
+			b.end(absent)
+		}
+		if test.ends {
+			b.expectSweep("a Delete")
+			b.end(absent)
+			b.expectNoSweep()
+		} else {
+			b.expect("wait 2s")
+		}
+		if t.Failed() {
+			t.Fatal(test.why)
+		}
+	}
+}
+
+func (b *bench) expectNoSweep() {
+	b.t.Helper()
+	if start, _, _ := b.next(b.running, b.now); start != nil {
+		b.t.Errorf("begins another %s", start.kind)
+	}
+}
+
+// What is suspended, or waits for a place, has not been imported yet.
+func TestSweepSparesForThoseThatWait(t *testing.T) {
+	suspended, waits, unclear := newArchive("suspended", 2*time.Hour), newArchive("waits", time.Hour), importer.Owner{Name: "unclear", UID: "u"}
+	suspended.Spec.Suspend = true
+	withRollout(waits)
+	b := newBench(t, suspended, waits)
+	b.unclear = []importer.Owner{unclear}
+	for _, name := range []string{"suspended", "waits"} {
+		b.expect("check " + name)
+		b.end(absent)
+	}
+	b.sweep.need()
+	b.expectSweep("unclear ", "suspended ", "waits ", "unclear spared", "suspended spared", "waits spared")
+	b.end(outcome{swept: []importer.Swept{{Owner: unclear, Spared: []string{"x"}}}})
+	b.expectNoSweep()
+	b.unclear = nil
+	b.expectSweep("suspended ", "waits ", "suspended spared", "waits spared")
+	b.end(absent)
+	b.expectNoSweep()
 }
 
 func TestSweptText(t *testing.T) {

@@ -19,6 +19,7 @@ type Swept struct {
 	Unpinned []string // stay until the kubelet wants their room
 	Deleted  []string
 	InUse    []string // were to be deleted, and are unpinned: containers use them
+	Spared   []string // keep this claim until the next call
 }
 
 // maxSwept owners are dealt with at a time; each has a stream to containerd meanwhile. The next call goes on.
@@ -26,12 +27,13 @@ const maxSwept = 100
 
 // Sweep ends the claims on images of owners that are not wanted, told apart by UID, each by the policy that it recorded.
 // Of wanted owners it ends the claims on names that their newest publishing no longer had, and records their policies.
-// Owners with a living importer are left to it, and `agent import` stays an owner. It returns who lost names.
+// Owners with a living importer are left to it, and `agent import` stays an owner. A wanted owner without a UID spares all
+// who have its name: another of that name is still to import, perhaps the same. It returns who lost names, and who was spared.
 func (i *Importer) Sweep(ctx context.Context, wanted []Owner) (swept []Swept, err error) {
 	ctx = i.in(ctx)
-	held, err := i.hold(ctx, wanted)
+	held, spared, err := i.hold(ctx, wanted)
 	if len(held) == 0 {
-		return nil, err
+		return spared, err
 	}
 	defer func() {
 		for _, c := range held {
@@ -40,7 +42,7 @@ func (i *Importer) Sweep(ctx context.Context, wanted []Owner) (swept []Swept, er
 	}()
 	list, listErr := i.services.images.List(ctx) // as it is now that nobody else writes for these owners
 	if listErr != nil {
-		return nil, runtimeError("list images", listErr)
+		return spared, runtimeError("list images", listErr)
 	}
 	now := claimants(list, wanted)
 	var ends []ending
@@ -56,16 +58,19 @@ func (i *Importer) Sweep(ctx context.Context, wanted []Owner) (swept []Swept, er
 			err = errors.Join(err, i.recordDeletion(ctx, c))
 		}
 	}
-	return swept, err
+	return append(swept, spared...), err
 }
 
 // hold takes the signs of life of those for whom there is something to do.
-func (i *Importer) hold(ctx context.Context, wanted []Owner) (held []*claimant, err error) {
+func (i *Importer) hold(ctx context.Context, wanted []Owner) (held []*claimant, spared []Swept, err error) {
 	list, err := i.services.images.List(ctx)
 	if err != nil {
-		return nil, runtimeError("list images", err)
+		return nil, nil, runtimeError("list images", err)
 	}
 	for _, c := range sorted(claimants(list, wanted)) {
+		if len(c.spared.Spared) > 0 {
+			spared = append(spared, c.spared)
+		}
 		if len(c.ends)+len(c.names) == 0 {
 			continue
 		}
@@ -73,13 +78,13 @@ func (i *Importer) hold(ctx context.Context, wanted []Owner) (held []*claimant, 
 		case errors.Is(err, errAlive):
 			continue
 		case err != nil:
-			return held, err
+			return held, spared, err
 		}
 		if held = append(held, c); len(held) == maxSwept {
 			break
 		}
 	}
-	return held, nil
+	return held, spared, nil
 }
 
 // claimant is an archive with labels on images.
@@ -89,6 +94,7 @@ type claimant struct {
 	serial     int64       // of its newest publishing
 	ends       []ending    //
 	names      []published // that are wanted, with another policy than the one recorded
+	spared     Swept       // of one that is not wanted: what is not to end
 	life       *life
 }
 
@@ -126,6 +132,8 @@ func claimants(list []images.Image, wanted []Owner) map[string]*claimant {
 	for _, e := range claims {
 		c := all[e.label]
 		switch {
+		case c.wanted == nil && slices.ContainsFunc(wanted, func(o Owner) bool { return o.UID == "" && o.Name == e.owner.Name }):
+			c.spared.Owner, c.spared.Spared = e.owner, append(c.spared.Spared, e.Name)
 		case c.wanted == nil:
 			c.ends = append(c.ends, e)
 		case e.record.Serial < c.serial:
