@@ -111,6 +111,9 @@ func (i *Importer) contentLost(ctx context.Context, p published) (string, error)
 		return "", err
 	}
 	m, manifest, err := i.manifest(ctx, p.Target)
+	if errdefs.IsNotFound(err) && len(missing) == 0 { // it has gone since
+		return "lacks " + p.Target.Digest.String(), nil
+	}
 	if errdefs.IsNotFound(err) || slices.ContainsFunc(missing, func(d ocispec.Descriptor) bool { return d.Digest == m.Config.Digest }) {
 		return "lacks " + missing[0].Digest.String(), nil
 	}

@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -8,7 +9,9 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
 )
@@ -173,6 +176,34 @@ func TestImportFetchesWhatIsLost(t *testing.T) {
 		t.Errorf("moved %+v for a blob of %d bytes", got.Bytes, lost.Size)
 	}
 	if loss := n.loss(t, owner); loss != "" {
+		t.Errorf("lost %q", loss)
+	}
+}
+
+// vanishing loses a blob once another has been looked at.
+type vanishing struct {
+	content.Store
+	blob, after digest.Digest
+	gone        *bool
+}
+
+func (v vanishing) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
+	if d.Digest == v.after {
+		*v.gone = true
+	}
+	if *v.gone && d.Digest == v.blob {
+		return nil, errdefs.ErrNotFound
+	}
+	return v.Store.ReaderAt(ctx, d)
+}
+
+// An image that is deleted while it is looked at is a loss like any other.
+func TestLossWhileLooking(t *testing.T) {
+	n, one := newNode(t, "linux/amd64"), version(t, "one")
+	n.bring(t, one, owner)
+	p := one.Images[0].Platforms[0]
+	n.services.content = vanishing{n.services.content, p.Manifest.Digest, p.Layers[0].Digest, new(bool)}
+	if loss := n.loss(t, owner); !strings.Contains(loss, "lacks") {
 		t.Errorf("lost %q", loss)
 	}
 }
