@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"hash/fnv"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,10 +40,11 @@ func (m *member) ready() bool {
 }
 
 // waits says whether a node reports that the rollout has not let it in.
-func (m *member) waits() bool {
+func (m *member) waits() bool { return m.entry != nil && waits(m.entry) }
+
+func waits(e *v1alpha1.ArchiveState) bool {
 	const reason = v1alpha1.ReasonWaitingForRollout
-	return m.entry != nil && (hasReason(m.entry.Conditions, v1alpha1.ConditionReady, reason) ||
-		hasReason(m.entry.Conditions, v1alpha1.ConditionReconciling, reason))
+	return hasReason(e.Conditions, v1alpha1.ConditionReady, reason) || hasReason(e.Conditions, v1alpha1.ConditionReconciling, reason)
 }
 
 // admissionFor is what a node is told about archives of a name, nil for nothing.
@@ -112,7 +114,8 @@ type trace struct {
 	still   sign      // as it was when the node's time ran out, or it was first seen
 	most    int64     // bytes that were there at most
 	moved   time.Time // when progress was made last
-	excused *flaw     // what was wrong with the node already when it was let in, or somebody asked to go on
+	before  *flaw     // what was wrong with the node already when it was let in; nil: it is not in, or that is unknown
+	excused *flaw     // and when somebody asked to go on; nil: nobody has
 	failed  time.Time // since when something is wrong; zero for nothing
 }
 
@@ -146,54 +149,56 @@ type flaw struct {
 	expired         bool
 	reason, message string
 	attempts        int32
-	stalled         metav1.Time // since when; zero: it is not
+	stalled         time.Time // since when; zero: it is not
+	since           time.Time // not later than this it has been so
 }
 
 func (m *member) flaw(generation int64) flaw {
 	var f flaw
-	f.expired = m.admission != nil && m.admission.Expired && m.admission.Generation == generation
 	if e := m.entry; e != nil && e.LastError != nil {
 		f.reason, f.message, f.attempts = e.LastError.Reason, e.LastError.Message, e.Attempts
-		if c := findCondition(e.Conditions, v1alpha1.ConditionStalled); c != nil && c.Status == metav1.ConditionTrue {
-			f.stalled = c.LastTransitionTime
+		f.stalled, f.since = stalledSince(e), reportTime(m.state)
+		if !f.stalled.IsZero() {
+			f.since = f.stalled
 		}
+	}
+	if x := m.admission; x != nil && x.Expired && x.Generation == generation {
+		f.expired, f.since = true, x.Time.Time
 	}
 	return f
 }
 
+// stalledSince is zero for what does not stall.
+func stalledSince(e *v1alpha1.ArchiveState) time.Time {
+	if c := findCondition(e.Conditions, v1alpha1.ConditionStalled); c != nil && c.Status == metav1.ConditionTrue {
+		return c.LastTransitionTime.Time
+	}
+	return time.Time{}
+}
+
+func (f flaw) wrong() bool { return f.expired || f.reason != "" }
+
 // counts says whether a flaw speaks against the archive. What keeps a node from even trying does not.
 func (f flaw) counts() bool { return f.expired || f.reason != "" && f.attempts > 0 }
 
-// again says whether this is more than what was wrong before. An attempt that is under way is counted already.
-func (f flaw) again(before flaw) bool {
-	return f.expired && !before.expired || f.reason != before.reason || f.message != before.message || f.attempts > before.attempts+1
+// again says whether this is more than what was wrong before, nil for nothing. An attempt that is under way is counted
+// already.
+func (f flaw) again(before *flaw) bool {
+	return before == nil || f.expired && !before.expired || f.reason != before.reason || f.message != before.message ||
+		f.attempts > before.attempts+1 || !before.stalled.IsZero() && f.stalled.After(before.stalled)
 }
 
-// follow begins with what an archive's persisted status says, or goes on with another generation.
+// follow begins with an archive, or goes on with another generation of it.
 func (r *rollout) follow(a *v1alpha1.ImageArchive, now time.Time) {
 	requested := a.Annotations[v1alpha1.AnnotationReconcileRequestedAt]
 	switch {
 	case r.uid != a.UID, r.traces == nil:
 		*r = rollout{uid: a.UID, requested: requested, since: now, traces: map[string]*trace{}}
-		if since, ok := stoppedSince(a); ok && requestedAfter(requested, since) {
-			r.requested = "" // while no process was there to heed it
-		}
 	case r.generation != a.Generation:
 		r.requested = requested
-		for _, t := range r.traces {
-			t.excused, t.failed = nil, time.Time{}
-		}
+		clear(r.traces)
 	}
 	r.generation = a.Generation
-}
-
-// stoppedSince says since when an archive's status says that its rollout has stopped.
-func stoppedSince(a *v1alpha1.ImageArchive) (time.Time, bool) {
-	c := findCondition(a.Status.Conditions, v1alpha1.ConditionStalled)
-	if c == nil || c.Reason != v1alpha1.ReasonRolloutStopped || c.ObservedGeneration != a.Generation {
-		return time.Time{}, false
-	}
-	return c.LastTransitionTime.Time, true
 }
 
 // tidy decides about the admissions that there are. It also returns when it will have to be asked again, 0 for unknown.
@@ -222,7 +227,7 @@ func (r *rollout) tidy(a *v1alpha1.ImageArchive, members []member, strays []stri
 			renewable = append(renewable, decision{renew, m.name, newAdmission(a, now)})
 		case v == expire:
 			expired := *x
-			expired.Expired = true
+			expired.Expired, expired.Time = true, *timestamp(now)
 			list = append(list, decision{expire, m.name, expired})
 		default:
 			list = append(list, decision{remove, m.name, gone})
@@ -284,6 +289,9 @@ func (r *rollout) trace(m *member, now time.Time) *trace {
 		if m.waits() {
 			t.still = sign{} // it seems to know that its time ran out, so it lives
 		}
+		if f := m.flaw(r.generation); f.wrong() && f.since.Before(requestTime(r.requested)) {
+			t.excused = &f // somebody has asked to go on in spite of it, if only an earlier process
+		}
 		r.traces[m.name] = t
 	case s != t.sign || moved > t.most:
 		if reported.Before(t.moved) {
@@ -318,10 +326,10 @@ func (t *trace) ended(m *member) bool {
 	if f.stalled.IsZero() {
 		return false
 	}
-	if t.excused == nil {
-		return !f.stalled.Before(&m.admission.Time)
+	if t.before == nil {
+		return !f.stalled.Before(m.admission.Time.Time)
 	}
-	return f.reason != t.excused.reason || f.message != t.excused.message || !f.stalled.Equal(&t.excused.stalled)
+	return f.reason != t.before.reason || f.message != t.before.message || !f.stalled.Equal(t.before.stalled)
 }
 
 // count brings the known failures up to date and says how many nodes' failures count.
@@ -334,22 +342,21 @@ func (r *rollout) count(a *v1alpha1.ImageArchive, members []member, now time.Tim
 	for i := range members {
 		m := &members[i]
 		f := m.flaw(a.Generation)
-		wrong := f.expired || f.reason != ""
-		if m.ready() || !wrong && m.admission == nil {
+		if m.ready() || !f.wrong() && m.admission == nil {
 			continue
 		}
 		t := r.trace(m, now)
 		known[m.name] = t
 		switch {
-		case !wrong:
+		case !f.wrong():
 			t.failed = time.Time{}
 		case t.failed.IsZero():
 			t.failed = now
 		}
-		if wrong && goOn {
+		if f.wrong() && goOn {
 			t.excused = &f
 		}
-		if f.counts() && (t.excused == nil || f.again(*t.excused)) {
+		if f.counts() && f.again(t.before) && f.again(t.excused) {
 			s.failed++
 		}
 	}
@@ -377,15 +384,18 @@ func (r *rollout) admit(a *v1alpha1.ImageArchive, members []member, now time.Tim
 				continue
 			}
 		}
-		if m.state == nil || m.entry == nil || m.ready() || a.Spec.DriftPolicy == v1alpha1.DriftIgnore &&
+		if m.state == nil || m.entry == nil || m.ready() || a.Spec.DriftPolicy == v1alpha1.DriftIgnore && !m.waits() &&
 			hasReason(m.entry.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonDrifted) {
 			continue
 		}
 		c := candidate{member: m, hash: orderOf(a.UID, m.name)}
 		if t := r.traces[m.name]; t != nil && !t.failed.IsZero() {
 			c.failed = t.failed
-			if later := t.retry(m, a.Generation).Sub(now); later > 0 {
+			at, lives := t.retry(m, a.Generation)
+			if later := at.Sub(now); lives && later > 0 {
 				wait = sooner(wait, later)
+			}
+			if !lives || at.After(now) {
 				continue
 			}
 		}
@@ -409,7 +419,7 @@ func (r *rollout) holds(a *v1alpha1.ImageArchive, m *member, now time.Time) (boo
 		return true, 0
 	}
 	t := r.traces[m.name]
-	if t == nil || t.failed.IsZero() || m.waits() {
+	if t == nil || t.failed.IsZero() || m.waits() && t.sign != t.still { // it may have said so before it was let in
 		return false, 0
 	}
 	left := t.failed.Add(min(expiryGrace, deadline(a.Spec.Rollout))).Sub(now)
@@ -417,13 +427,17 @@ func (r *rollout) holds(a *v1alpha1.ImageArchive, m *member, now time.Time) (boo
 }
 
 // retry is when a node with which something is wrong may be let in again: as often as what stalls is tried elsewhere, and at
-// once when somebody asks for it or a silent node speaks again.
-func (t *trace) retry(m *member, generation int64) time.Time {
+// once when somebody asks for it or a silent node speaks again. One whose last word is that it imports, though it must not,
+// has not heard of that, so it would not hear of another admission either.
+func (t *trace) retry(m *member, generation int64) (at time.Time, lives bool) {
 	f := m.flaw(generation)
-	if t.excused != nil && !f.again(*t.excused) || f.expired && t.sign != t.still {
-		return t.failed
+	switch {
+	case !f.again(t.excused), f.expired && t.sign != t.still:
+		return t.failed, true
+	case f.expired && m.entry != nil && hasReason(m.entry.Conditions, v1alpha1.ConditionReconciling, v1alpha1.ReasonImporting):
+		return time.Time{}, false
 	}
-	return t.failed.Add(stalledInterval)
+	return t.failed.Add(stalledInterval), true
 }
 
 type candidate struct {
@@ -448,17 +462,17 @@ func (r *rollout) done(d *decision, m *member, now time.Time) {
 	switch d.verdict {
 	case remove:
 		if t := r.traces[d.node]; t != nil {
-			t.excused = nil
+			t.before = nil
 		}
 	case expire:
 		t := r.trace(m, now)
-		t.excused, t.failed, t.still = nil, now, t.sign
+		t.before, t.failed, t.still = nil, now, t.sign
 	case renew, admit:
 		f := m.flaw(d.admission.Generation)
 		f.expired = false
 		delete(r.traces, d.node)
 		t := r.trace(m, now)
-		t.moved, t.excused = now, &f
+		t.moved, t.before, t.excused = now, &f, nil
 	}
 }
 
@@ -486,12 +500,13 @@ func deadline(r *v1alpha1.Rollout) time.Duration {
 	return r.ProgressDeadline.Duration
 }
 
-// requestedAfter says whether an annotation's value is a later time. The customary values are times; what is none cannot
-// be told from an old one.
-func requestedAfter(value string, since time.Time) bool {
+// requestTime is the time that is the value of AnnotationReconcileRequestedAt, as is customary; zero for another value.
+func requestTime(value string) time.Time {
 	if at, err := time.Parse(time.RFC3339, value); err == nil {
-		return at.After(since)
+		return at
 	}
-	seconds, err := time.ParseDuration(value + "s")
-	return err == nil && time.Unix(0, 0).Add(seconds).After(since)
+	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
+		return time.Unix(seconds, 0)
+	}
+	return time.Time{}
 }

@@ -45,6 +45,9 @@ func (s *scene) look() string {
 	s.t.Helper()
 	s.ro.follow(s.a, s.now)
 	members := s.f.members(s.a)
+	if s.a.Spec.Rollout != nil {
+		s.ro.count(s.a, members, s.now)
+	}
 	list, wait := s.ro.tidy(s.a, members, s.f.strays(s.a.Name, members), s.now)
 	s.apply(list)
 	s.wait = wait
@@ -394,7 +397,6 @@ func TestRequestLetsAStoppedRolloutGoOn(t *testing.T) {
 	}
 
 	// The request came while no process ran.
-	s.a.Status.Conditions = []metav1.Condition{{Type: "Stalled", Status: "True", Reason: "RolloutStopped", ObservedGeneration: 1, LastTransitionTime: *timestamp(s.now)}}
 	for value, stopped := range map[string]bool{
 		"1":   true,
 		"now": true,
@@ -410,6 +412,83 @@ func TestRequestLetsAStoppedRolloutGoOn(t *testing.T) {
 			t.Errorf("request %s before the start: stopped %v, want %v", value, got.stopped, stopped)
 		}
 	}
+}
+
+// A process that begins knows by its time that somebody has asked an earlier one to go on.
+func TestRequestOutlivesTheProcess(t *testing.T) {
+	s := newScene(t, "2", 0, waiting(5)...)
+	s.look()
+	failing := s.admitted()
+	s.say(failing[0], tried(saysStalled))
+	s.say(failing[1], tried(saysImporting))
+	s.expect("stopped", "ended "+failing[0])
+	s.pass(2 * time.Minute)
+	s.expect("silent", "expired "+failing[1])
+	s.pass(10 * time.Second)
+	s.a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: s.now.Format(time.RFC3339)}
+	s.expect("go on", "admitted 2")
+	s.restart()
+	s.look()
+	if s.stopped || s.failed != 0 {
+		t.Errorf("%+v to another process, want it to go on", s.standing)
+	}
+	s.pass(time.Second)
+	node := s.admitted()[0]
+	s.say(node, tried(saysStalled))
+	s.look()
+	s.restart()
+	s.look()
+	if !s.stopped || s.failed != 1 {
+		t.Errorf("%+v, want the failure after the request to count", s.standing)
+	}
+}
+
+// What has failed before its place was taken from it gives that back, though somebody asks to go on at the same time.
+func TestRequestKeepsNoPlaces(t *testing.T) {
+	s := newScene(t, "1", 0, waiting(3)...)
+	s.look()
+	node := s.admitted()[0]
+	s.pass(time.Second)
+	s.say(node, tried(saysStalled))
+	s.a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: "now"}
+	s.expect("failed and asked", "ended "+node+", admitted 1")
+	if s.failed != 0 {
+		t.Errorf("%d failed, though somebody asked to go on", s.failed)
+	}
+}
+
+// That a node waited before it was let in does not say that it has stopped.
+func TestExpiredNodeThatNeverSpoke(t *testing.T) {
+	s := newScene(t, "1", 1, waiting(2)...)
+	s.look()
+	node := s.admitted()[0]
+	s.pass(3 * time.Minute)
+	s.expect("it may be at work all the same", "expired "+node)
+	s.pass(expiryGrace)
+	s.expect("then it knows", "admitted 1")
+	s.say(s.admitted()[0], saysReady)
+	s.look()
+	s.pass(stalledInterval - expiryGrace)
+	s.expect("it has nothing to say when it comes back", "admitted 1")
+}
+
+// A node that is dead is not let in for ever; it takes a place from others, and two writes, each time.
+func TestDeadNodeIsNotLetInAgain(t *testing.T) {
+	s := newScene(t, "1", 1, waiting(1)...)
+	s.look()
+	s.say("n0", tried(saysImporting))
+	s.look()
+	s.pass(3 * time.Minute)
+	s.expect("silent", "expired n0")
+	for range 3 {
+		s.pass(time.Hour)
+		s.expect("it still says that it imports", "")
+	}
+	s.restart()
+	s.pass(time.Hour)
+	s.expect("also to another process", "")
+	s.say("n0", saysWaiting)
+	s.expect("it lives", "admitted 1")
 }
 
 // A node whose containerd does not answer says nothing about the archive.
@@ -489,6 +568,12 @@ func TestDriftThatIsIgnoredIsNotLetIn(t *testing.T) {
 	s.expect("ignored", "")
 	s.a.Spec.DriftPolicy = v1alpha1.DriftReimport
 	s.expect("healed", "admitted 1")
+
+	s = newScene(t, "1", 1, func(e *v1alpha1.ArchiveState) {
+		e.Conditions = []metav1.Condition{condition("Ready", "False", "Drifted", ""), condition("Reconciling", "True", "WaitingForRollout", "")}
+	})
+	s.a.Spec.DriftPolicy = v1alpha1.DriftIgnore
+	s.expect("its source has changed", "admitted 1")
 }
 
 // Other archives' admissions on a node are kept.
@@ -513,6 +598,10 @@ func TestDecisionsApply(t *testing.T) {
 	}
 }
 
+func ready(s *scene, node string) bool {
+	return (&member{entry: entryFor(s.a, s.f.states[node])}).ready()
+}
+
 // Whatever nodes, specs and processes do, the limit holds, and in the end every sound node is ready.
 func TestRolloutHoldsItsLimitThroughEverything(t *testing.T) {
 	for seed := range uint64(60) {
@@ -532,7 +621,7 @@ func TestRolloutHoldsItsLimitThroughEverything(t *testing.T) {
 			case node == dead:
 			case may:
 				s.say(node, []saying{tried(saysImporting), saysReady, tried(saysRetrying), tried(saysStalled), saysReady}[random.IntN(5)])
-			case entryFor(s.a, s.f.states[node]) == nil:
+			case !ready(s, node): // nor admitted
 				s.say(node, saysWaiting)
 			}
 			s.look()
@@ -548,7 +637,7 @@ func TestRolloutHoldsItsLimitThroughEverything(t *testing.T) {
 				case node == dead:
 				case x != nil && !x.Expired && x.Generation == s.a.Generation:
 					s.say(node, saysReady)
-				case entryFor(s.a, state) == nil:
+				case !ready(s, node):
 					s.say(node, saysWaiting)
 				}
 			}

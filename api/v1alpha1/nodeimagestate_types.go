@@ -56,7 +56,7 @@ type Admission struct {
 	UID types.UID `json:"uid"`
 	// generation of the spec that may be imported.
 	Generation int64 `json:"generation"`
-	// time of the admission.
+	// time of the admission, or of its expiry.
 	Time metav1.Time `json:"time"`
 	// expired says that the node reported no progress for so long that its place was given to another. It must not
 	// import any more, and counts as failed until it is let in again.
