@@ -128,6 +128,8 @@ type archiveShare struct {
 	generation    int64
 	share         share
 	admission     v1alpha1.Admission
+	stalled       int64 // since when: with a rollout, that another attempt failed as the one before is seen by this alone
+	waits         bool  // to be let in
 }
 
 // sharesIn also has archives that are gone, but for which a node is still admitted.
@@ -140,7 +142,9 @@ func sharesIn(o client.Object) map[string]archiveShare {
 	node := owningNode(state)
 	for i := range state.Status.Archives {
 		e := &state.Status.Archives[i]
-		m[e.Name] = archiveShare{node: node, archive: e.UID, generation: e.ObservedGeneration, share: shareOf(e)}
+		m[e.Name] = archiveShare{
+			node: node, archive: e.UID, generation: e.ObservedGeneration, share: shareOf(e), stalled: stalledSince(e).Unix(), waits: waits(e),
+		}
 	}
 	for _, x := range state.Spec.Admitted {
 		s := m[x.Archive]

@@ -84,6 +84,12 @@ func TestListedArchives(t *testing.T) {
 		{"stalled", saysRetrying, func(_ *v1alpha1.NodeImageState, e *v1alpha1.ArchiveState) {
 			e.Conditions[1] = condition("Stalled", "True", "x", "")
 		}, true},
+		{"stalled again", saysStalled, func(_ *v1alpha1.NodeImageState, e *v1alpha1.ArchiveState) {
+			e.Conditions[1].LastTransitionTime = *timestamp(epoch)
+		}, true},
+		{"it waits to be let in", saysRetrying, func(_ *v1alpha1.NodeImageState, e *v1alpha1.ArchiveState) {
+			e.Conditions[1].Reason = "WaitingForRollout"
+		}, true},
 		{"another archive file", saysReady, func(_ *v1alpha1.NodeImageState, e *v1alpha1.ArchiveState) { e.IndexDigest = "sha256:2" }, true},
 		{"its digest", saysReady, func(_ *v1alpha1.NodeImageState, e *v1alpha1.ArchiveState) { e.Digest = "sha256:2" }, true},
 		{"its size", saysReady, func(_ *v1alpha1.NodeImageState, e *v1alpha1.ArchiveState) { e.Size++ }, true},
