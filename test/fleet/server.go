@@ -19,6 +19,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
@@ -57,8 +59,11 @@ func startControlPlane(ctx context.Context) (p *controlPlane, err error) {
 		ControlPlaneStartTimeout: time.Minute,
 		ControlPlaneStopTimeout:  time.Minute,
 	}}
-	// Else open watches hold its end up for a minute.
-	p.env.ControlPlane.GetAPIServer().Configure().Set("shutdown-watch-termination-grace-period", "1s")
+	p.env.ControlPlane.GetAPIServer().Configure().
+		// Else open watches hold its end up for a minute.
+		Set("shutdown-watch-termination-grace-period", "1s").
+		// Any: nobody is told of it, and where there is no network it finds none by itself.
+		Set("advertise-address", cluster.ControlPlaneIP).Set("endpoint-reconciler-type", "none")
 	if p.config, err = p.env.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start the API server, which `make tools` builds: %w", err), p.env.Stop())
 	}
@@ -149,4 +154,13 @@ func (p *controlPlane) token(ctx context.Context, account string, bound *authent
 		return "", fmt.Errorf("token of %s: %w", account, err)
 	}
 	return request.Status.Token, nil
+}
+
+func (p *controlPlane) writeKubeconfig(path, token string) error {
+	return clientcmd.WriteToFile(clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: p.config.Host, CertificateAuthorityData: p.config.CAData}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"u": {Token: token}},
+		Contexts:       map[string]*clientcmdapi.Context{"x": {Cluster: "c", AuthInfo: "u"}},
+		CurrentContext: "x",
+	}, path)
 }
