@@ -32,15 +32,15 @@ func (i *Importer) published(ctx context.Context, o Owner) (newest []published, 
 	if err != nil {
 		return nil, runtimeError("list images", err)
 	}
-	last := int64(0)
+	var last publishing
 	for _, img := range list {
 		var r record
 		if json.Unmarshal([]byte(img.Labels[label]), &r) == nil && r.of(img.Name) {
 			newest = append(newest, published{img, r})
-			last = max(last, r.Serial)
+			last.see(r, o)
 		}
 	}
-	newest = slices.DeleteFunc(newest, func(p published) bool { return p.record.Serial < last })
+	newest = slices.DeleteFunc(newest, func(p published) bool { return !last.has(p.record) })
 	slices.SortFunc(newest, func(a, b published) int { return cmp.Compare(a.Name, b.Name) })
 	return newest, nil
 }

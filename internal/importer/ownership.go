@@ -47,7 +47,7 @@ type record struct {
 	Index       digest.Digest `json:"index"`
 	Size        int64         `json:"size"`
 	Lease       string        `json:"lease"`              // of the session that wrote it
-	Serial      int64         `json:"serial,omitempty"`   // of the owner's publishings, ascending
+	Serial      int64         `json:"serial,omitempty"`   // of the owner's publishings, ascending; 0: see publishing
 	Deletion    Deletion      `json:"deletion,omitempty"` // empty for the default
 }
 
@@ -99,6 +99,24 @@ func readRecord(img images.Image, label string) record {
 		return record{Pinned: true, Deletion: DeletionRetain, Target: img.Target.Digest}
 	}
 	return r
+}
+
+// publishing is an owner's newest, among the records that were seen. Versions that counted none left the records of former
+// specs: there the newest is that of the spec that is wanted, if there is one.
+type publishing struct {
+	serial int64
+	spec   string // empty for any
+}
+
+func (p *publishing) see(r record, wanted Owner) {
+	if r.Serial == 0 && r.Spec == wanted.SpecHash {
+		p.spec = r.Spec
+	}
+	p.serial = max(p.serial, r.Serial)
+}
+
+func (p *publishing) has(r record) bool {
+	return r.Serial == p.serial && (p.serial > 0 || p.spec == "" || r.Spec == p.spec)
 }
 
 // recorded is the policy as it is recorded.

@@ -59,10 +59,11 @@ func (p *parting) remaining() (all []record) {
 	return all
 }
 
-// deletes says whether the name is to go: nobody else wants it, and it stands for what was published.
+// deletes says whether the name is to go: nobody else wants it, and it stands for what was published. A record of a version
+// that did not write the name into it may be a copy.
 func (p *parting) deletes() bool {
 	return p.policy() == DeletionDelete && len(p.remaining()) == 0 &&
-		!slices.ContainsFunc(p.ends, func(e ending) bool { return e.record.Target != p.Target.Digest })
+		!slices.ContainsFunc(p.ends, func(e ending) bool { return e.record.Target != p.Target.Digest || e.record.Name == "" })
 }
 
 // unpins says whether the pin goes: it was set for those who go, and nobody else wants it.

@@ -91,7 +91,7 @@ func (i *Importer) hold(ctx context.Context, wanted []Owner) (held []*claimant, 
 type claimant struct {
 	label, uid string
 	wanted     *Owner      // nil if it is not wanted
-	serial     int64       // of its newest publishing
+	newest     publishing  //
 	ends       []ending    //
 	names      []published // that are wanted, with another policy than the one recorded
 	spared     Swept       // of one that is not wanted: what is not to end
@@ -126,7 +126,9 @@ func claimants(list []images.Image, wanted []Owner) map[string]*claimant {
 				}
 				all[label] = c
 			}
-			c.serial = max(c.serial, r.Serial)
+			if c.wanted != nil {
+				c.newest.see(r, *c.wanted)
+			}
 		}
 	}
 	for _, e := range claims {
@@ -136,7 +138,7 @@ func claimants(list []images.Image, wanted []Owner) map[string]*claimant {
 			c.spared.Owner, c.spared.Spared = e.owner, append(c.spared.Spared, e.Name)
 		case c.wanted == nil:
 			c.ends = append(c.ends, e)
-		case e.record.Serial < c.serial:
+		case !c.newest.has(e.record):
 			e.owner.Deletion = cmp.Or(c.wanted.Deletion, DeletionUnpin)
 			c.ends = append(c.ends, e)
 		case e.record.Deletion != c.wanted.Deletion.recorded():
