@@ -95,6 +95,9 @@ func TestValidation(t *testing.T) {
 		{"a rollout of more than all", fileSource + "rollout: {maxConcurrent: 101%}", "maxConcurrent"},
 		{"a rollout of a word", fileSource + "rollout: {maxConcurrent: ten}", "maxConcurrent"},
 		{"a rollout that is never content", fileSource + "rollout: {maxFailed: -1}", "maxFailed"},
+		{"a rollout of more nodes than a number holds", fileSource + "rollout: {maxConcurrent: 3000000000}", "maxConcurrent"},
+		{"a rollout that bears more than a number holds", fileSource + "rollout: {maxFailed: 3000000000}", "maxFailed"},
+		{"a rollout of endless patience", fileSource + "rollout: {progressDeadline: 5000000h}", "progressDeadline"},
 		{"a rollout without patience", fileSource + "rollout: {progressDeadline: 0s}", "progressDeadline"},
 		{"an unknown policy", fileSource + "conflictPolicy: Ignore", "spec.conflictPolicy"},
 	} {

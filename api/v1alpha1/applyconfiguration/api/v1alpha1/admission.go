@@ -18,7 +18,7 @@ type AdmissionApplyConfiguration struct {
 	UID *types.UID `json:"uid,omitempty"`
 	// generation of the spec that may be imported.
 	Generation *int64 `json:"generation,omitempty"`
-	// time of the admission.
+	// time of the admission, or of its expiry.
 	Time *v1.Time `json:"time,omitempty"`
 	// expired says that the node reported no progress for so long that its place was given to another. It must not
 	// import any more, and counts as failed until it is let in again.
