@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"time"
@@ -168,9 +169,13 @@ func clientConfig() (*rest.Config, error) {
 
 // setLogger sends all logs to standard error, a JSON object a line.
 func setLogger() {
-	log := logr.FromSlogHandler(slog.NewJSONHandler(os.Stderr, nil))
+	log := newLogger(os.Stderr)
 	ctrl.SetLogger(log)
 	klog.SetLogger(log)
+}
+
+func newLogger(w io.Writer) logr.Logger {
+	return logr.FromSlogHandler(unlessCancelled{slog.NewJSONHandler(w, nil)})
 }
 
 // runManager runs until ctx ends, which is the regular end.
