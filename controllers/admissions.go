@@ -27,9 +27,9 @@ const (
 	// first, misses none of the old one's.
 	admissionWriteTimeout = 4 * time.Second
 	// LeaseDuration is for how long leader election has to leave a Lease to a leader that is not heard of.
-	LeaseDuration = 15 * time.Second
+	LeaseDuration = 30 * time.Second
 	// RenewDeadline is after how long without its Lease a leader gives up.
-	RenewDeadline = 10 * time.Second
+	RenewDeadline = 20 * time.Second
 	// admissionRate is how many writes of admissions a second the API server is asked for, over all archives. A rollout
 	// takes two a node.
 	admissionRate = 50

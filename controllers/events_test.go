@@ -138,7 +138,7 @@ func TestUncountedArchivesSpreadWrites(t *testing.T) {
 		archives []*v1alpha1.ImageArchive
 		want     int32
 	}{
-		{"none", nil, unhurried},
+		{"none", nil, uncounted},
 		{"a counted one", []*v1alpha1.ImageArchive{counted}, 3},
 		{"one not counted yet", []*v1alpha1.ImageArchive{counted, fresh}, uncounted},
 	} {

@@ -111,13 +111,19 @@ func (r *NodeReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return nil
 }
 
-// archiveChanged leaves out what the roll-up writes: else each of its writes would wake every agent's reconciler.
+// archiveChanged leaves out what the roll-up writes: else each of its writes would wake every agent's reconciler. Only its
+// first, which counts the nodes, tells how long reports have to wait.
 var archiveChanged = predicate.Or(predicate.GenerationChangedPredicate{}, recreated, predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
 		const key = v1alpha1.AnnotationReconcileRequestedAt
-		return e.ObjectOld.GetAnnotations()[key] != e.ObjectNew.GetAnnotations()[key]
+		return e.ObjectOld.GetAnnotations()[key] != e.ObjectNew.GetAnnotations()[key] || counted(e.ObjectNew) && !counted(e.ObjectOld)
 	},
 })
+
+func counted(o client.Object) bool {
+	a, ok := o.(*v1alpha1.ImageArchive)
+	return ok && a.Status.Nodes != nil
+}
 
 // nodeChanged leaves out what the kubelet writes all the time.
 var nodeChanged = predicate.Or(predicate.LabelChangedPredicate{}, recreated)
@@ -326,18 +332,14 @@ func lifeInterval(archives []*v1alpha1.ImageArchive) time.Duration {
 	return least
 }
 
-// uncounted is how many nodes an archive is taken to select until the roll-up has counted them: enough to wait for
-// that up to 2 s.
-const uncounted = 2 * clusterWriteRate
-
-// unhurried is how many nodes an agent without any archive takes to tell about itself: nobody waits for that, and all
-// agents of a fleet may have come at the same time.
-const unhurried = 30 * clusterWriteRate
+// uncounted is how many nodes an archive is taken to select until the roll-up has counted them, and how many agents are
+// taken to have started when there is no archive: few of those who may all write now would keep the roll-up from counting.
+const uncounted = 30 * clusterWriteRate
 
 // largest is how many nodes the most widely selecting archive selects: about as many agents write as this one does.
 func largest(archives []*v1alpha1.ImageArchive) int32 {
 	if len(archives) == 0 {
-		return unhurried
+		return uncounted
 	}
 	var n int32
 	for _, a := range archives {

@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -161,10 +162,13 @@ func (w *worker) begin(j *job) bool {
 		o.stopped = ctx.Err() != nil
 		w.mu.Lock()
 		t.outcome = o
-		wake := w.wake
+		wake, idle := w.wake, !slices.ContainsFunc(w.tasks, func(t *task) bool { return t.outcome == nil })
 		w.mu.Unlock()
 		if wake != nil {
 			wake()
+		}
+		if idle && j.kind == jobImport {
+			debug.FreeOSMemory() // until the next archive the node has better use for it
 		}
 	})
 	return true
