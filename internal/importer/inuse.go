@@ -12,39 +12,50 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 )
 
-// unused returns those of the names to be deleted whose images no container uses, and marks the others as in use. With the
-// last names of an image goes the one that CRI made for it.
-func (i *Importer) unused(ctx context.Context, list []images.Image, deletions map[string][]*parting, fates map[string]fate) ([]*parting, error) {
+// unused says of names to be deleted, in groups by their images, whether they may be, or are in use. What failed is told: the
+// fate of those names is unknown.
+func (i *Importer) unused(ctx context.Context, list []images.Image, deletions map[string][]*parting) (plan map[string]fate, failures []error) {
+	plan = map[string]fate{}
 	if len(deletions) == 0 {
-		return nil, nil
+		return plan, nil
 	}
 	used, err := i.usage(ctx)
 	if err != nil {
-		return nil, err
+		failures = append(failures, err)
 	}
-	var going []*parting
 	for _, group := range sorted(deletions) {
-		img, err := i.identify(ctx, group[0].Image)
-		if err != nil {
-			return nil, err
-		}
-		for _, other := range list {
-			if other.Target.Digest == img.target {
-				img.names = append(img.names, other.Name)
+		f := fateUnknown
+		if err == nil && !hopeless(ctx, failures) {
+			var failure error
+			if f, failure = i.unusedImage(ctx, list, group, used); failure != nil {
+				failures = append(failures, failure)
 			}
 		}
-		if used.has(img) {
-			for _, p := range group {
-				fates[p.Name] = fateInUse
-			}
-			continue
+		for _, p := range group {
+			plan[p.Name] = f
 		}
-		if err := i.deleteCRIName(ctx, list, img, group); err != nil {
-			return nil, err
-		}
-		going = append(going, group...)
 	}
-	return going, nil
+	return plan, failures
+}
+
+// unusedImage is unused for the names of one image. With the last of them goes the one that CRI made for it.
+func (i *Importer) unusedImage(ctx context.Context, list []images.Image, group []*parting, used usage) (fate, error) {
+	img, err := i.identify(ctx, group[0].Image)
+	if err != nil {
+		return fateUnknown, err
+	}
+	for _, other := range list {
+		if other.Target.Digest == img.target {
+			img.names = append(img.names, other.Name)
+		}
+	}
+	if used.has(img) {
+		return fateInUse, nil
+	}
+	if err := i.deleteCRIName(ctx, list, img, group); err != nil {
+		return fateUnknown, err
+	}
+	return fateDeleted, nil
 }
 
 // identified is all that a container may know an image by.

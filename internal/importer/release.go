@@ -15,6 +15,7 @@ type fate int
 
 const (
 	fateNone     fate = iota // somebody else has changed it meanwhile
+	fateUnknown              // whether it is used could not be told: it keeps its labels
 	fateRetained             //
 	fateUnpinned
 	fateInUse
@@ -91,29 +92,37 @@ func (i *Importer) endClaims(ctx context.Context, list []images.Image, ends []en
 			deletions[d] = append(deletions[d], p)
 		}
 	}
-	fates, failures := map[string]fate{}, []error(nil)
-	going, err := i.unused(ctx, list, deletions, fates)
-	if err != nil {
-		return nil, err
-	}
-	left := len(going)
+	plan, failures := i.unused(ctx, list, deletions)
+	var last string // to be deleted
 	for _, p := range partings {
-		name := p.Name
-		if slices.Contains(going, p) {
-			left--
-			fates[name], err = i.deleteName(ctx, p, left == 0)
-		} else {
-			var f fate
-			if f, err = i.release(ctx, p); fates[name] != fateInUse || f == fateNone {
-				fates[name] = f
+		if plan[p.Name] == fateDeleted {
+			last = p.Name
+		}
+	}
+	fates := map[string]fate{}
+	for _, p := range partings {
+		if hopeless(ctx, failures) {
+			break
+		}
+		var f fate
+		var err error
+		switch plan[p.Name] {
+		case fateUnknown:
+			continue
+		case fateDeleted:
+			f, err = i.deleteName(ctx, p, p.Name == last)
+		case fateInUse:
+			if f, err = i.release(ctx, p); f != fateNone {
+				f = fateInUse
 			}
+		default:
+			f, err = i.release(ctx, p)
 		}
 		if err != nil {
-			failures = append(failures, fmt.Errorf("end the claim on %q: %w", name, err))
-			if ctx.Err() != nil || errors.Is(err, ErrRuntimeUnavailable) || len(failures) == maxLosses {
-				break
-			}
+			failures = append(failures, fmt.Errorf("end the claim on %q: %w", p.Name, err))
+			continue
 		}
+		fates[p.Name] = f
 	}
 	return tell(partings, fates), errors.Join(failures...)
 }

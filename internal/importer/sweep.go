@@ -22,8 +22,11 @@ type Swept struct {
 	Spared   []string // keep this claim until the next call
 }
 
-// maxSwept owners are dealt with at a time; each has a stream to containerd meanwhile. The next call goes on.
+// maxSwept owners are dealt with at a time; each has a stream to containerd meanwhile.
 const maxSwept = 100
+
+// maxFailures end a Sweep, which goes on with what has not failed: each costs calls, and a line of text.
+const maxFailures = 10
 
 // Sweep ends the claims on images of owners that are not wanted, told apart by UID, each by the policy that it recorded.
 // Of wanted owners it ends the claims on names that their newest publishing no longer had, and records their policies.
@@ -31,9 +34,19 @@ const maxSwept = 100
 // who have its name: another of that name is still to import, perhaps the same. It returns who lost names, and who was spared.
 func (i *Importer) Sweep(ctx context.Context, wanted []Owner) (swept []Swept, err error) {
 	ctx = i.in(ctx)
+	for more := true; more && err == nil; {
+		var some []Swept
+		some, more, err = i.sweepSome(ctx, wanted)
+		swept = append(swept, some...)
+	}
+	return swept, err
+}
+
+// sweepSome is Sweep for as many owners as are dealt with at a time. Who was spared is told when there are no more.
+func (i *Importer) sweepSome(ctx context.Context, wanted []Owner) (swept []Swept, more bool, err error) {
 	held, spared, err := i.hold(ctx, wanted)
 	if len(held) == 0 {
-		return spared, err
+		return spared, false, err
 	}
 	defer func() {
 		for _, c := range held {
@@ -42,7 +55,7 @@ func (i *Importer) Sweep(ctx context.Context, wanted []Owner) (swept []Swept, er
 	}()
 	list, listErr := i.services.images.List(ctx) // as it is now that nobody else writes for these owners
 	if listErr != nil {
-		return spared, runtimeError("list images", listErr)
+		return spared, false, runtimeError("list images", listErr)
 	}
 	now := claimants(list, wanted)
 	var ends []ending
@@ -58,33 +71,39 @@ func (i *Importer) Sweep(ctx context.Context, wanted []Owner) (swept []Swept, er
 			err = errors.Join(err, i.recordDeletion(ctx, c))
 		}
 	}
-	return append(swept, spared...), err
+	if len(held) == maxSwept && err == nil {
+		return swept, true, nil
+	}
+	return append(swept, spared...), false, err
 }
 
-// hold takes the signs of life of those for whom there is something to do.
+// hold takes the signs of life of those for whom there is something to do. One who cannot be held keeps no others from it.
 func (i *Importer) hold(ctx context.Context, wanted []Owner) (held []*claimant, spared []Swept, err error) {
 	list, err := i.services.images.List(ctx)
 	if err != nil {
 		return nil, nil, runtimeError("list images", err)
 	}
+	var failures []error
 	for _, c := range sorted(claimants(list, wanted)) {
 		if len(c.spared.Spared) > 0 {
 			spared = append(spared, c.spared)
 		}
-		if len(c.ends)+len(c.names) == 0 {
+		if len(c.ends)+len(c.names) == 0 || len(held) == maxSwept || hopeless(ctx, failures) {
 			continue
 		}
-		switch c.life, err = i.alone(ctx, c.uid, c.wanted != nil); {
-		case errors.Is(err, errAlive):
-			continue
-		case err != nil:
-			return held, spared, err
-		}
-		if held = append(held, c); len(held) == maxSwept {
-			break
+		if c.life, err = i.alone(ctx, c.uid, c.wanted != nil); err == nil {
+			held = append(held, c)
+		} else if !errors.Is(err, errAlive) {
+			failures = append(failures, err)
 		}
 	}
-	return held, spared, nil
+	return held, spared, errors.Join(failures...)
+}
+
+// hopeless says that after these failures there is no use in going on with others.
+func hopeless(ctx context.Context, failures []error) bool {
+	return ctx.Err() != nil || len(failures) == maxFailures ||
+		slices.ContainsFunc(failures, func(err error) bool { return errors.Is(err, ErrRuntimeUnavailable) })
 }
 
 // claimant is an archive with labels on images.

@@ -2,15 +2,19 @@ package importer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
 
 	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/typeurl/v2"
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
 )
@@ -296,6 +300,95 @@ func TestSweepRecordsAChangedPolicy(t *testing.T) {
 	unchanged(t, before, n.state(t))
 	if diff := cmp.Diff([]string{"1 retained 0 unpinned 0 deleted 2 in use 0"}, n.sweep(t)); diff != "" {
 		t.Errorf("swept (-want +got):\n%s", diff)
+	}
+}
+
+// unreadable fails to read a blob, and whoever wants to write under a reference.
+type unreadable struct {
+	content.Store
+	blob digest.Digest
+	ref  string
+}
+
+func (u unreadable) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
+	if d.Digest == u.blob {
+		return nil, errInjected
+	}
+	return u.Store.ReaderAt(ctx, d)
+}
+
+func (u unreadable) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	var o content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return nil, err
+		}
+	}
+	if o.Ref == u.ref {
+		return nil, errInjected
+	}
+	return u.Store.Writer(ctx, opts...)
+}
+
+// What cannot be swept keeps nothing else from it.
+func TestSweepPassesOverFailures(t *testing.T) {
+	b := build(t, twoImages())
+	third := build(t, builder.Archive{Images: []builder.Image{{Names: []string{"registry.example/team/third:1"}, Platforms: []builder.PlatformImage{
+		platformImage("linux/amd64", layer("third", 3000))}}}})
+	a, z := under(named("a", "1"), DeletionDelete), named("z", "2")
+	for name, tc := range map[string]struct {
+		content unreadable
+		swept   []string
+	}{
+		"an image that cannot be read": {
+			unreadable{blob: b.Images[0].Target.Digest},
+			[]string{"1 retained 0 unpinned 0 deleted 2 in use 0", "2 retained 0 unpinned 2 deleted 0 in use 0"},
+		},
+		"an archive that cannot be held": {
+			unreadable{ref: lifeRoot + sessionKey("1", "")},
+			[]string{"2 retained 0 unpinned 2 deleted 0 in use 0"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, "linux/amd64")
+			n.bring(t, b, a)
+			n.bring(t, third, z)
+			whole := n.services.content
+			tc.content.Store = whole
+			n.services.content = tc.content
+			swept, err := n.Sweep(t.Context(), nil)
+			if diff := cmp.Diff(tc.swept, lines(swept)); diff != "" || !errors.Is(err, errInjected) {
+				t.Errorf("error %v, swept (-want +got):\n%s", err, diff)
+			}
+			n.services.content = whole
+			n.sweep(t)
+			if s := n.state(t); len(s.Images) != 2 || n.image(t, appName) != nil || len(s.Leases)+len(s.Ingests) != 0 {
+				t.Errorf("state %v", s)
+			}
+		})
+	}
+}
+
+// However many archives went, one call deals with all.
+func TestSweepOfManyOwners(t *testing.T) {
+	n, one := newNode(t, "linux/amd64"), version(t, "one")
+	n.bring(t, one, named("a", "1"))
+	value := n.image(t, appName).Labels[ownerLabelPrefix+"1"]
+	more := images.Image{Name: appName, Labels: map[string]string{}}
+	var paths []string
+	for k := range maxSwept {
+		label := fmt.Sprintf("%smore-%d", ownerLabelPrefix, k)
+		more.Labels[label] = value
+		paths = append(paths, "labels."+label)
+	}
+	if _, err := n.services.images.Update(n.in(t.Context()), more, paths...); err != nil {
+		t.Fatal(err)
+	}
+	if swept := n.sweep(t); len(swept) != maxSwept+1 {
+		t.Errorf("swept %d owners", len(swept))
+	}
+	if img := n.image(t, appName); img.Labels[labelPinned] != "" || len(img.Labels) != 1 {
+		t.Errorf("labels %v", img.Labels)
 	}
 }
 
