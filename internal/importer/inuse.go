@@ -2,6 +2,7 @@ package importer
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -155,9 +156,9 @@ func (i *Importer) usage(ctx context.Context) (usage, error) {
 		if c.SnapshotKey == "" {
 			continue
 		}
-		info, err := i.client.SnapshotService(c.Snapshotter).Stat(ctx, c.SnapshotKey)
-		if err != nil && !errdefs.IsNotFound(err) {
-			return u, runtimeError("look up the snapshot of container "+c.ID, err)
+		info, _, err := i.snapshot(ctx, c.Snapshotter, c.SnapshotKey)
+		if err != nil {
+			return u, fmt.Errorf("container %s: %w", c.ID, err)
 		}
 		// With a user namespace it stands on a copy of the image's, <chain>-<uid>-<gid>.
 		chain, _, _ := strings.Cut(info.Parent, "-")

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/images"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/goleak"
@@ -110,6 +112,7 @@ func TestLossIsHealed(t *testing.T) {
 				t.Fatal("the layer is still there")
 			}
 		}},
+		{name: "snapshotter", harm: func(t *testing.T) { r.losesSnapshotter(t, app, reference) }, loss: app + " is not unpacked"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			i, req := r.importer(t), under("1", importer.DeletionDelete)
@@ -149,6 +152,30 @@ func TestLossIsHealed(t *testing.T) {
 				t.Errorf("left %v", s)
 			}
 		})
+	}
+}
+
+// losesSnapshotter makes images look as if they, and a container, were unpacked into a snapshotter that containerd had before.
+func (r *runtime) losesSnapshotter(t *testing.T, names ...string) {
+	t.Helper()
+	unpacked := func(_ context.Context, _ *client.Client, c *containers.Container) error {
+		c.Snapshotter, c.SnapshotKey = "former", "former"
+		return nil
+	}
+	if _, err := r.NewContainer(r.ctx, "former", client.WithNewSpec(), unpacked); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		img, err := r.ImageService().Get(r.ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for label, value := range img.Labels {
+			img.Labels[label] = strings.Replace(value, `"snapshotter":"overlayfs"`, `"snapshotter":"former"`, 1)
+		}
+		if _, err := r.ImageService().Update(r.ctx, img, "labels"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
