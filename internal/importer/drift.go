@@ -10,7 +10,6 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -169,20 +168,14 @@ func (i *Importer) unpacked(ctx context.Context, p published) (bool, error) {
 	if err != nil || len(diffIDs) == 0 {
 		return true, err
 	}
-	_, found, err := i.snapshot(ctx, p.record.Snapshotter, identity.ChainID(diffIDs).String())
-	return found, err
-}
-
-// snapshot looks a snapshot up. One whose snapshotter is not there any more is not there.
-func (i *Importer) snapshot(ctx context.Context, snapshotter, key string) (info snapshots.Info, found bool, err error) {
-	info, err = i.client.SnapshotService(snapshotter).Stat(ctx, key)
-	switch {
-	case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err):
-		return info, false, nil
-	case err != nil:
-		return info, false, runtimeError("look up snapshot "+key, err)
+	_, err = i.client.SnapshotService(p.record.Snapshotter).Stat(ctx, identity.ChainID(diffIDs).String())
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) { // the snapshotter is not there any more
+		return false, nil
 	}
-	return info, true, nil
+	if err != nil {
+		return false, runtimeError("look up snapshot", err)
+	}
+	return true, nil
 }
 
 func (i *Importer) diffIDs(ctx context.Context, img images.Image) ([]digest.Digest, error) {

@@ -2,12 +2,12 @@ package importer
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -20,7 +20,7 @@ func (i *Importer) unused(ctx context.Context, list []images.Image, deletions ma
 	if len(deletions) == 0 {
 		return plan, nil
 	}
-	used, err := i.usage(ctx)
+	used, err := i.usage(ctx, unpackedInto(deletions))
 	if err != nil {
 		failures = append(failures, err)
 	}
@@ -121,7 +121,7 @@ func (s *session) endReplaced(ctx context.Context) error {
 	if err != nil {
 		return runtimeError("list images", err)
 	}
-	used, err := i.usage(ctx)
+	used, err := i.usage(ctx, map[string]bool{})
 	if err != nil {
 		return err
 	}
@@ -139,13 +139,14 @@ func (s *session) endReplaced(ctx context.Context) error {
 	return nil
 }
 
-// usage is what the containers of this namespace use.
+// usage is what of images is in use in this namespace.
 type usage struct {
-	images    map[string]bool // by the name that the container was made with
-	snapshots map[string]bool // that theirs stand on
+	images    map[string]bool // by the names that containers were made with
+	snapshots map[string]bool // that theirs, and those of CRI's volumes, stand on
 }
 
-func (i *Importer) usage(ctx context.Context) (usage, error) {
+// usage looks into those snapshotters that containers use, and into these.
+func (i *Importer) usage(ctx context.Context, snapshotters map[string]bool) (usage, error) {
 	u := usage{map[string]bool{}, map[string]bool{}}
 	list, err := i.services.containers.List(ctx)
 	if err != nil {
@@ -153,18 +154,39 @@ func (i *Importer) usage(ctx context.Context) (usage, error) {
 	}
 	for _, c := range list {
 		u.images[c.Image] = true
-		if c.SnapshotKey == "" {
-			continue
+		if c.SnapshotKey != "" {
+			snapshotters[c.Snapshotter] = true
 		}
-		info, _, err := i.snapshot(ctx, c.Snapshotter, c.SnapshotKey)
-		if err != nil {
-			return u, fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	for name := range snapshotters {
+		err := i.client.SnapshotService(name).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+			if info.Kind != snapshots.KindCommitted && !strings.HasPrefix(info.Name, snapshots.UnpackKeyPrefix+"-") {
+				// With a user namespace it stands on a copy of the image's, <chain>-<uid>-<gid>.
+				chain, _, _ := strings.Cut(info.Parent, "-")
+				u.snapshots[chain] = true
+			}
+			return nil
+		})
+		if err != nil && !errdefs.IsInvalidArgument(err) { // the snapshotter is not there any more
+			return u, runtimeError("list snapshots of "+name, err)
 		}
-		// With a user namespace it stands on a copy of the image's, <chain>-<uid>-<gid>.
-		chain, _, _ := strings.Cut(info.Parent, "-")
-		u.snapshots[chain] = true
 	}
 	return u, nil
+}
+
+// unpackedInto lists the snapshotters that names were unpacked into.
+func unpackedInto(groups map[string][]*parting) map[string]bool {
+	all := map[string]bool{}
+	for _, group := range groups {
+		for _, p := range group {
+			for _, e := range p.ends {
+				if e.record.Snapshotter != "" {
+					all[e.record.Snapshotter] = true
+				}
+			}
+		}
+	}
+	return all
 }
 
 // has says whether a container uses an image, by whatever name.

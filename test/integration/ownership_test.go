@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
@@ -199,6 +201,7 @@ func TestImageInUse(t *testing.T) {
 		},
 		"snapshot":        func(client.Image) string { return "gone.example/x:1" },
 		"mapped snapshot": func(client.Image) string { return "gone.example/x:1" },
+		"volume":          func(client.Image) string { return "gone.example/x:1" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := r.state(t)
@@ -219,6 +222,12 @@ func TestImageInUse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if name == "volume" { // as CRI does for a pod's volume: no container has it for its own snapshot
+				held := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": time.Now().Format(time.RFC3339)})
+				if err := client.WithNewSnapshot("/volume", img, held)(r.ctx, r.Client, &containers.Container{Snapshotter: "overlayfs"}); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if got := r.sweep(t); got != "1: retained 0, unpinned 0, deleted 2, in use 2" {
 				t.Errorf("swept %s", got)
 			}
@@ -234,6 +243,11 @@ func TestImageInUse(t *testing.T) {
 			}
 			if err := c.Delete(r.ctx, client.WithSnapshotCleanup); err != nil && !errdefs.IsNotFound(err) {
 				t.Fatal(err)
+			}
+			if name == "volume" {
+				if err := r.SnapshotService("overlayfs").Remove(r.ctx, "/volume"); err != nil {
+					t.Fatal(err)
+				}
 			}
 			r.bring(t, path, under("1", importer.DeletionDelete))
 			if got := r.sweep(t); got != "1: retained 0, unpinned 0, deleted 4, in use 0" {
