@@ -3,6 +3,7 @@ package controllers
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/internal/importer"
 )
 
 // status is what the node has to report now that the worker does running.
@@ -92,7 +94,7 @@ func (r *record) doing(running *activity) metav1.Condition {
 	reason, message := v1alpha1.ReasonPending, "waits for its turn"
 	switch {
 	case running != nil:
-		reason, message = v1alpha1.ReasonImporting, string(running.progress.Phase)
+		reason, message = v1alpha1.ReasonImporting, phaseText(running.progress)
 	case !r.mayBegin():
 		reason, message = v1alpha1.ReasonWaitingForRollout, "waits until spec.rollout lets the node import"
 		if r.failure != nil {
@@ -104,6 +106,28 @@ func (r *record) doing(running *activity) metav1.Condition {
 		message = "the source holds another archive"
 	}
 	return condition(v1alpha1.ConditionReconciling, metav1.ConditionTrue, reason, message)
+}
+
+// phaseText is what an import does, with the share that is unpacked when there is nothing else that grows.
+func phaseText(p importer.Progress) string {
+	if p.Phase != importer.PhaseUnpacking || p.Total == 0 {
+		return string(p.Phase)
+	}
+	return fmt.Sprintf("%s, %d %%", p.Phase, p.Unpacked*100/p.Total)
+}
+
+// withoutShare takes that share out of conditions, in percent.
+func withoutShare(conditions []metav1.Condition) (rest []metav1.Condition, share int) {
+	rest = slices.Clone(conditions)
+	for i := range rest {
+		c := &rest[i]
+		phase, percent, ok := strings.Cut(c.Message, ", ")
+		if ok && c.Type == v1alpha1.ConditionReconciling && c.Reason == v1alpha1.ReasonImporting {
+			c.Message = phase
+			share, _ = strconv.Atoi(strings.TrimSuffix(percent, " %")) // ours
+		}
+	}
+	return rest, share
 }
 
 func condition(typ string, status metav1.ConditionStatus, reason, message string) metav1.Condition {
@@ -183,7 +207,10 @@ func stateOf(s *v1alpha1.NodeImageStateStatus) *v1alpha1.NodeImageStateStatus {
 func progressed(written, current *v1alpha1.ArchiveState) bool {
 	x, y := *written, *current
 	x.Bytes, y.Bytes = nil, nil
-	if !equality.Semantic.DeepEqual(&x, &y) {
+	var had, has int
+	x.Conditions, had = withoutShare(x.Conditions)
+	y.Conditions, has = withoutShare(y.Conditions)
+	if !equality.Semantic.DeepEqual(&x, &y) || has-had >= progressStep {
 		return true
 	}
 	before, after := written.Bytes, current.Bytes
@@ -199,12 +226,7 @@ func progressed(written, current *v1alpha1.ArchiveState) bool {
 
 // moved says whether a running import has got further at all.
 func moved(written, current *v1alpha1.NodeImageStateStatus) bool {
-	for i := range current.Archives {
-		if !equality.Semantic.DeepEqual(written.Archives[i].Bytes, current.Archives[i].Bytes) {
-			return true
-		}
-	}
-	return false
+	return !equality.Semantic.DeepEqual(written.Archives, current.Archives)
 }
 
 const (

@@ -32,6 +32,8 @@ func TestCompare(t *testing.T) {
 		{"the total is known now", func(e *v1alpha1.ArchiveState) { e.Bytes.Total++ }, progressChange},
 		{"unknown total, nothing moved", func(e *v1alpha1.ArchiveState) { e.Bytes = &v1alpha1.ArchiveBytes{Done: 100, Skipped: 50} }, progressChange},
 		{"another phase", func(e *v1alpha1.ArchiveState) { e.Conditions[1].Message = "unpacking" }, progressChange},
+		{"9 percent more unpacked", func(e *v1alpha1.ArchiveState) { e.Conditions[1].Message = "transferring, 9 %" }, noChange},
+		{"10 percent more unpacked", func(e *v1alpha1.ArchiveState) { e.Conditions[1].Message = "transferring, 10 %" }, progressChange},
 		{"waiting for a retry", func(e *v1alpha1.ArchiveState) { e.Conditions[1].Reason = "Pending" }, progressChange},
 		{"another attempt", func(e *v1alpha1.ArchiveState) { e.Attempts++ }, progressChange},
 		{"another generation", func(e *v1alpha1.ArchiveState) { e.ObservedGeneration++ }, stateChange},
