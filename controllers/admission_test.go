@@ -130,17 +130,3 @@ func TestHealsOfARollout(t *testing.T) {
 	b.admit([]v1alpha1.Admission{admission(a)})
 	b.expect("import a")
 }
-
-func TestLifeInterval(t *testing.T) {
-	withDeadline := func(d time.Duration) *v1alpha1.ImageArchive {
-		a := newArchive("a", 0)
-		a.Spec.Rollout = &v1alpha1.Rollout{ProgressDeadline: &metav1.Duration{Duration: d}}
-		return a
-	}
-	if got := lifeInterval([]*v1alpha1.ImageArchive{newArchive("free", 0), withDeadline(time.Hour), withDeadline(30 * time.Second)}); got != 10*time.Second {
-		t.Errorf("%s", got)
-	}
-	if got := lifeInterval([]*v1alpha1.ImageArchive{newArchive("free", 0)}); got < 1000*time.Hour {
-		t.Errorf("%s without a rollout", got)
-	}
-}

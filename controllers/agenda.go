@@ -26,6 +26,7 @@ type agenda struct {
 	// checkInterval is how often all that is complete is looked at, and claims are swept, though nothing tells of a
 	// change; 0: never.
 	checkInterval time.Duration
+	silence       time.Duration  // for how long the API server has not been heard
 	jitter        func() float64 // in [0, 1)
 }
 
@@ -138,18 +139,18 @@ func (a *agenda) update(rec *record, archive *v1alpha1.ImageArchive, now time.Ti
 	}
 }
 
-// admit takes in which archives the controller lets this node import, of those with a rollout. A place that is given is
-// used at once.
+// admit takes in which archives the controller lets this node import, of those with a rollout, and whether it has been
+// silent for too long. A place that is given is used at once.
 func (a *agenda) admit(admitted []v1alpha1.Admission) {
 	for uid, rec := range a.records {
-		before := rec.admission
-		rec.admission = nil
+		before := rec.mayGoOn()
+		rec.admission, rec.fenced = nil, rec.archive.Spec.Rollout != nil && a.silence >= fenceTime(rec.archive.Spec.Rollout)
 		for i := range admitted {
 			if admitted[i].UID == uid && !admitted[i].Expired {
 				rec.admission = &admitted[i]
 			}
 		}
-		if before == nil && rec.admission != nil && !rec.done && !rec.suspect {
+		if !before && rec.mayGoOn() && !rec.done && !rec.suspect {
 			rec.notBefore = time.Time{}
 		}
 	}

@@ -53,8 +53,8 @@ func newer(a, b string) bool {
 }
 
 // write applies the status, after creating the object where there is none. It belongs to the Node, so that it goes
-// with it.
-func (w *writtenState) write(ctx context.Context, c client.Client, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) error {
+// with it. What it returns is the object as the API server has it then.
+func (w *writtenState) write(ctx context.Context, c client.Client, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) (*v1alpha1ac.NodeImageStateApplyConfiguration, error) {
 	name := view.node.Name
 	if view.state == nil {
 		err := c.Create(ctx, &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{
@@ -62,29 +62,29 @@ func (w *writtenState) write(ctx context.Context, c client.Client, view *nodeVie
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: view.node.UID}},
 		}})
 		if client.IgnoreAlreadyExists(err) != nil {
-			return err
+			return nil, err
 		}
 	}
 	object := v1alpha1ac.NodeImageState(name).WithStatus(v1alpha1ac.NodeImageStateStatus())
 	if err := convert(status, object.Status); err != nil {
-		return err
+		return nil, err
 	}
 	if err := c.Status().Apply(ctx, object, nodeFieldOwner, client.ForceOwnership); err != nil {
-		return err
+		return nil, err
 	}
 	w.uid, w.resourceVersion = ptr.Deref(object.UID, ""), ptr.Deref(object.ResourceVersion, "")
 	w.status, w.when = status, now
-	return nil
+	return object, nil
 }
 
-// convert makes an apply configuration of a status: both have the same JSON.
-func convert(status, configuration any) error {
-	b, err := json.Marshal(status)
+// convert makes an apply configuration of a part of an object, or that of it: both have the same JSON.
+func convert(from, to any) error {
+	b, err := json.Marshal(from)
 	if err != nil {
-		return fmt.Errorf("encode status: %w", err)
+		return fmt.Errorf("encode %T: %w", from, err)
 	}
-	if err := json.Unmarshal(b, configuration); err != nil {
-		return fmt.Errorf("encode status: %w", err)
+	if err := json.Unmarshal(b, to); err != nil {
+		return fmt.Errorf("encode %T: %w", from, err)
 	}
 	return nil
 }

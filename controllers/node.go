@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -20,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -54,6 +52,7 @@ type NodeReconciler struct {
 	notes   []note // Events that wait for the object that they are about
 	pacer   pacer
 	outage  attempt // of the API server, as its writes tell
+	contact contact // with it
 	now     func() time.Time
 	jitter  func() float64
 }
@@ -227,11 +226,9 @@ func (r *NodeReconciler) takeIn(ctx context.Context, view *nodeView, now time.Ti
 	}
 	r.agenda.follow(view.archives, now)
 	r.agenda.unclear = view.unclear
-	var admitted []v1alpha1.Admission
-	if view.state != nil {
-		admitted = view.state.Spec.Admitted
-	}
-	r.agenda.admit(admitted)
+	r.contact.see(view.state, now)
+	r.agenda.silence = now.Sub(r.contact.at)
+	r.agenda.admit(r.contact.admitted)
 	r.agenda.disturb(r.watcher.collect(), now)
 	for _, o := range r.worker.collect() {
 		news := r.agenda.learn(o, now)
@@ -267,6 +264,11 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	if slices.ContainsFunc(running, func(a activity) bool { return a.kind == jobImport }) {
 		poll = progressPoll
 	}
+	life := r.agenda.lifeInterval()
+	silent := life > 0 && now.Sub(r.contact.at) >= life
+	if life > 0 && !silent {
+		poll = sooner(poll, r.contact.at.Add(life).Sub(now))
+	}
 	if view.leftover {
 		return poll // the garbage collector removes it, and that event brings what is next
 	}
@@ -279,27 +281,26 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	}
 	current := r.agenda.status(running, now)
 	c := compare(written, current)
-	if c == noChange && poll > 0 && now.Sub(r.pacer.last) > lifeInterval(view.archives) && moved(written, current) {
-		c = progressChange
-	}
 	due := c
 	if len(r.notes) > 0 {
 		due = stateChange // Events are writes as well: they go when the status does
 	}
-	if due == noChange {
+	switch {
+	case silent, life > 0 && now.Sub(r.pacer.last) >= life && (c != noChange || moved(written, current)):
+		c = max(c, progressChange) // the controller waits for it
+		poll = sooner(poll, life)
+	case due == noChange:
 		r.pacer.settled()
 		return poll
-	}
-	if wait := r.pacer.wait(due, now, largest(view.archives), r.jitter); wait > 0 {
-		return sooner(poll, wait)
+	default:
+		if wait := r.pacer.wait(due, now, largest(view.archives), r.jitter); wait > 0 {
+			return sooner(poll, wait)
+		}
 	}
 	if c != noChange || view.state == nil { // Events are about the object
-		limited, cancel := context.WithTimeout(ctx, writeTimeout)
-		defer cancel()
-		if err := r.state.write(limited, r.Client, view, current, now); err != nil {
+		if err := r.write(ctx, view, current, now); err != nil {
 			return sooner(poll, r.refused(ctx, err, largest(view.archives)))
 		}
-		r.outage.reset()
 	}
 	r.pacer.wrote(now)
 	uid := r.state.uid
@@ -310,6 +311,18 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	return poll
 }
 
+func (r *NodeReconciler) write(ctx context.Context, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	begin := r.now()
+	object, err := r.state.write(ctx, r.Client, view, status, now)
+	if err != nil {
+		return err
+	}
+	r.outage.reset()
+	return r.contact.answered(object, begin)
+}
+
 // refused puts off the next write after one that failed, and returns by how much.
 func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) time.Duration {
 	now := r.now()
@@ -318,18 +331,6 @@ func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) ti
 		ctrl.LoggerFrom(ctx).Info("Could not write the status of the NodeImageState; trying again", "error", errorText(err))
 	}
 	return r.outage.notBefore.Sub(now)
-}
-
-// lifeInterval is after how long a running import is to show that it makes progress, however little: well before a rollout
-// takes it for dead.
-func lifeInterval(archives []*v1alpha1.ImageArchive) time.Duration {
-	least := time.Duration(math.MaxInt64)
-	for _, a := range archives {
-		if a.Spec.Rollout != nil {
-			least = min(least, ptr.Deref(a.Spec.Rollout.ProgressDeadline, metav1.Duration{Duration: defaultProgressDeadline}).Duration/3)
-		}
-	}
-	return least
 }
 
 // uncounted is how many nodes an archive is taken to select until the roll-up has counted them, and how many agents are

@@ -36,6 +36,7 @@ type record struct {
 	relapses int       // how often images were lost again soon after that
 
 	admission *v1alpha1.Admission // nil: spec.rollout has not let the node in
+	fenced    bool                // that may be over, but nobody hears the API server
 	validator string              // of the source that the last attempt read
 	stale     bool                // the source holds another archive than what was imported
 	probe     attempt             // at finding that out
@@ -96,12 +97,14 @@ func (r *record) wantsProbe() bool {
 
 // mayBegin says whether spec.rollout, if there is one, lets an import begin.
 func (r *record) mayBegin() bool {
-	return r.archive.Spec.Rollout == nil || r.admission != nil && r.admission.Generation == r.archive.Generation
+	return r.mayGoOn() && (r.archive.Spec.Rollout == nil || r.admission.Generation == r.archive.Generation)
 }
 
 // mayGoOn says whether it lets an import go on that has begun: as long as the node holds a place, which the controller
 // may not have renewed yet after an edit that is no new import.
-func (r *record) mayGoOn() bool { return r.archive.Spec.Rollout == nil || r.admission != nil }
+func (r *record) mayGoOn() bool {
+	return r.archive.Spec.Rollout == nil || r.admission != nil && !r.fenced
+}
 
 // inTheWay says whether what stalls the archive is a name that has changed now. That the failure names it, also one that
 // an earlier process has reported, is all that is known of it.
