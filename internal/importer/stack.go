@@ -165,9 +165,9 @@ func snared(dir string) []mount.Mount {
 // layer's own with such a name.
 func touched(err error) bool { return strings.Contains(err.Error(), snare) }
 
-// holds finds out whether this containerd looks at the snare and says so, by a layer with a file in a directory that it does not
+// looks finds out whether this containerd looks at the snare and says so, by a layer with a file in a directory that it does not
 // list. Whatever goes wrong on the way, layers in order are right.
-func (u *unpacker) holds(ctx context.Context) bool {
+func (u *unpacker) looks(ctx context.Context) bool {
 	c := u.importer.client
 	if caps, err := c.GetSnapshotterCapabilities(ctx, u.name()); err != nil || !slices.Contains(caps, snapshots.RebaseCap) {
 		return false // parents cannot be given afterwards

@@ -60,7 +60,7 @@ func (s *session) newUnpacker(ctx context.Context) (*unpacker, error) {
 	u := &unpacker{session: s, ctx: log.WithLogger(ctx, silent), begun: map[digest.Digest]bool{}, locks: keyedLocks{held: map[string]chan struct{}{}}}
 	u.group.SetLimit(maxImages)
 	u.platform = unpack.Platform{Platform: platforms.All /* the plan has chosen */, SnapshotterKey: name, Snapshotter: s.importer.client.SnapshotService(name)}
-	u.probe = sync.OnceValue(func() bool { return u.holds(u.ctx) })
+	u.probe = sync.OnceValue(func() bool { return u.looks(u.ctx) })
 	return u, nil
 }
 
