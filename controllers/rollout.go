@@ -19,8 +19,8 @@ import (
 const (
 	// defaultProgressDeadline is that of the API, for objects that were stored without it.
 	defaultProgressDeadline = 10 * time.Minute
-	// expiryGrace is how long an admission that has expired keeps its place if the node does not say that it has
-	// stopped: an agent that was only slow needs a moment to see it.
+	// expiryGrace is how long an agent may take to stop an import when it sees that its time ran out, or does not hear from
+	// the API server any more.
 	expiryGrace = 10 * time.Second
 	// speakTime is how long all nodes are given to be heard after this process was not able to hear them: thousands of
 	// agents come back to an API server spread over more than a minute.
@@ -422,9 +422,13 @@ func (r *rollout) holds(a *v1alpha1.ImageArchive, m *member, now time.Time) (boo
 	if t == nil || t.failed.IsZero() || m.waits() && t.sign != t.still { // it may have said so before it was let in
 		return false, 0
 	}
-	left := t.failed.Add(min(expiryGrace, deadline(a.Spec.Rollout))).Sub(now)
+	left := t.failed.Add(graceOf(a.Spec.Rollout)).Sub(now)
 	return left > 0, left
 }
+
+// graceOf is how long an admission that has expired keeps its place if the node does not say that it has stopped: so long it
+// may not have heard of it.
+func graceOf(r *v1alpha1.Rollout) time.Duration { return fenceTime(r) + min(expiryGrace, deadline(r)) }
 
 // retry is when a node with which something is wrong may be let in again: as often as what stalls is tried elsewhere, and at
 // once when somebody asks for it or a silent node speaks again. One whose last word is that it imports, though it must not,

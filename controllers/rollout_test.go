@@ -220,10 +220,10 @@ func TestSilentNodeLosesItsPlace(t *testing.T) {
 	if s.failed != 1 || s.stopped {
 		t.Errorf("%+v, want one failed node", s.standing)
 	}
-	if s.wait != expiryGrace {
-		t.Errorf("waits %s for it to stop, want %s", s.wait, expiryGrace)
+	if s.wait != graceOf(s.a.Spec.Rollout) {
+		t.Errorf("waits %s for it to stop, want %s", s.wait, graceOf(s.a.Spec.Rollout))
 	}
-	s.pass(expiryGrace)
+	s.pass(graceOf(s.a.Spec.Rollout))
 	s.expect("then it has stopped", "admitted 1")
 	if s.admitted()[0] == node {
 		t.Error("it is admitted again before the others")
@@ -308,7 +308,7 @@ func TestRestartKnowsTheLastReport(t *testing.T) {
 	s.expect("13 minutes ago", "expired "+node)
 	s.restart()
 	s.expect("a process that begins waits for it to stop, too", "")
-	s.pass(expiryGrace)
+	s.pass(graceOf(s.a.Spec.Rollout))
 	s.expect("and goes on", "admitted 1")
 }
 
@@ -424,7 +424,7 @@ func TestRequestOutlivesTheProcess(t *testing.T) {
 	s.expect("stopped", "ended "+failing[0])
 	s.pass(2 * time.Minute)
 	s.expect("silent", "expired "+failing[1])
-	s.pass(10 * time.Second)
+	s.pass(graceOf(s.a.Spec.Rollout))
 	s.a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: s.now.Format(time.RFC3339)}
 	s.expect("go on", "admitted 2")
 	s.restart()
@@ -464,11 +464,11 @@ func TestExpiredNodeThatNeverSpoke(t *testing.T) {
 	node := s.admitted()[0]
 	s.pass(3 * time.Minute)
 	s.expect("it may be at work all the same", "expired "+node)
-	s.pass(expiryGrace)
+	s.pass(graceOf(s.a.Spec.Rollout))
 	s.expect("then it knows", "admitted 1")
 	s.say(s.admitted()[0], saysReady)
 	s.look()
-	s.pass(stalledInterval - expiryGrace)
+	s.pass(stalledInterval - graceOf(s.a.Spec.Rollout))
 	s.expect("it has nothing to say when it comes back", "admitted 1")
 }
 
