@@ -250,7 +250,7 @@ func (r *ArchiveReconciler) carryOut(ctx context.Context, a *v1alpha1.ImageArchi
 	defer func() { r.tell(ctx, a, written) }()
 	for i := range list {
 		d := &list[i]
-		if i >= admissionBatch || !r.admissions.rate.TryAccept() {
+		if i >= admissionBatch || ctx.Err() != nil || !r.admissions.rate.TryAccept() {
 			return time.Second / 10, nil
 		}
 		state, err := r.admissions.write(ctx, f.states[d.node], d.apply(f.states[d.node].Spec.Admitted))

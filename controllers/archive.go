@@ -195,15 +195,20 @@ func (r *ArchiveReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	status := rollUp(&archive, f.nodes, f.states, stand, now)
 	r.metrics.set(&archive, status)
 	if equality.Semantic.DeepEqual(&archive.Status, status) {
-		return ctrl.Result{RequeueAfter: wait}, failed
+		return after(wait, failed)
 	}
 	if later := rollUpWait(&archive.Status, status, now.Sub(last)); later > 0 {
-		return ctrl.Result{RequeueAfter: sooner(wait, later)}, failed
+		return after(sooner(wait, later), failed)
 	}
-	if err := r.write(ctx, &archive, status, now); err != nil {
-		return ctrl.Result{}, errors.Join(failed, err)
+	return after(wait, errors.Join(failed, r.write(ctx, &archive, status, now)))
+}
+
+// after asks for another reconcile, after an error as soon as the rate limiter lets it: only one of the two counts.
+func after(wait time.Duration, err error) (ctrl.Result, error) {
+	if err != nil {
+		return ctrl.Result{}, err
 	}
-	return ctrl.Result{RequeueAfter: wait}, failed
+	return ctrl.Result{RequeueAfter: wait}, nil
 }
 
 // cleanUp forgets an archive that is gone.
@@ -220,7 +225,7 @@ func (r *ArchiveReconciler) cleanUp(ctx context.Context, name string) (ctrl.Resu
 	gone.Name = name
 	_, wait, err := r.rollOut(ctx, gone, f, r.now())
 	delete(r.rollouts, name)
-	return ctrl.Result{RequeueAfter: wait}, err
+	return after(wait, err)
 }
 
 // latest puts the status that was written last into an archive for which the cache shows an older one. It returns

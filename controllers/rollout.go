@@ -431,14 +431,14 @@ func (r *rollout) holds(a *v1alpha1.ImageArchive, m *member, now time.Time) (boo
 func graceOf(r *v1alpha1.Rollout) time.Duration { return fenceTime(r) + min(expiryGrace, deadline(r)) }
 
 // retry is when a node with which something is wrong may be let in again: as often as what stalls is tried elsewhere, and at
-// once when somebody asks for it or a silent node speaks again. One whose last word is that it imports, though it must not,
-// has not heard of that, so it would not hear of another admission either.
+// once when somebody asks for it or a silent node speaks again. One that still says that it is at work, though it must not
+// be, has not heard of that, so it would not hear of another admission either.
 func (t *trace) retry(m *member, generation int64) (at time.Time, lives bool) {
 	f := m.flaw(generation)
 	switch {
 	case !f.again(t.excused), f.expired && t.sign != t.still:
 		return t.failed, true
-	case f.expired && m.entry != nil && hasReason(m.entry.Conditions, v1alpha1.ConditionReconciling, v1alpha1.ReasonImporting):
+	case f.expired && m.entry != nil && isTrue(m.entry.Conditions, v1alpha1.ConditionReconciling) && !m.waits():
 		return time.Time{}, false
 	}
 	return t.failed.Add(stalledInterval), true

@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -474,21 +475,24 @@ func TestExpiredNodeThatNeverSpoke(t *testing.T) {
 
 // A node that is dead is not let in for ever; it takes a place from others, and two writes, each time.
 func TestDeadNodeIsNotLetInAgain(t *testing.T) {
-	s := newScene(t, "1", 1, waiting(1)...)
-	s.look()
-	s.say("n0", tried(saysImporting))
-	s.look()
-	s.pass(3 * time.Minute)
-	s.expect("silent", "expired n0")
-	for range 3 {
+	retrying := func(e *v1alpha1.ArchiveState) { saysRetrying(e); e.Conditions[1].Reason = "Pending" }
+	for _, lastWord := range []saying{saysImporting, saysRetrying, retrying} {
+		s := newScene(t, "1", 1, waiting(1)...)
+		s.look()
+		s.say("n0", tried(lastWord))
+		s.look()
+		s.pass(3 * time.Minute)
+		s.expect("silent", "expired n0")
+		for range 3 {
+			s.pass(time.Hour)
+			s.expect("it still says that it is at work", "")
+		}
+		s.restart()
 		s.pass(time.Hour)
-		s.expect("it still says that it imports", "")
+		s.expect("also to another process", "")
+		s.say("n0", saysWaiting)
+		s.expect("it lives", "admitted 1")
 	}
-	s.restart()
-	s.pass(time.Hour)
-	s.expect("also to another process", "")
-	s.say("n0", saysWaiting)
-	s.expect("it lives", "admitted 1")
 }
 
 // A node whose containerd does not answer says nothing about the archive.
@@ -574,6 +578,18 @@ func TestDriftThatIsIgnoredIsNotLetIn(t *testing.T) {
 	})
 	s.a.Spec.DriftPolicy = v1alpha1.DriftIgnore
 	s.expect("its source has changed", "admitted 1")
+}
+
+// A process that is told to end, or has lost its Lease, begins no further write.
+func TestEndStopsAdmissions(t *testing.T) {
+	s := newScene(t, "2", 1, waiting(2)...)
+	r := &ArchiveReconciler{admissions: newAdmissions(nil, nil, time.Now), metrics: newFleetMetrics(nil), rollouts: map[string]*rollout{"a": s.ro}}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	list := []decision{{admit, "n0", newAdmission(s.a, s.now)}, {admit, "n1", newAdmission(s.a, s.now)}}
+	if wait, err := r.carryOut(ctx, s.a, s.f, list, s.now); wait == 0 || err != nil {
+		t.Errorf("more in %s, %v; want both to be left", wait, err)
+	}
 }
 
 // Other archives' admissions on a node are kept.
