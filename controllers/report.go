@@ -234,9 +234,9 @@ const (
 	settleTime = 200 * time.Millisecond
 	// progressInterval is the least time between two writes that tell progress only.
 	progressInterval = 10 * time.Second
-	// clusterWriteRate is how many status writes a second all agents together may ask of an API server: what 5,000
-	// nodes have to tell then takes it 50 s.
-	clusterWriteRate = 100
+	// clusterWriteRate is how many status writes a second all agents together may ask of an API server, an Event beside
+	// each: what 5,000 nodes have to tell then takes it a minute.
+	clusterWriteRate = 80
 )
 
 // pacer rations the writes of one node's status.

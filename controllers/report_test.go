@@ -64,12 +64,12 @@ func TestPacer(t *testing.T) {
 		nodes int32
 		want  time.Duration
 	}{
-		{"a change of state: what follows at once comes along", stateChange, 0, 3, settleTime + 15*time.Millisecond},
-		{"a change of state, long after the last", stateChange, time.Hour, 3, settleTime + 15*time.Millisecond},
-		{"a change of state on 5,000 nodes is spread over 50 s", stateChange, time.Hour, 5000, settleTime + 25*time.Second},
+		{"a change of state: what follows at once comes along", stateChange, 0, 3, settleTime + 18750*time.Microsecond},
+		{"a change of state, long after the last", stateChange, time.Hour, 3, settleTime + 18750*time.Microsecond},
+		{"a change of state on 4,000 nodes is spread over 50 s", stateChange, time.Hour, 4000, settleTime + 25*time.Second},
 		{"progress right after a write", progressChange, time.Second, 3, 9 * time.Second},
 		{"progress after 10 s", progressChange, 10 * time.Second, 3, 0},
-		{"progress on 5,000 nodes", progressChange, 10 * time.Second, 5000, 40 * time.Second},
+		{"progress on 4,000 nodes", progressChange, 10 * time.Second, 4000, 40 * time.Second},
 	} {
 		p := pacer{last: epoch}
 		if got := p.wait(test.c, epoch.Add(test.since), test.nodes, half); got != test.want {
@@ -81,16 +81,16 @@ func TestPacer(t *testing.T) {
 func TestPacerKeepsItsAppointment(t *testing.T) {
 	p := pacer{}
 	one := func() float64 { return 1 }
-	if got := p.wait(stateChange, epoch, 1000, one); got != settleTime+10*time.Second {
+	if got := p.wait(stateChange, epoch, 800, one); got != settleTime+10*time.Second {
 		t.Fatalf("waits %s", got)
 	}
-	if got := p.wait(stateChange, epoch.Add(4*time.Second), 1000, one); got != settleTime+6*time.Second {
+	if got := p.wait(stateChange, epoch.Add(4*time.Second), 800, one); got != settleTime+6*time.Second {
 		t.Errorf("a second change put it off: %s", got)
 	}
-	if got := p.wait(stateChange, epoch.Add(4*time.Second), 5000, one); got != settleTime+46*time.Second {
+	if got := p.wait(stateChange, epoch.Add(4*time.Second), 4000, one); got != settleTime+46*time.Second {
 		t.Errorf("more agents turn up, and it waits %s", got)
 	}
-	if got := p.wait(stateChange, epoch.Add(time.Minute), 1000, one); got != 0 {
+	if got := p.wait(stateChange, epoch.Add(time.Minute), 800, one); got != 0 {
 		t.Errorf("late, and waits %s", got)
 	}
 	p.wrote(epoch.Add(time.Minute))
