@@ -90,6 +90,7 @@ func TestWatcherReconnects(t *testing.T) {
 			return nil
 		})
 		<-wakes
+		synctest.Wait()
 		want := []time.Duration{0, 2 * time.Second, 6 * time.Second, 14 * time.Second, 29 * time.Second}
 		if fmt.Sprint(attempts) != fmt.Sprint(want) {
 			t.Errorf("attempts after %v, want %v", attempts, want)
