@@ -142,9 +142,14 @@ func TestUncountedArchivesSpreadWrites(t *testing.T) {
 		{"a counted one", []*v1alpha1.ImageArchive{counted}, 3},
 		{"one not counted yet", []*v1alpha1.ImageArchive{counted, fresh}, uncounted},
 	} {
-		if got := largest(test.archives); got != test.want {
+		if got := (&NodeReconciler{}).fleet(test.archives); got != test.want {
 			t.Errorf("%s: %d, want %d", test.why, got, test.want)
 		}
+	}
+	r := &NodeReconciler{}
+	r.fleet([]*v1alpha1.ImageArchive{counted})
+	if got := r.fleet(nil); got != 3 {
+		t.Errorf("the last archive has gone: %d, want 3", got)
 	}
 }
 

@@ -5,6 +5,7 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,7 @@ type NodeReconciler struct {
 	agenda  *agenda // nil until the first reconcile
 	state   writtenState
 	notes   []note // Events that wait for the object that they are about
+	size    int32  // of the fleet, 0 for unknown
 	pacer   pacer
 	outage  attempt // of the API server, as its writes tell
 	contact contact // with it
@@ -293,13 +295,13 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 		r.pacer.settled()
 		return poll
 	default:
-		if wait := r.pacer.wait(due, now, largest(view.archives), r.jitter); wait > 0 {
+		if wait := r.pacer.wait(due, now, r.fleet(view.archives), r.jitter); wait > 0 {
 			return sooner(poll, wait)
 		}
 	}
 	if c != noChange || view.state == nil { // Events are about the object
 		if err := r.write(ctx, view, current, now); err != nil {
-			return sooner(poll, r.refused(ctx, err, largest(view.archives)))
+			return sooner(poll, r.refused(ctx, err, r.fleet(view.archives)))
 		}
 	}
 	r.pacer.wrote(now)
@@ -337,11 +339,16 @@ func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) ti
 // taken to have started when there is no archive: few of those who may all write now would keep the roll-up from counting.
 const uncounted = 30 * clusterWriteRate
 
+// fleet is how many agents may write when this one does. When the last archive goes, they are those that had it.
+func (r *NodeReconciler) fleet(archives []*v1alpha1.ImageArchive) int32 {
+	if len(archives) > 0 {
+		r.size = largest(archives)
+	}
+	return cmp.Or(r.size, uncounted)
+}
+
 // largest is how many nodes the most widely selecting archive selects: about as many agents write as this one does.
 func largest(archives []*v1alpha1.ImageArchive) int32 {
-	if len(archives) == 0 {
-		return uncounted
-	}
 	var n int32
 	for _, a := range archives {
 		selected := int32(uncounted)

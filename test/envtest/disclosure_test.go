@@ -208,7 +208,7 @@ func TestNothingIsDisclosed(t *testing.T) {
 	startController(t)
 	sources := failingSources(server.URL)
 	for name, spec := range sources {
-		create(t, archiveWith(t, "dis-"+name, spec+"nodeSelector: {matchLabels: {node: "+n.name+"}}"))
+		createCounted(t, typed[v1alpha1.ImageArchive](t, archiveWith(t, "dis-"+name, spec+"nodeSelector: {matchLabels: {node: "+n.name+"}}")))
 	}
 
 	shown := map[string]string{}

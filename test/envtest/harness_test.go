@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
@@ -352,8 +353,18 @@ const (
 func (f *fakeNode) newArchive(t *testing.T, name string) *v1alpha1.ImageArchive {
 	t.Helper()
 	a := typed[v1alpha1.ImageArchive](t, archiveWith(t, name, fileSource+"nodeSelector: {matchLabels: {node: "+f.name+"}}"))
-	create(t, a)
+	createCounted(t, a)
 	return a
+}
+
+// createCounted also counts the node, as the controller would: else its agent would take its time with each report.
+func createCounted(t *testing.T, a *v1alpha1.ImageArchive) {
+	t.Helper()
+	create(t, a)
+	counted := client.RawPatch(types.MergePatchType, []byte(`{"status":{"nodes":{"desired":1,"ready":0,"importing":0,"failed":0,"pending":1,"summary":"0/1"}}}`))
+	if err := admin.Status().Patch(t.Context(), a, counted); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func update(t *testing.T, a *v1alpha1.ImageArchive, change func()) {

@@ -191,7 +191,7 @@ func TestNodeForgetsWhatIsGone(t *testing.T) {
 func TestNodeFollowsItsLabels(t *testing.T) {
 	n := newFakeNode(t, "labels")
 	n.put(t, "a.tar")
-	create(t, archiveWith(t, "labels", fileSource+"nodeSelector: {matchLabels: {site: ship}}"))
+	createCounted(t, typed[v1alpha1.ImageArchive](t, archiveWith(t, "labels", fileSource+"nodeSelector: {matchLabels: {site: ship}}")))
 	n.start(t)
 	n.waitFor(t, "labels", "")
 	relabel := func(value string) {
