@@ -8,9 +8,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
@@ -87,6 +89,10 @@ type note struct {
 	typ, reason, text string
 }
 
+type noteKind struct{ typ, reason string }
+
+func (n note) kind() noteKind { return noteKind{n.typ, n.reason} }
+
 // maxNotes bounds what waits while the API server is away. The oldest go first.
 const maxNotes = 100
 
@@ -97,26 +103,56 @@ func (r *NodeReconciler) note(n note) {
 	r.notes = append(r.notes, n)
 }
 
-// sendNotes emits the Events that wait, about the NodeImageState with this UID: one for all archives that have the same to tell.
-func (r *NodeReconciler) sendNotes(state types.UID) {
-	regarding := &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: r.NodeName, UID: state}}
+// sendNotes creates the Events that wait, about the NodeImageState with this UID: one for all archives that have the same
+// to tell. client-go's recorder would take all with one reason for a series of the first, and drop what the others say.
+func (r *NodeReconciler) sendNotes(ctx context.Context, state types.UID, now time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
 	for _, n := range gather(r.notes) {
-		var related runtime.Object
-		if n.archive != nil {
-			related = n.archive
+		err := r.Client.Create(ctx, r.event(n, state, now))
+		switch {
+		case apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsNotFound(err):
+			ctrl.LoggerFrom(ctx).Info("The API server refuses an Event", "reason", n.reason, "error", errorText(err))
+		case err != nil:
+			return err
 		}
-		r.Recorder.Eventf(regarding, related, n.typ, n.reason, "Import", "%s", clip(n.text))
+		r.notes = slices.DeleteFunc(r.notes, func(sent note) bool { return sent.kind() == n.kind() })
 	}
-	r.notes = nil
+	return nil
+}
+
+// maxInstance is how long an Event's field reportingInstance may be, in bytes.
+const maxInstance = 128
+
+func (r *NodeReconciler) event(n note, state types.UID, now time.Time) *eventsv1.Event {
+	e := &eventsv1.Event{
+		// Where the Events of objects without a namespace are.
+		ObjectMeta:          metav1.ObjectMeta{GenerateName: r.NodeName + ".", Namespace: metav1.NamespaceDefault},
+		EventTime:           metav1.NewMicroTime(now),
+		ReportingController: "tarlift-node",
+		ReportingInstance:   r.NodeName[:min(len(r.NodeName), maxInstance)],
+		Action:              "Import",
+		Type:                n.typ,
+		Reason:              n.reason,
+		Regarding:           reference("NodeImageState", r.NodeName, state),
+		Note:                clip(n.text),
+	}
+	if n.archive != nil {
+		e.Related = ptr.To(reference("ImageArchive", n.archive.Name, n.archive.UID))
+	}
+	return e
+}
+
+func reference(kind, name string, uid types.UID) corev1.ObjectReference {
+	return corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: kind, Name: name, UID: uid}
 }
 
 // gather makes one note of those with the same reason. Their texts begin with their archives' names.
 func gather(notes []note) []note {
-	type kind struct{ typ, reason string }
-	var order []kind
-	texts, first := map[kind][]string{}, map[kind]note{}
+	var order []noteKind
+	texts, first := map[noteKind][]string{}, map[noteKind]note{}
 	for _, n := range notes {
-		k := kind{n.typ, n.reason}
+		k := n.kind()
 		if len(texts[k]) == 0 {
 			order, first[k] = append(order, k), n
 		}

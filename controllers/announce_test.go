@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strconv"
@@ -10,11 +11,36 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"k8s.io/client-go/tools/events"
+	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/internal/importer"
 )
+
+// eventLog is an API server that takes Events, or fails.
+type eventLog struct {
+	client.Client
+	events []*eventsv1.Event
+	fails  error
+}
+
+func (l *eventLog) Create(_ context.Context, o client.Object, _ ...client.CreateOption) error {
+	if l.fails != nil {
+		return l.fails
+	}
+	l.events = append(l.events, o.(*eventsv1.Event))
+	return nil
+}
+
+func (l *eventLog) texts() (out []string) {
+	for _, e := range l.events {
+		out = append(out, e.Type+" "+e.Reason+" "+e.Note)
+	}
+	return out
+}
 
 // Which Events an outcome is worth, and what is counted.
 func TestAnnounce(t *testing.T) {
@@ -44,26 +70,23 @@ func TestAnnounce(t *testing.T) {
 			"Normal Swept 2 messages: gone: 2 names deleted, 1 name unpinned and not deleted, since containers use them; old: 1 name unpinned",
 		}, ""},
 	} {
-		recorder := events.NewFakeRecorder(10)
+		server := &eventLog{}
 		b, a := newDone(t, nil)
 		b.records[a.UID].loss = lost
-		r := &NodeReconciler{Recorder: recorder, agenda: b.agenda, worker: &worker{metrics: newMetrics(prometheus.NewRegistry())}}
+		r := &NodeReconciler{Client: server, agenda: b.agenda, worker: &worker{metrics: newMetrics(prometheus.NewRegistry())}}
 		o := test.o
 		o.job = b.records[a.UID].job(test.job)
 		if test.job == jobSweep {
 			o.job = &job{kind: jobSweep}
 		}
 		r.announce(ctrl.LoggerInto(t.Context(), logr.Discard()), &o, test.n)
-		if len(recorder.Events) > 0 {
+		if len(server.events) > 0 {
 			t.Errorf("%s: an Event before the status", test.why)
 		}
-		r.sendNotes("uid")
-		close(recorder.Events)
-		var got []string
-		for e := range recorder.Events {
-			got = append(got, e)
+		if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil {
+			t.Error(err)
 		}
-		if !slices.Equal(got, test.want) {
+		if got := server.texts(); !slices.Equal(got, test.want) {
 			t.Errorf("%s: %q, want %q", test.why, got, test.want)
 		}
 		for _, kind := range []string{healedByRepair, healedByImport} {
@@ -87,5 +110,28 @@ func TestNotesThatWaitAreBounded(t *testing.T) {
 	}
 	if n := len(r.notes); n != maxNotes || r.notes[n-1].name != strconv.Itoa(3*maxNotes-1) {
 		t.Errorf("%d notes, the last of %s", n, r.notes[n-1].name)
+	}
+}
+
+// What an API server that is away did not take waits; what it refuses goes, or it would be refused for ever.
+func TestNotesWaitForTheAPIServer(t *testing.T) {
+	for _, test := range []struct {
+		why   string
+		fails error
+		waits int
+	}{
+		{"away", errors.New("connection refused"), 2},
+		{"busy", apierrors.NewTooManyRequests("later", 1), 2},
+		{"without the right", apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "e", nil), 0},
+	} {
+		server := &eventLog{fails: test.fails}
+		r := &NodeReconciler{Client: server, notes: []note{{"a", nil, "Normal", eventSwept, "one"}, {"b", nil, "Normal", eventHealed, "two"}}}
+		if err := r.sendNotes(t.Context(), "uid", time.Now()); (err != nil) != (test.waits > 0) || len(r.notes) != test.waits {
+			t.Errorf("%s: %d wait, error %v", test.why, len(r.notes), err)
+		}
+		server.fails = nil
+		if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil || len(r.notes) > 0 || len(server.events) != test.waits {
+			t.Errorf("%s, then there: %d wait, %q, error %v", test.why, len(r.notes), server.texts(), err)
+		}
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -30,14 +29,23 @@ type answering struct {
 	writes []time.Time
 }
 
-func (a *answering) Status() client.SubResourceWriter { return statusOf{answering: a} }
+func (a *answering) Status() client.SubResourceWriter { return statusOf{a: a} }
+
+// Create takes Events.
+func (a *answering) Create(context.Context, client.Object, ...client.CreateOption) error {
+	if a.away {
+		return errors.New("connection refused")
+	}
+	return nil
+}
 
 type statusOf struct {
 	client.SubResourceWriter
-	*answering
+	a *answering
 }
 
-func (a statusOf) Apply(_ context.Context, object runtime.ApplyConfiguration, _ ...client.SubResourceApplyOption) error {
+func (s statusOf) Apply(_ context.Context, object runtime.ApplyConfiguration, _ ...client.SubResourceApplyOption) error {
+	a := s.a
 	a.writes = append(a.writes, time.Now())
 	if a.away {
 		return errors.New("connection refused")
@@ -84,7 +92,7 @@ func newRolloutLoop(t *testing.T, name string) (*loop, *answering) {
 	lo := newLoop(t, defaultLimits, name)
 	withRollout(lo.view.archives[0])
 	server := &answering{state: &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "s", ResourceVersion: "1"}}}
-	lo.Client, lo.now, lo.jitter, lo.Recorder = server, time.Now, noJitter, events.NewFakeRecorder(100)
+	lo.Client, lo.now, lo.jitter = server, time.Now, noJitter
 	lo.view.node, lo.view.state = nodeMetadata(), server.state
 	return lo, server
 }

@@ -5,11 +5,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr/funcr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -117,15 +117,17 @@ func TestListedArchives(t *testing.T) {
 	}
 }
 
-// The API server refuses an Event whose note is longer than 1 KiB.
+// The API server refuses an Event whose note is longer than 1 KiB, or whose reportingInstance is longer than 128 bytes.
 func TestNotesFit(t *testing.T) {
-	recorder := events.NewFakeRecorder(1)
+	server := &eventLog{}
 	a := newArchive(strings.Repeat("n", 253), 0)
-	r := &NodeReconciler{Recorder: recorder, notes: []note{{a.Name, a, "Warning", "Truncated", strings.Repeat("x", maxText)}}}
-	r.sendNotes("uid")
-	_, text, _ := strings.Cut(<-recorder.Events, "Truncated ")
-	if len(text) > 1024 || !strings.HasPrefix(text, a.Name+": xxx") {
-		t.Errorf("%d bytes: %s", len(text), text)
+	r := &NodeReconciler{Client: server, NodeName: a.Name, notes: []note{{a.Name, a, "Warning", "Truncated", strings.Repeat("x", maxText)}}}
+	if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	e := server.events[0]
+	if len(e.Note) > 1024 || !strings.HasPrefix(e.Note, a.Name+": xxx") || len(e.ReportingInstance) != 128 {
+		t.Errorf("%d bytes: %s; by %s", len(e.Note), e.Note, e.ReportingInstance)
 	}
 }
 

@@ -18,7 +18,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -36,9 +35,8 @@ import (
 // NodeReconciler imports the archives that select one node and reports in the node's own NodeImageState. There is
 // one request, for the node: whatever happens, the whole is looked at.
 type NodeReconciler struct {
-	// Client reads from a cache: ImageArchives, and the metadata of the node and its NodeImageState.
+	// Client reads ImageArchives, the node's metadata and its NodeImageState from a cache.
 	Client   client.Client
-	Recorder events.EventRecorder
 	Importer Importer
 	Sources  Sources
 	NodeName string
@@ -309,7 +307,10 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	if view.state != nil {
 		uid = view.state.UID
 	}
-	r.sendNotes(uid)
+	if err := r.sendNotes(ctx, uid, now); err != nil {
+		return sooner(poll, r.refused(ctx, err, r.fleet(view.archives)))
+	}
+	r.outage.reset()
 	return poll
 }
 
@@ -321,7 +322,6 @@ func (r *NodeReconciler) write(ctx context.Context, view *nodeView, status *v1al
 	if err != nil {
 		return err
 	}
-	r.outage.reset()
 	return r.contact.answered(object, begin)
 }
 
@@ -330,7 +330,7 @@ func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) ti
 	now := r.now()
 	r.outage.failed(now, max(apiRetryLimit, writeWindow(nodes)), r.jitter)
 	if r.outage.tries == 1 {
-		ctrl.LoggerFrom(ctx).Info("Could not write the status of the NodeImageState; trying again", "error", errorText(err))
+		ctrl.LoggerFrom(ctx).Info("Could not write the node's status or Events; trying again", "error", errorText(err))
 	}
 	return r.outage.notBefore.Sub(now)
 }

@@ -3,10 +3,10 @@ package controllers
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
-	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/tarlift/tarlift/internal/importer"
@@ -24,25 +24,23 @@ func TestUnseenIsAnnounced(t *testing.T) {
 		"no CRI":       {importer.Result{CRI: "containerd does not serve CRI"}, "not known: containerd does not serve CRI"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			recorder := events.NewFakeRecorder(10)
+			server := &eventLog{}
 			b, a := newDone(t, nil)
-			r := &NodeReconciler{Recorder: recorder, agenda: b.agenda, worker: &worker{metrics: newMetrics(prometheus.NewRegistry())}}
+			r := &NodeReconciler{Client: server, agenda: b.agenda, worker: &worker{metrics: newMetrics(prometheus.NewRegistry())}}
 			r.announce(ctrl.LoggerInto(t.Context(), logr.Discard()), &outcome{job: b.records[a.UID].job(jobImport), result: test.r}, newlyImported)
-			r.sendNotes("uid")
-			if first := <-recorder.Events; !strings.HasPrefix(first, "Normal Imported a: ") {
-				t.Errorf("first %q", first)
+			if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil {
+				t.Fatal(err)
 			}
-			if test.want == "" {
-				if len(recorder.Events) > 0 {
-					t.Errorf("and %q", <-recorder.Events)
-				}
-				return
+			want := 1
+			if test.want != "" {
+				want = 2
 			}
-			if len(recorder.Events) != 1 {
-				t.Fatalf("%d more Events", len(recorder.Events))
+			got := server.texts()
+			if len(got) != want || !strings.HasPrefix(got[0], "Normal Imported a: ") {
+				t.Fatalf("%q", got)
 			}
-			if got := <-recorder.Events; !strings.HasPrefix(got, "Warning ") || !strings.Contains(got, test.want) {
-				t.Errorf("%q, want %q", got, test.want)
+			if last := got[want-1]; want > 1 && (!strings.HasPrefix(last, "Warning ") || !strings.Contains(last, test.want)) {
+				t.Errorf("%q, want %q", last, test.want)
 			}
 		})
 	}

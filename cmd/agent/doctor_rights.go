@@ -28,7 +28,7 @@ func nodeRights(secrets string) []right {
 		{"list", group, "nodeimagestates", ""}, {"watch", group, "nodeimagestates", ""},
 		{"create", group, "nodeimagestates", ""}, {"patch", group, "nodeimagestates/status", ""},
 		{"list", "", "nodes", ""}, {"watch", "", "nodes", ""},
-		{"create", "events.k8s.io", "events", metav1.NamespaceDefault}, {"patch", "events.k8s.io", "events", metav1.NamespaceDefault},
+		{"create", "events.k8s.io", "events", metav1.NamespaceDefault},
 	}
 	if secrets != "" {
 		all = append(all, right{"get", "", "secrets", secrets})

@@ -109,7 +109,6 @@ func runNode(ctx context.Context, f nodeFlags) error {
 	}
 	r := &controllers.NodeReconciler{
 		Client:   mgr.GetClient(),
-		Recorder: mgr.GetEventRecorder("tarlift-node"),
 		Importer: containerd,
 		Sources:  f.sources(mgr.GetAPIReader()),
 		NodeName: f.nodeName,

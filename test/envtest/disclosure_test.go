@@ -164,7 +164,6 @@ func (n readingNode) startLogging(t *testing.T, logger logr.Logger, metrics *pro
 	start(t, onNode(n.name), options, func(mgr ctrl.Manager) error {
 		return (&controllers.NodeReconciler{
 			Client:   mgr.GetClient(),
-			Recorder: mgr.GetEventRecorder("tarlift-node"),
 			Importer: n,
 			Sources:  controllers.Sources{Secrets: mgr.GetAPIReader(), Namespace: systemNamespace, AllowAddresses: loopback},
 			NodeName: n.name,

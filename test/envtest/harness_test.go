@@ -250,7 +250,6 @@ func (f *fakeNode) startOver(t *testing.T, server string) *process {
 	return start(t, conf, ctrl.Options{Cache: controllers.NodeCache(f.name)}, func(mgr ctrl.Manager) error {
 		return (&controllers.NodeReconciler{
 			Client:   mgr.GetClient(),
-			Recorder: mgr.GetEventRecorder("tarlift-node"),
 			Importer: f,
 			Sources:  controllers.Sources{Secrets: mgr.GetAPIReader(), Namespace: systemNamespace, ArchiveDir: f.dir},
 			NodeName: f.name,

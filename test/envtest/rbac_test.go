@@ -42,6 +42,7 @@ func TestRoles(t *testing.T) {
 		{"tarlift-node", "create", "coordination.k8s.io", "leases", "", "", systemNamespace, false},
 		{"tarlift-node", "create", "events.k8s.io", "events", "", "", "default", true},
 		{"tarlift-node", "create", "events.k8s.io", "events", "", "", "kube-system", false},
+		{"tarlift-node", "patch", "events.k8s.io", "events", "", "e", "default", false},
 		{"tarlift-node", "get", "", "nodes", "", "n", "", false},
 		{"tarlift-controller", "create", "events.k8s.io", "events", "", "", "default", true},
 		{"tarlift-controller", "patch", "events.k8s.io", "events", "", "e", "kube-system", false},

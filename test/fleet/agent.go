@@ -57,7 +57,6 @@ func newAgent(server *rest.Config, spec agentSpec, order workerOrder) (*agent, e
 	}
 	r := &controllers.NodeReconciler{
 		Client:   a.mgr.GetClient(),
-		Recorder: a.mgr.GetEventRecorder("tarlift-node"),
 		Importer: newFakeImporter(),
 		Sources: controllers.Sources{
 			Secrets: a.mgr.GetAPIReader(), Namespace: systemNamespace, ArchiveDir: order.ArchiveDir,
