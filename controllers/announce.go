@@ -127,7 +127,7 @@ const maxInstance = 128
 func (r *NodeReconciler) event(n note, state types.UID, now time.Time) *eventsv1.Event {
 	e := &eventsv1.Event{
 		// Where the Events of objects without a namespace are.
-		ObjectMeta:          metav1.ObjectMeta{GenerateName: r.NodeName + ".", Namespace: metav1.NamespaceDefault},
+		ObjectMeta:          metav1.ObjectMeta{GenerateName: r.NodeName + "-", Namespace: metav1.NamespaceDefault},
 		EventTime:           metav1.NewMicroTime(now),
 		ReportingController: "tarlift-node",
 		ReportingInstance:   r.NodeName[:min(len(r.NodeName), maxInstance)],

@@ -17,12 +17,14 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/go-logr/logr"
 	"google.golang.org/grpc"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/internal/archive/builder"
@@ -30,7 +32,10 @@ import (
 	"github.com/tarlift/tarlift/test/stage"
 )
 
-func TestMain(m *testing.M) { cluster.Main(m) }
+func TestMain(m *testing.M) {
+	log.SetLogger(logr.Discard())
+	cluster.Main(m)
+}
 
 const (
 	mib = 1 << 20
