@@ -89,9 +89,7 @@ type note struct {
 	typ, reason, text string
 }
 
-type noteKind struct{ typ, reason string }
-
-func (n note) kind() noteKind { return noteKind{n.typ, n.reason} }
+func (n note) String() string { return n.name + ": " + n.text }
 
 // maxNotes bounds what waits while the API server is away. The oldest go first.
 const maxNotes = 100
@@ -103,28 +101,32 @@ func (r *NodeReconciler) note(n note) {
 	r.notes = append(r.notes, n)
 }
 
-// sendNotes creates the Events that wait, about the NodeImageState with this UID: one for all archives that have the same
-// to tell. client-go's recorder would take all with one reason for a series of the first, and drop what the others say.
+// sendNotes creates the Events that wait, about the NodeImageState with this UID: one for archives that have the same to
+// tell. client-go's recorder would take all with one reason for a series of the first, and drop what the others say.
 func (r *NodeReconciler) sendNotes(ctx context.Context, state types.UID, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	for _, n := range gather(r.notes) {
-		err := r.Client.Create(ctx, r.event(n, state, now))
+	groups := gather(r.notes)
+	for i, notes := range groups {
+		err := r.Client.Create(ctx, r.event(notes, state, now))
 		switch {
 		case apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsNotFound(err):
-			ctrl.LoggerFrom(ctx).Info("The API server refuses an Event", "reason", n.reason, "error", errorText(err))
+			ctrl.LoggerFrom(ctx).Info("The API server refuses an Event", "reason", notes[0].reason, "error", errorText(err))
 		case err != nil:
+			r.notes = slices.Concat(groups[i:]...)
 			return err
 		}
-		r.notes = slices.DeleteFunc(r.notes, func(sent note) bool { return sent.kind() == n.kind() })
 	}
+	r.notes = nil
 	return nil
 }
 
 // maxInstance is how long an Event's field reportingInstance may be, in bytes.
 const maxInstance = 128
 
-func (r *NodeReconciler) event(n note, state types.UID, now time.Time) *eventsv1.Event {
+// event tells of notes of one kind.
+func (r *NodeReconciler) event(notes []note, state types.UID, now time.Time) *eventsv1.Event {
+	first := notes[0]
 	e := &eventsv1.Event{
 		// Where the Events of objects without a namespace are.
 		ObjectMeta:          metav1.ObjectMeta{GenerateName: r.NodeName + "-", Namespace: metav1.NamespaceDefault},
@@ -132,13 +134,13 @@ func (r *NodeReconciler) event(n note, state types.UID, now time.Time) *eventsv1
 		ReportingController: "tarlift-node",
 		ReportingInstance:   r.NodeName[:min(len(r.NodeName), maxInstance)],
 		Action:              "Import",
-		Type:                n.typ,
-		Reason:              n.reason,
+		Type:                first.typ,
+		Reason:              first.reason,
 		Regarding:           reference("NodeImageState", r.NodeName, state),
-		Note:                clip(n.text),
+		Note:                clip(textOf(notes)),
 	}
-	if n.archive != nil {
-		e.Related = ptr.To(reference("ImageArchive", n.archive.Name, n.archive.UID))
+	if len(notes) == 1 && first.archive != nil {
+		e.Related = ptr.To(reference("ImageArchive", first.archive.Name, first.archive.UID))
 	}
 	return e
 }
@@ -147,26 +149,32 @@ func reference(kind, name string, uid types.UID) corev1.ObjectReference {
 	return corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: kind, Name: name, UID: uid}
 }
 
-// gather makes one note of those with the same reason. Their texts begin with their archives' names.
-func gather(notes []note) []note {
-	var order []noteKind
-	texts, first := map[noteKind][]string{}, map[noteKind]note{}
+// gather puts together notes of one kind, as many as an Event has room for.
+func gather(notes []note) [][]note {
+	type kind struct{ typ, reason string }
+	var groups [][]note
+	last := map[kind]int{}
 	for _, n := range notes {
-		k := n.kind()
-		if len(texts[k]) == 0 {
-			order, first[k] = append(order, k), n
+		k := kind{n.typ, n.reason}
+		if i, ok := last[k]; ok && len(textOf(append(slices.Clip(groups[i]), n))) <= maxText {
+			groups[i] = append(groups[i], n)
+			continue
 		}
-		texts[k] = append(texts[k], n.name+": "+n.text)
+		last[k] = len(groups)
+		groups = append(groups, []note{n})
 	}
-	var gathered []note
-	for _, k := range order {
-		n := first[k]
-		if n.text = texts[k][0]; len(texts[k]) > 1 {
-			n.archive, n.text = nil, count(len(texts[k]), "message")+": "+strings.Join(texts[k], "; ")
-		}
-		gathered = append(gathered, n)
+	return groups
+}
+
+func textOf(notes []note) string {
+	if len(notes) == 1 {
+		return notes[0].String()
 	}
-	return gathered
+	texts := make([]string, len(notes))
+	for i, n := range notes {
+		texts[i] = n.String()
+	}
+	return count(len(notes), "message") + ": " + strings.Join(texts, "; ")
 }
 
 func summary(o *outcome) string {

@@ -3,8 +3,10 @@ package controllers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,6 +134,32 @@ func TestNotesWaitForTheAPIServer(t *testing.T) {
 		server.fails = nil
 		if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil || len(r.notes) > 0 || len(server.events) != test.waits {
 			t.Errorf("%s, then there: %d wait, %q, error %v", test.why, len(r.notes), server.texts(), err)
+		}
+	}
+}
+
+// Of many that fail at once every one is told, in few Events.
+func TestNotesAreGathered(t *testing.T) {
+	server := &eventLog{}
+	r := &NodeReconciler{Client: server, NodeName: "n"}
+	for i := range maxNotes {
+		r.note(note{fmt.Sprintf("archive-%d", i), nil, "Warning", "Failed", strings.Repeat("x", 90)})
+	}
+	if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	all := strings.Join(server.texts(), "\n")
+	for i := range maxNotes {
+		if !strings.Contains(all, fmt.Sprintf("archive-%d: xxx", i)) {
+			t.Errorf("archive-%d is not told of", i)
+		}
+	}
+	if n := len(server.events); n > maxNotes/8+1 {
+		t.Errorf("%d Events", n)
+	}
+	for _, e := range server.events {
+		if len(e.Note) > maxText || !strings.HasPrefix(e.Note, "9 messages: ") && e != server.events[len(server.events)-1] {
+			t.Errorf("%d bytes: %s", len(e.Note), e.Note)
 		}
 	}
 }
