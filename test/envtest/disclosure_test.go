@@ -276,7 +276,7 @@ func (f *fakeNode) shown(t *testing.T, sources map[string]string) map[string]str
 	}
 	var notes []string
 	for _, e := range events.Items {
-		if strings.HasPrefix(e.Note, "dis-") || strings.HasPrefix(e.Regarding.Name, "dis-") {
+		if e.Regarding.Name == f.name || strings.HasPrefix(e.Regarding.Name, "dis-") {
 			notes = append(notes, e.String())
 		}
 	}
