@@ -62,3 +62,14 @@ func (a *agenda) lifeInterval() time.Duration {
 	}
 	return least
 }
+
+// admittedBeside is how many nodes rollouts let in at the same time as this one, 0 where it is not let in.
+func (a *agenda) admittedBeside() int32 {
+	var n int
+	for _, rec := range a.records {
+		if nodes := rec.archive.Status.Nodes; rec.admission != nil && nodes != nil {
+			n += places(rec.archive.Spec.Rollout, int(nodes.Desired))
+		}
+	}
+	return int32(n) //nolint:gosec // no more than nodes by archives
+}

@@ -293,13 +293,13 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 		r.pacer.settled()
 		return poll
 	default:
-		if wait := r.pacer.wait(due, now, r.fleet(view.archives), r.jitter); wait > 0 {
+		if wait := r.pacer.wait(due, now, r.peers(view.archives), r.jitter); wait > 0 {
 			return sooner(poll, wait)
 		}
 	}
 	if c != noChange || view.state == nil { // Events are about the object
 		if err := r.write(ctx, view, current, now); err != nil {
-			return sooner(poll, r.refused(ctx, err, r.fleet(view.archives)))
+			return sooner(poll, r.refused(ctx, err, r.peers(view.archives)))
 		}
 	}
 	r.pacer.wrote(now)
@@ -308,7 +308,7 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 		uid = view.state.UID
 	}
 	if err := r.sendNotes(ctx, uid, now); err != nil {
-		return sooner(poll, r.refused(ctx, err, r.fleet(view.archives)))
+		return sooner(poll, r.refused(ctx, err, r.peers(view.archives)))
 	}
 	r.outage.reset()
 	return poll
@@ -345,6 +345,16 @@ func (r *NodeReconciler) fleet(archives []*v1alpha1.ImageArchive) int32 {
 		r.size = largest(archives)
 	}
 	return cmp.Or(r.size, uncounted)
+}
+
+// peers is how many agents may have something to tell when this one has: where a rollout has let it in, those that are in
+// besides, so that the place is free for the next node soon.
+func (r *NodeReconciler) peers(archives []*v1alpha1.ImageArchive) int32 {
+	n := r.fleet(archives)
+	if admitted := r.agenda.admittedBeside(); admitted > 0 {
+		return min(n, admitted)
+	}
+	return n
 }
 
 // largest is how many nodes the most widely selecting archive selects: about as many agents write as this one does.

@@ -241,23 +241,38 @@ const (
 
 // pacer rations the writes of one node's status.
 type pacer struct {
-	last  time.Time // of the last write
-	since time.Time // when the change of state appeared that waits to be written; zero for none
-	place float64   // in [0, 1): its place among the writes of all agents
+	last   time.Time     // of the last write
+	due    time.Time     // when the change of state is to be written that waits for that; zero for none
+	since  time.Time     // when that change appeared
+	place  float64       // in [0, 1): its place among the writes of all agents
+	window time.Duration // that those were spread over when due was settled
 }
 
 // wait is how long a write has to wait, 0 for not at all. nodes is how many agents have the same to tell about the
-// same time. It may grow while a write waits: of a new archive, agents learn it a moment after the archive.
+// same time. It may grow while a write waits: of a new archive, agents learn it a moment after the archive. When it
+// shrinks, all learn that at once, and those whose places have gone by spread anew.
 func (p *pacer) wait(c change, now time.Time, nodes int32, jitter func() float64) time.Duration {
 	window := writeWindow(nodes)
-	if c == stateChange {
-		if p.since.IsZero() {
-			p.since, p.place = now, jitter()
-		}
-		return max(0, p.since.Add(settleTime+time.Duration(p.place*float64(window))).Sub(now))
+	if c != stateChange {
+		p.settled()
+		return max(0, p.last.Add(max(progressInterval, window)).Sub(now))
 	}
-	p.settled()
-	return max(0, p.last.Add(max(progressInterval, window)).Sub(now))
+	at := func(begin time.Time) time.Time {
+		return later(begin.Add(settleTime+time.Duration(p.place*float64(window))), p.last.Add(window))
+	}
+	switch {
+	case p.due.IsZero():
+		p.since, p.place = now, jitter()
+		p.due = at(now)
+	case window > p.window:
+		p.due = at(p.since)
+	case window < p.window:
+		if anew := at(now); anew.Before(p.due) {
+			p.due = anew
+		}
+	}
+	p.window = window
+	return max(0, p.due.Sub(now))
 }
 
 // writeWindow is what this many agents spread their writes over.
@@ -266,6 +281,6 @@ func writeWindow(nodes int32) time.Duration {
 }
 
 // settled notes that no change of state waits.
-func (p *pacer) settled() { p.since = time.Time{} }
+func (p *pacer) settled() { p.due = time.Time{} }
 
 func (p *pacer) wrote(now time.Time) { *p = pacer{last: now} }

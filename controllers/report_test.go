@@ -90,7 +90,7 @@ func TestPacerKeepsItsAppointment(t *testing.T) {
 	if got := p.wait(stateChange, epoch.Add(4*time.Second), 4000, one); got != settleTime+46*time.Second {
 		t.Errorf("more agents turn up, and it waits %s", got)
 	}
-	if got := p.wait(stateChange, epoch.Add(time.Minute), 800, one); got != 0 {
+	if got := p.wait(stateChange, epoch.Add(time.Minute), 4000, one); got != 0 {
 		t.Errorf("late, and waits %s", got)
 	}
 	p.wrote(epoch.Add(time.Minute))
@@ -100,6 +100,47 @@ func TestPacerKeepsItsAppointment(t *testing.T) {
 	p.settled()
 	if got := p.wait(stateChange, epoch.Add(2*time.Minute), 0, one); got != settleTime {
 		t.Errorf("after a change that was taken back the next waits %s", got)
+	}
+}
+
+// That the fleet is smaller than it was taken for comes to all agents at once.
+func TestPacerSpreadsAnew(t *testing.T) {
+	learn := epoch.Add(10 * time.Second)
+	last, early := time.Duration(0), 0
+	const agents = 800
+	for i := range agents {
+		p := pacer{}
+		place := func() float64 { return float64(i) / agents }
+		planned := p.wait(stateChange, epoch, uncounted, place)
+		if planned < learn.Sub(epoch) {
+			early++
+			continue
+		}
+		got := p.wait(stateChange, learn, agents, place)
+		if got > planned {
+			t.Errorf("agent %d waits %s, and would have waited %s", i, got, planned)
+		}
+		if got-last > time.Second && last > 0 || got == 0 {
+			t.Errorf("agent %d writes after %s, the one before after %s", i, got, last)
+		}
+		last = got
+	}
+	if early > agents/2 || last > writeWindow(agents)+settleTime {
+		t.Errorf("%d wrote before, and the last one does after %s", early, last)
+	}
+}
+
+// However often a node's state changes, its writes are a window apart.
+func TestPacerSpacesWrites(t *testing.T) {
+	p, writes := pacer{}, 0
+	for now := epoch; now.Before(epoch.Add(100 * time.Second)); now = now.Add(100 * time.Millisecond) {
+		if p.wait(stateChange, now, 800, noJitter) == 0 {
+			p.wrote(now)
+			writes++
+		}
+	}
+	if writes > 11 {
+		t.Errorf("%d writes in ten windows", writes)
 	}
 }
 
