@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tools cluster-tools build image demo cluster generate verify lint test test-unit test-faults test-slow bench bench-fleet fuzz clean
+.PHONY: help tools cluster-tools build image demo cluster generate verify lint test test-unit test-faults test-slow bench bench-fleet fuzz release clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -100,5 +100,9 @@ fuzz: ## Feed made-up bytes to archive reader and importer, FUZZTIME for each ta
 	$(foreach f,$(FUZZ_ARCHIVE),$(FUZZ) '^$f$$' ./internal/archive;) \
 	$(foreach f,$(FUZZ_IMPORTER),$(FUZZ) '^$f$$' ./internal/importer;)
 
-clean: ## Remove bin; the tools stay in the cache
-	rm -rf bin
+release: tool-helm ## Write a release into dist: VERSION=1.2.3; DIRTY=1 with what is not committed
+	rm -rf dist
+	go run ./hack/release -version '$(VERSION)' -ldflags '$(LDFLAGS)' -platforms $(PLATFORMS) $(if $(DIRTY),-dirty) -o dist
+
+clean: ## Remove bin and dist; the tools stay in the cache
+	rm -rf bin dist

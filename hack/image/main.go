@@ -26,6 +26,7 @@ type options struct {
 	output    string
 	ldflags   string
 	platforms string
+	binaries  string
 	pkg       string
 }
 
@@ -48,6 +49,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&o.output, "o", "bin/agent-image.tar", "`file` to write")
 	flags.StringVar(&o.ldflags, "ldflags", "-s -w", "`flags` for the linker")
 	flags.StringVar(&o.platforms, "platforms", "linux/amd64,linux/arm64", "comma-separated `os/arch` list")
+	flags.StringVar(&o.binaries, "binaries", "", "also leave each platform's binary at `prefix`-os-arch")
 	flags.StringVar(&o.pkg, "package", "./cmd/agent", "main `package` of the agent")
 	if err := flags.Parse(args); err != nil {
 		return err //nolint:wrapcheck // flag has printed it, with the usage
@@ -68,15 +70,19 @@ func build(ctx context.Context, o options) (err error) {
 	if !ok {
 		return fmt.Errorf("name %q: has no tag", o.name)
 	}
-	dir, err := os.MkdirTemp("", "agent-image-*")
-	if err != nil {
-		return fmt.Errorf("directory for binaries: %w", err)
+	prefix := o.binaries
+	if prefix == "" {
+		var dir string
+		if dir, err = os.MkdirTemp("", "agent-image-*"); err != nil {
+			return fmt.Errorf("directory for binaries: %w", err)
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		prefix = filepath.Join(dir, "agent")
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	var images []builder.PlatformImage
 	for _, platform := range strings.Split(o.platforms, ",") {
-		binary := filepath.Join(dir, strings.ReplaceAll(platform, "/", "-"))
+		binary := prefix + "-" + strings.ReplaceAll(platform, "/", "-")
 		if err := compile(ctx, o, platform, binary); err != nil {
 			return err
 		}
