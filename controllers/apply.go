@@ -9,11 +9,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	v1alpha1ac "github.com/tarlift/tarlift/api/v1alpha1/applyconfiguration/api/v1alpha1"
 )
 
 const (
@@ -52,9 +50,10 @@ func newer(a, b string) bool {
 	return err != nil || c > 0
 }
 
-// write applies the status, after creating the object where there is none. It belongs to the Node, so that it goes
-// with it. What it returns is the object as the API server has it then.
-func (w *writtenState) write(ctx context.Context, c client.Client, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) (*v1alpha1ac.NodeImageStateApplyConfiguration, error) {
+// write replaces the status, after creating the object where there is none. It belongs to the Node, so that it goes
+// with it. What it returns is the object as the API server has it then. It is a JSON patch since only this agent writes
+// a status: an API server takes several times as long for server-side apply, of a report of 20 archives some 40 ms.
+func (w *writtenState) write(ctx context.Context, c client.Client, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) (*v1alpha1.NodeImageState, error) {
 	name := view.node.Name
 	if view.state == nil {
 		err := c.Create(ctx, &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{
@@ -65,14 +64,15 @@ func (w *writtenState) write(ctx context.Context, c client.Client, view *nodeVie
 			return nil, err
 		}
 	}
-	object := v1alpha1ac.NodeImageState(name).WithStatus(v1alpha1ac.NodeImageStateStatus())
-	if err := convert(status, object.Status); err != nil {
+	patch, err := json.Marshal([]map[string]any{{"op": "add", "path": "/status", "value": status}})
+	if err != nil {
+		return nil, fmt.Errorf("encode the status: %w", err)
+	}
+	object := &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if err := c.Status().Patch(ctx, object, client.RawPatch(types.JSONPatchType, patch), nodeFieldOwner); err != nil {
 		return nil, err
 	}
-	if err := c.Status().Apply(ctx, object, nodeFieldOwner, client.ForceOwnership); err != nil {
-		return nil, err
-	}
-	w.uid, w.resourceVersion = ptr.Deref(object.UID, ""), ptr.Deref(object.ResourceVersion, "")
+	w.uid, w.resourceVersion = object.UID, object.ResourceVersion
 	w.status, w.when = status, now
 	return object, nil
 }

@@ -4,10 +4,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	v1alpha1ac "github.com/tarlift/tarlift/api/v1alpha1/applyconfiguration/api/v1alpha1"
 )
 
 // minFence keeps a short progressDeadline from stopping imports for an API server that is only slow.
@@ -41,15 +39,8 @@ func (c *contact) see(state *v1alpha1.NodeImageState, now time.Time) {
 }
 
 // answered takes in the answer to a write that began then. It may be ahead of the cache, whose watch may be broken.
-func (c *contact) answered(object *v1alpha1ac.NodeImageStateApplyConfiguration, begin time.Time) error {
-	var spec v1alpha1.NodeImageStateSpec
-	if object.Spec != nil {
-		if err := convert(object.Spec, &spec); err != nil {
-			return err
-		}
-	}
-	*c = contact{begin, ptr.Deref(object.UID, ""), ptr.Deref(object.ResourceVersion, ""), spec.Admitted}
-	return nil
+func (c *contact) answered(object *v1alpha1.NodeImageState, begin time.Time) {
+	*c = contact{begin, object.UID, object.ResourceVersion, object.Spec.Admitted}
 }
 
 // lifeInterval is the shortest of those of the places that this node holds and still needs, 0 for none.

@@ -11,12 +11,10 @@ import (
 
 	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	v1alpha1ac "github.com/tarlift/tarlift/api/v1alpha1/applyconfiguration/api/v1alpha1"
 	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/internal/source"
 )
@@ -44,18 +42,13 @@ type statusOf struct {
 	a *answering
 }
 
-func (s statusOf) Apply(_ context.Context, object runtime.ApplyConfiguration, _ ...client.SubResourceApplyOption) error {
+func (s statusOf) Patch(_ context.Context, object client.Object, _ client.Patch, _ ...client.SubResourcePatchOption) error {
 	a := s.a
 	a.writes = append(a.writes, time.Now())
 	if a.away {
 		return errors.New("connection refused")
 	}
-	answer := v1alpha1ac.NodeImageState(a.state.Name).WithUID(a.state.UID).WithResourceVersion(a.state.ResourceVersion).
-		WithSpec(v1alpha1ac.NodeImageStateSpec())
-	if err := convert(a.state.Spec, answer.Spec); err != nil {
-		return err
-	}
-	*object.(*v1alpha1ac.NodeImageStateApplyConfiguration) = *answer
+	a.state.DeepCopyInto(object.(*v1alpha1.NodeImageState))
 	return nil
 }
 

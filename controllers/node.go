@@ -322,7 +322,8 @@ func (r *NodeReconciler) write(ctx context.Context, view *nodeView, status *v1al
 	if err != nil {
 		return err
 	}
-	return r.contact.answered(object, begin)
+	r.contact.answered(object, begin)
+	return nil
 }
 
 // refused puts off the next write after one that failed, and returns by how much.

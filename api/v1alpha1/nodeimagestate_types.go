@@ -72,8 +72,7 @@ type NodeImageStateStatus struct {
 
 	// archives are the ImageArchives that select this node.
 	// +optional
-	// +listType=map
-	// +listMapKey=name
+	// +listType=atomic
 	Archives []ArchiveState `json:"archives,omitempty"`
 
 	// summary counts the archives that are ready, of all, for the reader's eye, such as 1/2.

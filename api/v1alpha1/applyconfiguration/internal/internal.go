@@ -343,9 +343,7 @@ var schemaYAML = typed.YAMLObject(`types:
         list:
           elementType:
             namedType: com.github.tarlift.tarlift.api.v1alpha1.ArchiveState
-          elementRelationship: associative
-          keys:
-          - name
+          elementRelationship: atomic
     - name: containerd
       type:
         namedType: com.github.tarlift.tarlift.api.v1alpha1.RuntimeInfo
