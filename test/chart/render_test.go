@@ -1,6 +1,7 @@
 package chart_test
 
 import (
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +15,11 @@ import (
 // valueSets are the ways of installing that every promise below must survive.
 var valueSets = map[string][]string{
 	"defaults":      nil,
-	"k3s":           {`containerd.address="/run/k3s/containerd/containerd.sock"`, `containerd.snapshotter="native"`},
+	"kubeadm":       {`containerd.preset="kubeadm"`},
+	"k3s":           {`containerd.preset="k3s"`},
+	"rke2":          {`containerd.preset="rke2"`, `node.seLinuxOptions={"type":"spc_t"}`},
+	"k0s":           {`containerd.preset="k0s"`},
+	"microk8s":      {`containerd.preset="microk8s"`, `containerd.snapshotter="native"`},
 	"no kube-proxy": {`apiServer.host="10.0.0.1"`, `apiServer.port=443`},
 	"pod network":   {`node.hostNetwork=false`, `controller.hostNetwork=false`, `node.dnsPolicy="ClusterFirst"`},
 	"bare":          {`crds.enabled=false`, `admissionPolicy.enabled=false`, `node.ports.metrics=0`},
@@ -28,8 +33,16 @@ var valueSets = map[string][]string{
 }
 
 func TestLint(t *testing.T) {
-	if out, err := helm(t, "lint", "--strict", chart); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	for name, values := range valueSets {
+		t.Run(name, func(t *testing.T) {
+			args := []string{"lint", "--strict", chart}
+			for _, v := range values {
+				args = append(args, "--set-json", v)
+			}
+			if out, err := helm(t, args...); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
 	}
 }
 
@@ -260,6 +273,55 @@ func TestCheckInterval(t *testing.T) {
 	}
 }
 
+// TestPresets checks where the agent is told containerd to be, and what is mounted for that. Explicit values win.
+func TestPresets(t *testing.T) {
+	const native = `containerd.snapshotter="native"`
+	type want struct{ address, namespace, root string }
+	tests := map[string]struct {
+		values []string
+		want   want
+	}{
+		"default":   {nil, want{"/run/containerd/containerd.sock", "k8s.io", ""}},
+		"kubeadm":   {[]string{`containerd.preset="kubeadm"`, native}, want{"/run/containerd/containerd.sock", "k8s.io", "/var/lib/containerd/tmpmounts"}},
+		"k3s":       {[]string{`containerd.preset="k3s"`, native}, want{"/run/k3s/containerd/containerd.sock", "k8s.io", "/var/lib/rancher/k3s/agent/containerd/tmpmounts"}},
+		"rke2":      {[]string{`containerd.preset="rke2"`, native}, want{"/run/k3s/containerd/containerd.sock", "k8s.io", "/var/lib/rancher/rke2/agent/containerd/tmpmounts"}},
+		"k0s":       {[]string{`containerd.preset="k0s"`, native}, want{"/run/k0s/containerd.sock", "k8s.io", "/var/lib/k0s/containerd/tmpmounts"}},
+		"microk8s":  {[]string{`containerd.preset="microk8s"`, native}, want{"/var/snap/microk8s/common/run/containerd.sock", "k8s.io", "/var/snap/microk8s/common/var/lib/containerd/tmpmounts"}},
+		"overlayfs": {[]string{`containerd.preset="k3s"`, `containerd.snapshotter="overlayfs"`}, want{"/run/k3s/containerd/containerd.sock", "k8s.io", ""}},
+		"explicit": {
+			[]string{`containerd.preset="k3s"`, native, `containerd.address="/run/mine/c.sock"`, `containerd.namespace="mine"`, `containerd.rootDirectory="/data/tmp"`},
+			want{"/run/mine/c.sock", "mine", "/data/tmp"},
+		},
+		// Where its root is, is not known then.
+		"an address only": {[]string{`containerd.preset="k3s"`, native, `containerd.address="/run/mine/c.sock"`}, want{"/run/mine/c.sock", "k8s.io", ""}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			pod := pods(t, render(t, tt.values...))["node"].Spec
+			var got want
+			for _, arg := range pod.Containers[0].Args {
+				switch flag, value, _ := strings.Cut(arg, "="); flag {
+				case "--address":
+					got.address = value
+				case "--namespace":
+					got.namespace = value
+				}
+			}
+			mounted := map[string]string{}
+			for _, v := range pod.Volumes {
+				mounted[v.Name] = v.HostPath.Path
+			}
+			got.root = mounted["containerd-root"]
+			if got != tt.want {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+			if dir := path.Dir(got.address); mounted["containerd"] != dir {
+				t.Errorf("%s is mounted, want %s", mounted["containerd"], dir)
+			}
+		})
+	}
+}
+
 // What the agent looks at to see how much space is left is what the chart mounts.
 func TestDiskReserve(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -300,6 +362,7 @@ func TestSchema(t *testing.T) {
 		"pull policy":                    {`image.pullPolicy="Allways"`, "pullPolicy"},
 		"digest without algorithm":       {`image.digest="abc"`, "digest"},
 		"socket as a URL":                {`containerd.address="unix:///run/containerd/containerd.sock"`, "address"},
+		"no such preset":                 {`containerd.preset="docker"`, "preset"},
 		"the mount would be /":           {`containerd.address="/containerd.sock"`, "address"},
 		"relative archive directory":     {`archives.directory="archives"`, "directory"},
 		"API server as a URL":            {`apiServer.host="https://10.0.0.1"`, "host"},
@@ -309,6 +372,7 @@ func TestSchema(t *testing.T) {
 		"a path out of the directory":    {`archives.directory="/var/lib/../../etc"`, "directory"},
 		"a socket reached by ..":         {`containerd.address="/run/../containerd.sock"`, "address"},
 		"two volumes in one place":       {`archives.directory="/run/containerd"`, "archives.directory"},
+		"in one place of a preset":       {`{"containerd":{"preset":"k0s"},"archives":{"directory":"/run/k0s"}}`, "archives.directory"},
 		"two volumes in one place, by .": {`archives.directory="/run/./containerd"`, "archives.directory"},
 		"node's ports are one":           {`node.ports={"metrics":9462,"health":9462}`, "node.ports"},
 		"controller's ports are one":     {`controller.ports.health=9463`, "controller.ports"},

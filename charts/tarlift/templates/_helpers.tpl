@@ -102,3 +102,29 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end }}
+
+{{/* Where the distributions keep what containerd itself has in /run/containerd and /var/lib/containerd. */}}
+{{- define "tarlift.presets" -}}
+kubeadm: {address: /run/containerd/containerd.sock, root: /var/lib/containerd}
+k3s: {address: /run/k3s/containerd/containerd.sock, root: /var/lib/rancher/k3s/agent/containerd}
+rke2: {address: /run/k3s/containerd/containerd.sock, root: /var/lib/rancher/rke2/agent/containerd}
+k0s: {address: /run/k0s/containerd.sock, root: /var/lib/k0s/containerd}
+microk8s: {address: /var/snap/microk8s/common/run/containerd.sock, root: /var/snap/microk8s/common/var/lib/containerd}
+{{- end }}
+
+{{- define "tarlift.containerd.address" -}}
+{{- with .Values.containerd }}
+{{- .address | default (index (include "tarlift.presets" . | fromYaml) .preset).address }}
+{{- end }}
+{{- end }}
+
+{{/* Empty where nothing is to be mounted. With an address of its own, containerd is none of a preset's. */}}
+{{- define "tarlift.containerd.root" -}}
+{{- with .Values.containerd }}
+{{- if .rootDirectory }}
+{{- .rootDirectory }}
+{{- else if not (or .address (has .snapshotter (list "" "overlayfs"))) }}
+{{- (index (include "tarlift.presets" . | fromYaml) .preset).root }}/tmpmounts
+{{- end }}
+{{- end }}
+{{- end }}
