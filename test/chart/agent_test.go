@@ -4,9 +4,11 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -27,7 +29,10 @@ func TestAgentKnowsItsFlags(t *testing.T) {
 	}
 	for name, values := range valueSets {
 		t.Run(name, func(t *testing.T) {
-			for role, pod := range pods(t, render(t, values...)) {
+			objects := render(t, values...)
+			all := pods(t, objects)
+			all["doctor"] = corev1.PodTemplateSpec{Spec: one[corev1.Pod](t, objects, "Pod").Spec}
+			for role, pod := range all {
 				if out, err := run(expand(t, pod.Spec.Containers[0])...); err != nil {
 					t.Errorf("%s: %v\n%s", role, err, out)
 				}
@@ -82,5 +87,26 @@ func TestListenAddresses(t *testing.T) {
 		if listeners != 2 {
 			t.Errorf("%s has %d listeners, want metrics and health", role, listeners)
 		}
+	}
+}
+
+// The doctor's pod differs from an agent's in what it runs only, and has no right of its own.
+func TestDoctorIsLikeAnAgent(t *testing.T) {
+	for name, values := range valueSets {
+		t.Run(name, func(t *testing.T) {
+			objects := render(t, values...)
+			agent, doctor := pods(t, objects)["node"].Spec, one[corev1.Pod](t, objects, "Pod")
+			if doctor.Annotations["helm.sh/hook"] != "test" || doctor.Spec.RestartPolicy != corev1.RestartPolicyNever {
+				t.Errorf("annotations %v, restarts %s", doctor.Annotations, doctor.Spec.RestartPolicy)
+			}
+			doctor.Spec.RestartPolicy = ""
+			a, d := &agent.Containers[0], &doctor.Spec.Containers[0]
+			agent.Volumes = slices.DeleteFunc(agent.Volumes, func(v corev1.Volume) bool { return v.Name == "archives" })
+			a.VolumeMounts = slices.DeleteFunc(a.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "archives" })
+			a.Args, d.Args, a.Ports, a.LivenessProbe, a.ReadinessProbe = nil, nil, nil, nil, nil
+			if diff := cmp.Diff(agent, doctor.Spec); diff != "" {
+				t.Errorf("pods (-agent +doctor):\n%s", diff)
+			}
+		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -56,7 +57,8 @@ func admin(t *testing.T) (client.Client, *rest.Config) {
 	for _, name := range []string{"node-a", "node-b"} {
 		create(t, c, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	}
-	apply(t, c, render(t, "admissionPolicy.enabled=false"))
+	installed := render(t, "admissionPolicy.enabled=false")
+	apply(t, c, slices.DeleteFunc(installed, func(o unstructured.Unstructured) bool { return o.GetAnnotations()["helm.sh/hook"] != "" }))
 	return c, config
 }
 

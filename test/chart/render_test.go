@@ -22,28 +22,16 @@ var valueSets = map[string][]string{
 	"microk8s":      {`containerd.preset="microk8s"`, `containerd.snapshotter="native"`},
 	"no kube-proxy": {`apiServer.host="10.0.0.1"`, `apiServer.port=443`},
 	"pod network":   {`node.hostNetwork=false`, `controller.hostNetwork=false`, `node.dnsPolicy="ClusterFirst"`},
+	"monitored":     monitored,
+	"policies":      {`networkPolicy.enabled=true`, `node.hostNetwork=false`, `controller.hostNetwork=false`, `networkPolicy.metricsFrom=[{"namespaceSelector":{}}]`},
 	"bare":          {`crds.enabled=false`, `admissionPolicy.enabled=false`, `node.ports.metrics=0`},
 	"many values": {
 		`image.digest="sha256:` + strings.Repeat("a", 64) + `"`, `image.pullPolicy="Never"`, `imagePullSecrets=[{"name":"pull"}]`,
 		`node.podLabels={"a":"b","app.kubernetes.io/component":"x"}`, `controller.podLabels={"app.kubernetes.io/name":"x"}`, `node.podAnnotations={"a":"b"}`, `node.seLinuxOptions={"type":"spc_t"}`,
-		`controller.replicas=3`, `node.concurrency=1`, `controller.affinity={"nodeAffinity":{}}`, `node.serviceAccountAnnotations={"a":"b"}`,
+		`controller.replicas=1`, `node.concurrency=1`, `controller.affinity={"nodeAffinity":{}}`, `node.serviceAccountAnnotations={"a":"b"}`,
 		`node.allowSourceAddresses=["127.0.0.1/32","fe80::/10"]`, `node.sourceProxyFromEnvironment=true`,
 		`node.diskReserve="10Gi"`, `node.checkInterval="1h30m"`, `containerd.rootDirectory="/var/lib/containerd/tmpmounts"`,
 	},
-}
-
-func TestLint(t *testing.T) {
-	for name, values := range valueSets {
-		t.Run(name, func(t *testing.T) {
-			args := []string{"lint", "--strict", chart}
-			for _, v := range values {
-				args = append(args, "--set-json", v)
-			}
-			if out, err := helm(t, args...); err != nil {
-				t.Errorf("%v\n%s", err, out)
-			}
-		})
-	}
 }
 
 // pods returns the chart's pod templates by the role they play.
@@ -58,9 +46,11 @@ func pods(t *testing.T, objects []unstructured.Unstructured) map[string]corev1.P
 func TestPodsAreConfined(t *testing.T) {
 	for name, values := range valueSets {
 		t.Run(name, func(t *testing.T) {
-			for role, pod := range pods(t, render(t, values...)) {
+			objects := render(t, values...)
+			for role, pod := range pods(t, objects) {
 				t.Run(role, func(t *testing.T) { checkConfined(t, pod.Spec) })
 			}
+			t.Run("doctor", func(t *testing.T) { checkConfined(t, one[corev1.Pod](t, objects, "Pod").Spec) })
 		})
 	}
 }
@@ -348,54 +338,6 @@ func TestDiskReserve(t *testing.T) {
 			}
 			if diff := cmp.Diff([][]string{tt.args, tt.mounted}, [][]string{args, mounted}); diff != "" {
 				t.Errorf("arguments and mounts (-want +got):\n%s", diff)
-			}
-		})
-	}
-}
-
-// TestSchema has one row for each mistake that would otherwise be found out on
-// the nodes.
-func TestSchema(t *testing.T) {
-	tests := map[string]struct{ value, field string }{
-		"unknown key":                    {`imagePullPolicy="Never"`, "imagePullPolicy"},
-		"unknown nested key":             {`node.toleration=[]`, "toleration"},
-		"pull policy":                    {`image.pullPolicy="Allways"`, "pullPolicy"},
-		"digest without algorithm":       {`image.digest="abc"`, "digest"},
-		"socket as a URL":                {`containerd.address="unix:///run/containerd/containerd.sock"`, "address"},
-		"no such preset":                 {`containerd.preset="docker"`, "preset"},
-		"the mount would be /":           {`containerd.address="/containerd.sock"`, "address"},
-		"relative archive directory":     {`archives.directory="archives"`, "directory"},
-		"API server as a URL":            {`apiServer.host="https://10.0.0.1"`, "host"},
-		"port":                           {`node.ports.health=0`, "health"},
-		"replicas as text":               {`controller.replicas="2"`, "replicas"},
-		"boolean as text":                {`crds.keep="false"`, "keep"},
-		"a path out of the directory":    {`archives.directory="/var/lib/../../etc"`, "directory"},
-		"a socket reached by ..":         {`containerd.address="/run/../containerd.sock"`, "address"},
-		"two volumes in one place":       {`archives.directory="/run/containerd"`, "archives.directory"},
-		"in one place of a preset":       {`{"containerd":{"preset":"k0s"},"archives":{"directory":"/run/k0s"}}`, "archives.directory"},
-		"two volumes in one place, by .": {`archives.directory="/run/./containerd"`, "archives.directory"},
-		"node's ports are one":           {`node.ports={"metrics":9462,"health":9462}`, "node.ports"},
-		"controller's ports are one":     {`controller.ports.health=9463`, "controller.ports"},
-		"a reserve of everything":        {`node.diskReserve="100%"`, "diskReserve"},
-		"a reserve without a unit":       {`node.diskReserve="much"`, "diskReserve"},
-		"a reserve without a percent":    {`node.diskReserve="15"`, "diskReserve"},
-		"a reserve that is a number":     {`node.diskReserve=15`, "diskReserve"},
-		"an interval without a unit":     {`node.checkInterval="10"`, "checkInterval"},
-		"an interval that is nothing":    {`node.checkInterval=""`, "checkInterval"},
-		"an interval of no time":         {`node.checkInterval="0s"`, "checkInterval"},
-		"a root that is relative":        {`containerd.rootDirectory="lib/containerd"`, "rootDirectory"},
-		"an address without a prefix":    {`node.allowSourceAddresses=["127.0.0.1"]`, "allowSourceAddresses"},
-		"a prefix too long":              {`node.allowSourceAddresses=["127.0.0.1/33"]`, "allowSourceAddresses"},
-		"a name as a prefix":             {`node.allowSourceAddresses=["localhost/32"]`, "allowSourceAddresses"},
-		"one prefix without a list":      {`node.allowSourceAddresses="127.0.0.1/32"`, "allowSourceAddresses"},
-		"proxy as text":                  {`node.sourceProxyFromEnvironment="false"`, "sourceProxyFromEnvironment"},
-		"toleration with unknown effect": {`node.tolerations=[{"operator":"Exists","effect":"No"}]`, "effect"},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			_, err := helm(t, "template", release, chart, "--set-json", tt.value)
-			if err == nil || !strings.Contains(err.Error(), tt.field) {
-				t.Errorf("values with %s: error %v, want one that names %s", tt.value, err, tt.field)
 			}
 		})
 	}

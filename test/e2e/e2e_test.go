@@ -34,6 +34,7 @@ func TestEndToEnd(t *testing.T) {
 		run  func(*testing.T, *env)
 	}{
 		{"first import", firstImport},
+		{"helm test", helmTest},
 		{"the kubelet has every name, pinned", kubeletView},
 		{"pods run without a pull", pods},
 		{"the same archive again moves nothing", sameArchiveAgain},
@@ -47,6 +48,7 @@ func TestEndToEnd(t *testing.T) {
 		{"deleted", deleted},
 		{"no room beside the reserve", reserved},
 		{"source gone and agents restarted", sourceGone},
+		{"uninstalled and installed again", reinstalled},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.run(t, e) }) {
 			describe(t, e)
@@ -417,10 +419,10 @@ func sourceGone(t *testing.T, e *env) {
 				}
 			}
 		}
-		if ready == 4 {
+		if ready == 5 {
 			return ""
 		}
-		return fmt.Sprintf("%d of 4 pods are new and ready", ready)
+		return fmt.Sprintf("%d of 5 pods are new and ready", ready)
 	})
 	// The new agents have looked when they did what only they could do.
 	if err := e.Apply(t.Context(), e.Archive("unreachable", "none.tar")); err != nil {

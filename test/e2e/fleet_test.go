@@ -36,7 +36,7 @@ const healTime = time.Minute
 // TestFleet shows that nodes stay as ImageArchives want them. Its parts use archives of their own.
 func TestFleet(t *testing.T) {
 	e := newEnv(t, nil)
-	if err := e.Install(t.Context(), "node.checkInterval="+checkInterval.String(), "controller.replicas=2"); err != nil {
+	if err := e.Install(t.Context(), "node.checkInterval="+checkInterval.String()); err != nil {
 		t.Fatal(err)
 	}
 	for _, part := range []struct {

@@ -11,8 +11,10 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/test/cluster"
 	"github.com/tarlift/tarlift/test/stage"
 )
@@ -48,6 +50,52 @@ func (e *env) agentUpgraded(t *testing.T) {
 	}
 }
 
+// helmTest has the chart's own test look at a node on which all is well.
+func helmTest(t *testing.T, e *env) {
+	out, err := e.Run(t.Context(), "helm", "test", "tarlift", "--namespace", stage.Namespace, "--logs", "--timeout", "2m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, check := range []string{"cri", "disk", "api server", "crds", "rights", "own state", "policy"} {
+		if !strings.Contains(out, "ok    "+check+" ") {
+			t.Errorf("the doctor has not found %s to be right:\n%s", check, out)
+		}
+	}
+}
+
+// reinstalled finds all ImageArchives and images where they were. The source is gone by now.
+func reinstalled(t *testing.T, e *env) {
+	var before []*v1alpha1.ImageArchive
+	for _, name := range []string{"demo", "demo-again", "later"} {
+		before = append(before, e.ready(t, name))
+	}
+	if _, err := e.Run(t.Context(), "helm", "uninstall", "tarlift", "--namespace", stage.Namespace, "--wait", "--timeout", "2m"); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range before {
+		if now := e.archive(t, a.Name); now.UID != a.UID || now.DeletionTimestamp != nil {
+			t.Fatalf("%s is another one, or goes: %s", a.Name, asJSON(now.ObjectMeta))
+		}
+	}
+	// So that what nodes report from here on is what the new agents do.
+	if _, err := e.Run(t.Context(), "kubectl", "delete", "nodeimagestates", "--all"); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Install(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func(ctx context.Context) string {
+		for _, a := range before {
+			for _, n := range e.Nodes {
+				if s := e.on(ctx, n, a.Name); s == nil || s.UID != a.UID || !meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionReady) {
+					return fmt.Sprintf("%s reports of %s: %s", n.Name, a.Name, asJSON(s))
+				}
+			}
+		}
+		return ""
+	})
+}
+
 // runs waits until all pods of the release run an image, and no others are left.
 func (e *env) runs(t *testing.T, image string) {
 	t.Helper()
@@ -61,7 +109,7 @@ func (e *env) runs(t *testing.T, image string) {
 				return fmt.Sprintf("%s is to run %s: %s", p.Name, p.Spec.Containers[0].Image, asJSON(p.Status.ContainerStatuses))
 			}
 		}
-		if len(pods.Items) != 4 {
+		if len(pods.Items) != 5 {
 			return fmt.Sprintf("%d pods", len(pods.Items))
 		}
 		return ""

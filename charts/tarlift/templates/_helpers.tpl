@@ -128,3 +128,83 @@ microk8s: {address: /var/snap/microk8s/common/run/containerd.sock, root: /var/sn
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{/* What a pod needs, wherever it runs, to reach containerd and the API server as an agent does. */}}
+{{- define "tarlift.node.pod" -}}
+serviceAccountName: {{ include "tarlift.fullname" . }}-node
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.node }}
+hostNetwork: {{ .hostNetwork }}
+dnsPolicy: {{ .dnsPolicy }}
+priorityClassName: {{ .priorityClassName }}
+tolerations:
+  {{- toYaml .tolerations | nindent 2 }}
+securityContext:
+  # containerd's socket belongs to root, mode 0660: with no capability
+  # left, being its owner is what lets the agent connect.
+  runAsUser: 0
+  runAsGroup: 0
+  seccompProfile:
+    type: RuntimeDefault
+  {{- with .seLinuxOptions }}
+  seLinuxOptions:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "tarlift.node.flags" -}}
+- --address={{ include "tarlift.containerd.address" . }}
+- --namespace={{ .Values.containerd.namespace }}
+{{- with .Values.containerd.snapshotter }}
+- --snapshotter={{ . }}
+{{- end }}
+- --disk-reserve={{ .Values.node.diskReserve }}
+{{- if include "tarlift.containerd.root" . }}
+- --containerd-root=/containerd-root
+{{- end }}
+{{- end }}
+
+{{- define "tarlift.node.env" -}}
+- name: NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+{{ include "tarlift.env" . }}
+{{- with .Values.node.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "tarlift.node.mounts" -}}
+# The socket's directory: a mount of the socket itself would still
+# lead to the old one after containerd has restarted. HostToContainer,
+# or the mounts of other containers below it could not be unmounted
+# while the agent lives.
+- name: containerd
+  mountPath: {{ dir (include "tarlift.containerd.address" .) }}
+  mountPropagation: HostToContainer
+  readOnly: true
+{{- if include "tarlift.containerd.root" . }}
+- name: containerd-root
+  mountPath: /containerd-root
+  mountPropagation: HostToContainer
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "tarlift.node.volumes" -}}
+- name: containerd
+  hostPath:
+    path: {{ dir (include "tarlift.containerd.address" .) }}
+    type: Directory
+{{- with include "tarlift.containerd.root" . }}
+- name: containerd-root
+  hostPath:
+    path: {{ . }}
+    type: Directory
+{{- end }}
+{{- end }}
