@@ -11,6 +11,8 @@ import (
 
 	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -233,6 +235,28 @@ func TestUnpackingShowsProgress(t *testing.T) {
 		}
 		if s, w := signOf(&now.Archives[0]), signOf(&before.Archives[0]); (s != w) != (unpacked > 430) {
 			t.Errorf("%d of 1000 looks to a rollout like %+v", unpacked, s)
+		}
+	}
+}
+
+// Whom a rollout has let in shares the API server with those that are in besides, not with the fleet.
+func TestPeersOfARollout(t *testing.T) {
+	lo, server := newRolloutLoop(t, "rolled")
+	a := lo.view.archives[0]
+	a.Spec.Rollout.MaxConcurrent = ptr.To(intstr.FromString("10%"))
+	a.Status.Nodes = &v1alpha1.NodeCounts{Desired: 5000}
+	for _, test := range []struct {
+		why      string
+		admitted []v1alpha1.Admission
+		want     int32
+	}{
+		{"outside", nil, 5000},
+		{"let in", []v1alpha1.Admission{admission(a)}, 500},
+	} {
+		server.admits(lo, true, test.admitted...)
+		lo.takeIn(t.Context(), &lo.view, time.Now())
+		if got := lo.peers(lo.view.archives); got != test.want {
+			t.Errorf("%s: %d, want %d", test.why, got, test.want)
 		}
 	}
 }
