@@ -62,5 +62,5 @@ func (a *agenda) admittedBeside() int32 {
 			n += places(rec.archive.Spec.Rollout, int(nodes.Desired))
 		}
 	}
-	return int32(n) //nolint:gosec // no more than nodes by archives
+	return int32(n)
 }
