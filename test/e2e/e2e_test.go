@@ -23,16 +23,12 @@ import (
 // TestEndToEnd runs its parts in order on one cluster: later parts build on what earlier ones left.
 func TestEndToEnd(t *testing.T) {
 	e := newEnv(t, nil)
-	if err := e.Install(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := stage.WriteArchive(t.Context(), filepath.Join(e.Files, "demo.tar"), "1.0"); err != nil {
-		t.Fatal(err)
-	}
 	for _, part := range []struct {
 		name string
 		run  func(*testing.T, *env)
 	}{
+		{"a newcomer follows the quickstart", quickstart},
+		{"installed again", installed},
 		{"first import", firstImport},
 		{"helm test", helmTest},
 		{"the kubelet has every name, pinned", kubeletView},
@@ -70,7 +66,16 @@ func describe(t *testing.T, e *env) {
 	}
 }
 
+func installed(t *testing.T, e *env) {
+	if err := e.Install(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func firstImport(t *testing.T, e *env) {
+	if err := stage.WriteArchive(t.Context(), filepath.Join(e.Files, "demo.tar"), "1.0"); err != nil {
+		t.Fatal(err)
+	}
 	needed := e.missing(t, e.Nodes[0], "demo.tar")
 	info, err := os.Stat(filepath.Join(e.Files, "demo.tar"))
 	if err != nil {
