@@ -19,6 +19,8 @@ var (
 	heredoc = regexp.MustCompile(`(?s)<<'EOF'\n(.*?)\nEOF\n`)
 	// elided is a digest that is cut short for the reader.
 	elided = regexp.MustCompile(`sha256:[0-9a-f]*…`)
+	// more is a line that says that there are others.
+	more = regexp.MustCompile(`(?m)^ *…\n`)
 )
 
 // The API server takes every object that the pages show, and every part of an ImageArchive's spec, strictly: with no
@@ -61,10 +63,10 @@ func manifests(b docs.Block) (texts []string) {
 }
 
 // example makes a whole object of what a page shows: an object, a part of an ImageArchive's spec, a status, or a list of
-// conditions.
+// conditions or of a NodeImageState's archives.
 func example(t *testing.T, text, name string) *unstructured.Unstructured {
 	t.Helper()
-	text = elided.ReplaceAllString(text, "sha256:"+strings.Repeat("0a", 32))
+	text = elided.ReplaceAllString(more.ReplaceAllString(text, ""), "sha256:"+strings.Repeat("0a", 32))
 	if strings.HasPrefix(text, "  ") {
 		text = "spec:\n" + text
 	}
@@ -72,10 +74,12 @@ func example(t *testing.T, text, name string) *unstructured.Unstructured {
 	if err := yaml.Unmarshal([]byte(text), &shown); err != nil {
 		t.Fatalf("%v in\n%s", err, text)
 	}
-	object, ok := withoutDots(shown).(map[string]any)
+	object, isObject := withoutDots(shown).(map[string]any)
 	switch {
-	case !ok:
-		object = map[string]any{"status": map[string]any{"conditions": withoutDots(shown)}}
+	case !isObject && strings.HasPrefix(text, "- name:"):
+		object = map[string]any{"kind": "NodeImageState", "status": map[string]any{"archives": shown}}
+	case !isObject:
+		object = map[string]any{"status": map[string]any{"conditions": shown}}
 	case object["kind"] == nil && object["spec"] == nil:
 		object = map[string]any{"status": object}
 	}
