@@ -1,11 +1,15 @@
 package controllers
 
 import (
+	"net/http"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -25,6 +29,18 @@ func NodeCache(nodeName string) cache.Options {
 			nodeMetadata():             own,
 		},
 	}
+}
+
+// NodeKinds are all that a NodeReconciler asks an API server for, to be told to its manager. Else that would ask when it is
+// made, and fail while the API server is away; and thousands of agents would ask what never changes.
+func NodeKinds(*rest.Config, *http.Client) (meta.RESTMapper, error) {
+	m := meta.NewDefaultRESTMapper(nil)
+	m.Add(corev1.SchemeGroupVersion.WithKind("Node"), meta.RESTScopeRoot)
+	m.Add(v1alpha1.GroupVersion.WithKind("ImageArchive"), meta.RESTScopeRoot)
+	m.Add(v1alpha1.GroupVersion.WithKind("NodeImageState"), meta.RESTScopeRoot)
+	m.Add(corev1.SchemeGroupVersion.WithKind("Secret"), meta.RESTScopeNamespace)
+	m.Add(eventsv1.SchemeGroupVersion.WithKind("Event"), meta.RESTScopeNamespace)
+	return m, nil
 }
 
 // ArchiveCache is what the manager of an ArchiveReconciler may cache: all ImageArchives and NodeImageStates, and of

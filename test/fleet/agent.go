@@ -50,6 +50,7 @@ func newAgent(server *rest.Config, spec agentSpec, order workerOrder) (*agent, e
 		Metrics:                metricsserver.Options{BindAddress: "0"},
 		HealthProbeBindAddress: "0",
 		Cache:                  controllers.NodeCache(spec.Node),
+		MapperProvider:         controllers.NodeKinds,
 		Controller:             config.Controller{SkipNameValidation: ptr.To(true), CacheSyncTimeout: time.Hour},
 	})
 	if err != nil {
