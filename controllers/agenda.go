@@ -18,6 +18,7 @@ import (
 type agenda struct {
 	records  map[types.UID]*record
 	unclear  []importer.Owner // archives of which nobody can say whether they select this node: what is there stays
+	unknown  unknown          // archives of which nobody can say whether they are there, likewise
 	recovery recovery
 	sweep    sweep
 	releases map[types.UID]*attempt // archives whose leftovers of failed attempts are to go
@@ -51,12 +52,15 @@ func newAgenda(jitter func() float64) *agenda {
 	return &agenda{records: map[types.UID]*record{}, releases: map[types.UID]*attempt{}, limits: defaultLimits, jitter: jitter}
 }
 
-// restore takes over what an earlier process of this agent reported, before the first follow, which forgets the archives
-// that are gone by now.
+// restore takes over what an earlier process of this agent reported, before the first follow of what the API server tells,
+// which forgets the archives that are gone by now.
 func (a *agenda) restore(status *v1alpha1.NodeImageStateStatus) {
 	a.runtime = status.Containerd.DeepCopy()
 	for i := range status.Archives {
 		entry := status.Archives[i].DeepCopy()
+		if known := a.records[entry.UID]; known != nil && known.entry.Attempts > 0 {
+			continue // a drop-in that this process has imported
+		}
 		rec := &record{entry: *entry, done: isTrue(entry.Conditions, v1alpha1.ConditionReady), loss: lossIn(entry.Conditions)}
 		if e := entry.LastError; e != nil {
 			terminal := isTrue(entry.Conditions, v1alpha1.ConditionStalled) && hasReason(entry.Conditions, v1alpha1.ConditionStalled, e.Reason)
@@ -197,13 +201,13 @@ func (a *agenda) next(running []activity, now time.Time) (start, stop *job, wait
 		}
 	}
 	t := newTurn(running, now)
-	if t.asking {
+	if t.asking || a.unknown.archives && a.unknown.dropIns {
 		return nil, nil, 0
 	}
 	records := a.oldestFirst()
 	if rc := &a.recovery; !rc.done {
 		if t.due(rc.attempt) {
-			return &job{kind: jobRecover, wanted: a.wanted(records)}, nil, 0
+			return &job{kind: jobRecover, wanted: a.wanted(records), unknown: a.unknown}, nil, 0
 		}
 		if !rc.passed {
 			return nil, nil, t.wait
@@ -237,7 +241,7 @@ func (a *agenda) nextClearing(records []*record, t *turn) *job {
 		for _, name := range a.expected() {
 			wanted = append(wanted, importer.Owner{Name: name})
 		}
-		return &job{kind: jobSweep, wanted: wanted}
+		return &job{kind: jobSweep, wanted: wanted, unknown: a.unknown}
 	}
 	return nil
 }

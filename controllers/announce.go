@@ -139,7 +139,7 @@ func (r *NodeReconciler) event(notes []note, state types.UID, now time.Time) *ev
 		Regarding:           reference("NodeImageState", r.NodeName, state),
 		Note:                clip(textOf(notes)),
 	}
-	if len(notes) == 1 && first.archive != nil {
+	if len(notes) == 1 && first.archive != nil && !isDropIn(first.archive.Name) {
 		e.Related = ptr.To(reference("ImageArchive", first.archive.Name, first.archive.UID))
 	}
 	return e

@@ -142,6 +142,9 @@ func sharesIn(o client.Object) map[string]archiveShare {
 	node := owningNode(state)
 	for i := range state.Status.Archives {
 		e := &state.Status.Archives[i]
+		if isDropIn(e.Name) {
+			continue
+		}
 		m[e.Name] = archiveShare{
 			node: node, archive: e.UID, generation: e.ObservedGeneration, share: shareOf(e), stalled: stalledSince(e).Unix(), waits: waits(e),
 		}

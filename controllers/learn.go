@@ -32,6 +32,8 @@ func (a *agenda) learn(o *outcome, now time.Time) news {
 		rec.suspect = false
 	}
 	switch {
+	case o.job.kind == jobRecover && o.job.unknown != a.unknown:
+		// There is another to come.
 	case o.job.kind == jobRecover:
 		a.learnRecovery(o, now)
 	case o.job.kind == jobSweep:
@@ -86,7 +88,7 @@ func (a *agenda) learnSweep(o *outcome, now time.Time) {
 		s.failed(now, retryLimit, a.jitter)
 		return
 	}
-	s.attempt, s.needless, s.spared = attempt{}, true, nil
+	s.attempt, s.needless, s.spared = attempt{}, o.job.unknown == a.unknown, nil
 	for _, w := range o.swept {
 		if len(w.Spared) > 0 {
 			s.spared = append(s.spared, w.Owner.Name)

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,10 +44,20 @@ type NodeReconciler struct {
 	Metrics  prometheus.Registerer
 	// CheckInterval is how often all images are looked at though nothing tells of a change; 0: DefaultCheckInterval.
 	CheckInterval time.Duration
+	// DropIns says to import what lies in the drop-in directory below Sources.ArchiveDir, also without an API server.
+	DropIns bool
 
 	worker  *worker
 	watcher *watcher
-	agenda  *agenda // nil until the first reconcile
+	dropIns *dropIns      // nil for none
+	poked   chan struct{} // wakes alone
+	waited  bool          // for the first look at drop-ins
+
+	mu      sync.Mutex
+	taken   bool     // the controller works, and alone is over
+	told    bool     // the API server has told of its archives
+	last    nodeView // what it told of them
+	agenda  *agenda  // nil until the first reconcile
 	state   writtenState
 	notes   []note // Events that wait for the object that they are about
 	size    int32  // of the fleet, 0 for unknown
@@ -83,7 +94,7 @@ func (r *NodeReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	}
 	r.worker = &worker{importer: r.Importer, open: r.Sources.Open, changed: r.Sources.Changed, metrics: newMetrics(r.Metrics)}
 	r.watcher = &watcher{importer: r.Importer, jitter: r.jitter}
-	if err := errors.Join(mgr.Add(r.worker), mgr.Add(r.watcher)); err != nil {
+	if err := errors.Join(mgr.Add(r.worker), mgr.Add(r.watcher), r.addDropIns(mgr)); err != nil {
 		return fmt.Errorf("add worker and watcher: %w", err)
 	}
 	request := ctrl.Request{NamespacedName: types.NamespacedName{Name: r.NodeName}}
@@ -96,8 +107,7 @@ func (r *NodeReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.NodeImageState{}, toNode).
 		WatchesMetadata(&corev1.Node{}, toNode, builder.WithPredicates(nodeChanged)).
 		WatchesRawSource(ctrlsource.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
-			r.worker.onWake(func() { q.Add(request) })
-			r.watcher.onWake(func() { q.Add(request) })
+			r.onWake(func() { q.Add(request); r.poke() })
 			return nil
 		})).
 		WithOptions(controller.Options{
@@ -135,13 +145,21 @@ var recreated = predicate.Funcs{
 // Reconcile looks at all archives of the node: it takes in what has changed, gives the worker its next jobs, and
 // reports.
 func (r *NodeReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	r.awaitDropIns(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.taken = true
+	defer r.poke()
 	view, err := r.look(ctx)
-	if err != nil || view.node == nil {
+	if view.blind = view.node == nil; err != nil || view.blind && r.dropIns == nil {
 		return ctrl.Result{}, err
 	}
 	now := r.now()
 	r.takeIn(ctx, view, now)
 	wait := r.steer(ctx, now)
+	if view.blind {
+		return ctrl.Result{RequeueAfter: wait}, nil
+	}
 	return ctrl.Result{RequeueAfter: sooner(wait, r.report(ctx, view, now))}, nil
 }
 
@@ -152,6 +170,7 @@ type nodeView struct {
 	leftover bool                          // the state that is there belongs to an earlier Node of the name
 	archives []*v1alpha1.ImageArchive      // those that select the node
 	unclear  []importer.Owner              // those whose selector nobody can read
+	blind    bool                          // it says nothing: it is away, or has no such Node
 }
 
 // look reads from the cache. An archive whose selector cannot be read selects no node, and its status says so; what it
@@ -220,13 +239,15 @@ func (r *NodeReconciler) takeIn(ctx context.Context, view *nodeView, now time.Ti
 	if r.agenda == nil {
 		r.agenda = newAgenda(r.jitter)
 		r.agenda.checkInterval = r.CheckInterval
-		if view.state != nil {
+	}
+	if !view.blind {
+		if !r.told && view.state != nil {
 			r.agenda.restore(&view.state.Status)
 		}
+		r.told, r.last = true, *view
+		r.contact.see(view.state, now)
 	}
-	r.agenda.follow(view.archives, now)
-	r.agenda.unclear = view.unclear
-	r.contact.see(view.state, now)
+	r.followAll(now)
 	r.agenda.silence = now.Sub(r.contact.at)
 	r.agenda.admit(r.contact.admitted)
 	r.agenda.disturb(r.watcher.collect(), now)

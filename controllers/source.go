@@ -181,9 +181,11 @@ func selectionOf(images *v1alpha1.ImageSelection) archive.Selection {
 }
 
 func ownerOf(a *v1alpha1.ImageArchive) importer.Owner {
-	return importer.Owner{
-		Name: a.Name, UID: string(a.UID), SpecHash: specHash(&a.Spec), Deletion: importer.Deletion(a.Spec.DeletionPolicy),
+	hash := specHash(&a.Spec)
+	if isDropIn(a.Name) {
+		hash = dropInHash(a)
 	}
+	return importer.Owner{Name: a.Name, UID: string(a.UID), SpecHash: hash, Deletion: importer.Deletion(a.Spec.DeletionPolicy)}
 }
 
 // specHash identifies what of a spec decides an import. It is recorded in

@@ -30,11 +30,11 @@ type Importer interface {
 	Release(ctx context.Context, uid string) error
 	// Recover deals with what importers that were killed have left: a publishing that had begun is finished for the
 	// wanted owners and undone for others; what a wanted owner's next attempt can adopt stays; all else is cleared.
-	// Living importers are left alone.
-	Recover(ctx context.Context, wanted []importer.Owner) error
+	// Living importers are left alone, and owners of whom nobody knows whether they are wanted: whose UID is not among.
+	Recover(ctx context.Context, wanted []importer.Owner, among func(uid string) bool) error
 	// Sweep ends the claims on images of all owners but the wanted, as each one's deletion policy says, and records the
-	// wanted ones' policies.
-	Sweep(ctx context.Context, wanted []importer.Owner) ([]importer.Swept, error)
+	// wanted ones' policies. Owners whose UID is not among are left alone, too.
+	Sweep(ctx context.Context, wanted []importer.Owner, among func(uid string) bool) ([]importer.Swept, error)
 	// Watch tells the name of each image that is changed or deleted, and "" for each snapshot that is deleted, until ctx
 	// ends or containerd does.
 	Watch(ctx context.Context, changed func(name string)) error
@@ -47,6 +47,7 @@ type job struct {
 	archive   *v1alpha1.ImageArchive // not changed by anybody
 	owner     importer.Owner
 	wanted    []importer.Owner // of a recovery and a sweep
+	unknown   unknown          // when it began
 	repair    bool             // before a check: what needs no source
 	names     []string         // that are known to be published for the owner
 	validator string           // of the source as it was, for a probe
@@ -247,10 +248,10 @@ func (w *worker) do(ctx context.Context, t *task) *outcome {
 	o.runtime = &runtime
 	switch t.kind {
 	case jobRecover:
-		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.importer.Recover(ctx, t.wanted) })
+		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.importer.Recover(ctx, t.wanted, t.unknown.among) })
 	case jobSweep:
 		o.err = within(ctx, workTimeout, func(ctx context.Context) (err error) {
-			o.swept, err = w.importer.Sweep(ctx, t.wanted)
+			o.swept, err = w.importer.Sweep(ctx, t.wanted, t.unknown.among)
 			return err
 		})
 	case jobCheck:

@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +33,7 @@ type fakeImporter struct {
 	recover   error
 	recovered [][]importer.Owner
 	swept     [][]importer.Owner
+	among     []string // of recoveries and sweeps
 	repaired  int
 	watch     func(ctx context.Context, changed func(string)) error
 }
@@ -66,8 +68,8 @@ func (f *fakeImporter) Repair(ctx context.Context, _ importer.Owner) (int, error
 	return 1, f.ask(ctx, "Repair")
 }
 
-func (f *fakeImporter) Sweep(ctx context.Context, wanted []importer.Owner) ([]importer.Swept, error) {
-	f.swept = append(f.swept, wanted)
+func (f *fakeImporter) Sweep(ctx context.Context, wanted []importer.Owner, among func(string) bool) ([]importer.Swept, error) {
+	f.swept, f.among = append(f.swept, wanted), append(f.among, amongText(among))
 	return nil, f.ask(ctx, "Sweep")
 }
 
@@ -84,8 +86,8 @@ func (f *fakeImporter) Release(ctx context.Context, uid string) error {
 	return f.ask(ctx, "Release")
 }
 
-func (f *fakeImporter) Recover(ctx context.Context, wanted []importer.Owner) error {
-	f.recovered = append(f.recovered, wanted)
+func (f *fakeImporter) Recover(ctx context.Context, wanted []importer.Owner, among func(string) bool) error {
+	f.recovered, f.among = append(f.recovered, wanted), append(f.among, amongText(among))
 	if err := f.ask(ctx, "Recover"); err != nil {
 		return err
 	}
@@ -382,4 +384,9 @@ func TestWorkerEndsWithItsJob(t *testing.T) {
 	if w.begin(importJob()) {
 		t.Error("took a job after the end")
 	}
+}
+
+// amongText is of whose archives it is known whether they are wanted.
+func amongText(among func(string) bool) string {
+	return fmt.Sprintf("archives %v, drop-ins %v", among("uid-a"), among(string(dropInArchive("a.tar", fileVersion{}).UID)))
 }

@@ -57,7 +57,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	s.life.close()
 	look(Leftovers{Stopped: 1, Ingests: 1, Bytes: 10})
-	if err := n.Recover(t.Context(), nil); err != nil {
+	if err := n.Recover(t.Context(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	look(Leftovers{})

@@ -20,6 +20,7 @@ import (
 const (
 	ingestRoot = "tarlift/"
 	lifeRoot   = "tarlift-alive/" // beside the ingests: these are aborted all together
+	archiveKey = "archive/"
 
 	// importUID is `agent import`'s, in place of an ImageArchive's. Each run of it has a key of its own.
 	importUID = "import"
@@ -30,7 +31,15 @@ func sessionKey(uid, lease string) string {
 	if uid == importUID {
 		return lease
 	}
-	return "archive/" + uid
+	return archiveKey + uid
+}
+
+// uidOf is whose key it is.
+func uidOf(key string) string {
+	if uid, ok := strings.CutPrefix(key, archiveKey); ok {
+		return uid
+	}
+	return importUID
 }
 
 func ingestPrefix(key string) string { return ingestRoot + key + "/" }
@@ -115,15 +124,16 @@ func (l *life) end(ctx context.Context) error {
 
 // Recover deals with what importers that were killed have left. Of wanted owners a publishing that had begun is
 // finished, and what their next attempts need stays. Of others it is undone, and all of theirs goes. What `agent import`
-// had begun to publish is finished, and the rest goes. Importers that live are left alone.
-func (i *Importer) Recover(ctx context.Context, wanted []Owner) error {
-	return i.recover(i.in(ctx), "", func(o Owner) bool {
+// had begun to publish is finished, and the rest goes. Importers that live are left alone, and so are those whose UID among
+// does not say yes to; nil for none.
+func (i *Importer) Recover(ctx context.Context, wanted []Owner, among func(uid string) bool) error {
+	return i.recover(i.in(ctx), "", among, func(o Owner) bool {
 		return slices.ContainsFunc(wanted, func(w Owner) bool { return w.UID == o.UID && w.SpecHash == o.SpecHash })
 	})
 }
 
 // recover is Recover for the leases and signs of life of one UID, empty for all.
-func (i *Importer) recover(ctx context.Context, uid string, wanted func(Owner) bool) error {
+func (i *Importer) recover(ctx context.Context, uid string, among func(uid string) bool, wanted func(Owner) bool) error {
 	left, err := i.sessionLeases(ctx, uid)
 	if err != nil {
 		return err
@@ -145,6 +155,9 @@ func (i *Importer) recover(ctx context.Context, uid string, wanted func(Owner) b
 	}
 	var failures []error
 	for _, key := range slices.Sorted(maps.Keys(byKey)) { // the text of a failure comes into a condition
+		if among != nil && !among(uidOf(key)) {
+			continue
+		}
 		if err := i.recoverSession(ctx, key, byKey[key], wanted); err != nil && !errors.Is(err, errAlive) {
 			failures = append(failures, err)
 		}

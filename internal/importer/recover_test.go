@@ -117,7 +117,7 @@ func TestRecover(t *testing.T) {
 			if (writes > 0) == slices.Equal(before.Images, partial.Images) {
 				t.Fatalf("%s: %d writes published %v", tc.name, writes, partial.Images)
 			}
-			if err := n.Recover(t.Context(), tc.wanted); err != nil {
+			if err := n.Recover(t.Context(), tc.wanted, nil); err != nil {
 				t.Fatal(err)
 			}
 			after := n.state(t)
@@ -148,7 +148,7 @@ func TestRecoverTellsTheLiving(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := n.state(t)
-	if err := n.Recover(t.Context(), nil); err != nil {
+	if err := n.Recover(t.Context(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	unchanged(t, before, n.state(t))
@@ -166,7 +166,7 @@ func TestRecoverTellsTheLiving(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := n.Recover(t.Context(), nil); err != nil {
+	if err := n.Recover(t.Context(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if after := n.state(t); len(after.Leases)+len(after.Ingests) != 0 {
@@ -209,7 +209,7 @@ func TestRecoverLeavesWhatOthersDid(t *testing.T) {
 			}
 			killed(t, n, blobOf(t, b, false), wanted(owner), tc.writes)
 			tc.do(t, n)
-			if err := n.Recover(t.Context(), wants); err != nil {
+			if err := n.Recover(t.Context(), wants, nil); err != nil {
 				t.Fatal(err)
 			}
 			img := n.image(t, appName)
@@ -224,8 +224,8 @@ func TestRecoverLeavesWhatOthersDid(t *testing.T) {
 func TestRecoverLeavesWhatIsComplete(t *testing.T) {
 	b := build(t, twoImages())
 	for name, clear := range map[string]func(*node) error{
-		"wanted":     func(n *node) error { return n.Recover(t.Context(), []Owner{owner}) },
-		"not wanted": func(n *node) error { return n.Recover(t.Context(), nil) },
+		"wanted":     func(n *node) error { return n.Recover(t.Context(), []Owner{owner}, nil) },
+		"not wanted": func(n *node) error { return n.Recover(t.Context(), nil, nil) },
 		"released":   func(n *node) error { return n.Release(t.Context(), owner.UID) },
 	} {
 		n := newNode(t, "linux/amd64")
@@ -338,7 +338,7 @@ func TestTakenForDead(t *testing.T) {
 		s := n.bringing(t, blobOf(t, b, false), wanted(Owner{}))
 		s.restarted(t)
 		if dead {
-			if err := n.Recover(t.Context(), nil); err != nil {
+			if err := n.Recover(t.Context(), nil, nil); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -66,7 +66,7 @@ func (i *Importer) begin(ctx context.Context, req Request) (_ *session, _ contex
 	}
 	uid, id := req.Owner.UID, ""
 	if uid == "" {
-		if err := i.recover(ctx, importUID, func(Owner) bool { return false }); err != nil {
+		if err := i.recover(ctx, importUID, nil, func(Owner) bool { return false }); err != nil {
 			return nil, nil, err
 		}
 		uid = importUID

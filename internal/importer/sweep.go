@@ -31,20 +31,21 @@ const maxFailures = 10
 // Sweep ends the claims on images of owners that are not wanted, told apart by UID, each by the policy that it recorded.
 // Of wanted owners it ends the claims on names that their newest publishing no longer had, and records their policies.
 // Owners with a living importer are left to it, and `agent import` stays an owner. A wanted owner without a UID spares all
-// who have its name: another of that name is still to import, perhaps the same. It returns who lost names, and who was spared.
-func (i *Importer) Sweep(ctx context.Context, wanted []Owner) (swept []Swept, err error) {
+// who have its name: another of that name is still to import, perhaps the same. Owners whose UID among does not say yes to
+// are left alone, since nobody knows whether they are wanted; nil for none. It returns who lost names, and who was spared.
+func (i *Importer) Sweep(ctx context.Context, wanted []Owner, among func(uid string) bool) (swept []Swept, err error) {
 	ctx = i.in(ctx)
 	for more := true; more && err == nil; {
 		var some []Swept
-		some, more, err = i.sweepSome(ctx, wanted)
+		some, more, err = i.sweepSome(ctx, wanted, among)
 		swept = append(swept, some...)
 	}
 	return swept, err
 }
 
 // sweepSome is Sweep for as many owners as are dealt with at a time. Who was spared is told when there are no more.
-func (i *Importer) sweepSome(ctx context.Context, wanted []Owner) (swept []Swept, more bool, err error) {
-	held, spared, err := i.hold(ctx, wanted)
+func (i *Importer) sweepSome(ctx context.Context, wanted []Owner, among func(string) bool) (swept []Swept, more bool, err error) {
+	held, spared, err := i.hold(ctx, wanted, among)
 	if len(held) == 0 {
 		return spared, false, err
 	}
@@ -57,7 +58,7 @@ func (i *Importer) sweepSome(ctx context.Context, wanted []Owner) (swept []Swept
 	if listErr != nil {
 		return spared, false, runtimeError("list images", listErr)
 	}
-	now := claimants(list, wanted)
+	now := claimants(list, wanted, among)
 	var ends []ending
 	for _, c := range held {
 		if c = now[c.label]; c != nil {
@@ -78,13 +79,13 @@ func (i *Importer) sweepSome(ctx context.Context, wanted []Owner) (swept []Swept
 }
 
 // hold takes the signs of life of those for whom there is something to do. One who cannot be held keeps no others from it.
-func (i *Importer) hold(ctx context.Context, wanted []Owner) (held []*claimant, spared []Swept, err error) {
+func (i *Importer) hold(ctx context.Context, wanted []Owner, among func(string) bool) (held []*claimant, spared []Swept, err error) {
 	list, err := i.services.images.List(ctx)
 	if err != nil {
 		return nil, nil, runtimeError("list images", err)
 	}
 	var failures []error
-	for _, c := range sorted(claimants(list, wanted)) {
+	for _, c := range sorted(claimants(list, wanted, among)) {
 		if len(c.spared.Spared) > 0 {
 			spared = append(spared, c.spared)
 		}
@@ -124,15 +125,15 @@ type ending struct {
 	owner Owner // as recorded, with the policy that is to be followed
 }
 
-// claimants finds the archives that have labels, by these.
-func claimants(list []images.Image, wanted []Owner) map[string]*claimant {
+// claimants finds the archives that have labels, by these, among those with such UIDs; nil for all.
+func claimants(list []images.Image, wanted []Owner, among func(uid string) bool) map[string]*claimant {
 	all := map[string]*claimant{}
 	var claims []ending
 	for _, img := range list {
 		for label := range img.Labels {
 			uid, ok := strings.CutPrefix(label, ownerLabelPrefix)
 			r := readRecord(img, label)
-			if !ok || !r.of(img.Name) {
+			if !ok || !r.of(img.Name) || among != nil && !among(uid) {
 				continue
 			}
 			owner := Owner{Name: r.Archive, UID: uid, SpecHash: r.Spec, Deletion: cmp.Or(r.Deletion, DeletionUnpin)}
@@ -215,7 +216,7 @@ func (i *Importer) endFormer(ctx context.Context, o Owner) (Swept, error) {
 	if err != nil {
 		return Swept{}, runtimeError("list images", err)
 	}
-	c := claimants(list, []Owner{o})[ownerLabel(o)]
+	c := claimants(list, []Owner{o}, nil)[ownerLabel(o)]
 	if c == nil {
 		return Swept{}, nil
 	}

@@ -37,7 +37,7 @@ func (n *node) bring(t *testing.T, b *builder.Built, o Owner) Result {
 // sweep returns what became of names, as lines.
 func (n *node) sweep(t *testing.T, wanted ...Owner) []string {
 	t.Helper()
-	swept, err := n.Sweep(t.Context(), wanted)
+	swept, err := n.Sweep(t.Context(), wanted, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +274,7 @@ func TestSweepGoesOn(t *testing.T) {
 		}
 		left, whole := k, n.services.images
 		n.services.images = anyWrite{failingImages{whole, &left}}
-		if _, err := n.Sweep(t.Context(), nil); (err != nil) != (k < 5) {
+		if _, err := n.Sweep(t.Context(), nil, nil); (err != nil) != (k < 5) {
 			t.Fatalf("with %d writes: %v", k, err)
 		}
 		n.services.images = whole
@@ -356,7 +356,7 @@ func TestSweepPassesOverFailures(t *testing.T) {
 			whole := n.services.content
 			tc.content.Store = whole
 			n.services.content = tc.content
-			swept, err := n.Sweep(t.Context(), nil)
+			swept, err := n.Sweep(t.Context(), nil, nil)
 			if diff := cmp.Diff(tc.swept, lines(swept)); diff != "" || !errors.Is(err, errInjected) {
 				t.Errorf("error %v, swept (-want +got):\n%s", err, diff)
 			}
@@ -442,7 +442,7 @@ func TestChangedArchiveDropsNames(t *testing.T) {
 				if img := n.image(t, appName); img == nil || img.Labels[ownerLabel(a)] == "" {
 					t.Fatalf("the name went without being looked for: %v", img)
 				}
-				if err := n.Recover(t.Context(), []Owner{a, other}); err != nil {
+				if err := n.Recover(t.Context(), []Owner{a, other}, nil); err != nil {
 					t.Fatal(err)
 				}
 				got = n.sweep(t, a, other)

@@ -38,6 +38,8 @@ type fakeNode struct {
 	name string
 	dir  string // of its archives
 
+	dropIns bool // it has a drop-in directory
+
 	mu       sync.Mutex
 	imported map[published]importer.Result
 	runtime  error
@@ -112,7 +114,7 @@ func (f *fakeNode) Repair(_ context.Context, o importer.Owner) (int, error) {
 }
 
 // Sweep forgets the imports of all but the wanted owners.
-func (f *fakeNode) Sweep(_ context.Context, wanted []importer.Owner) (swept []importer.Swept, err error) {
+func (f *fakeNode) Sweep(_ context.Context, wanted []importer.Owner, among func(string) bool) (swept []importer.Swept, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sweeps = append(f.sweeps, wanted)
@@ -120,7 +122,7 @@ func (f *fakeNode) Sweep(_ context.Context, wanted []importer.Owner) (swept []im
 		return nil, f.swept
 	}
 	for o, r := range f.imported {
-		if !slices.ContainsFunc(wanted, func(w importer.Owner) bool { return w.UID == o.UID }) {
+		if !slices.ContainsFunc(wanted, func(w importer.Owner) bool { return w.UID == o.UID }) && among(o.UID) {
 			delete(f.imported, o)
 			swept = append(swept, importer.Swept{Owner: importer.Owner(o), Deleted: r.Names})
 		}
@@ -176,7 +178,7 @@ func (f *fakeNode) Release(_ context.Context, uid string) error {
 	return nil
 }
 
-func (f *fakeNode) Recover(_ context.Context, wanted []importer.Owner) error {
+func (f *fakeNode) Recover(_ context.Context, wanted []importer.Owner, _ func(string) bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.recoveries = append(f.recoveries, recovery{wanted, f.checks, len(f.imports)})
@@ -247,7 +249,7 @@ func (f *fakeNode) startOver(t *testing.T, server string) *process {
 	t.Helper()
 	conf := onNode(f.name)
 	conf.Host = server
-	return start(t, conf, ctrl.Options{Cache: controllers.NodeCache(f.name)}, func(mgr ctrl.Manager) error {
+	return start(t, conf, ctrl.Options{Cache: controllers.NodeCache(f.name), MapperProvider: controllers.NodeKinds}, func(mgr ctrl.Manager) error {
 		return (&controllers.NodeReconciler{
 			Client:   mgr.GetClient(),
 			Importer: f,
@@ -256,6 +258,7 @@ func (f *fakeNode) startOver(t *testing.T, server string) *process {
 			Metrics:  prometheus.NewRegistry(),
 
 			CheckInterval: f.checkInterval,
+			DropIns:       f.dropIns,
 		}).SetupWithManager(mgr)
 	})
 }

@@ -96,7 +96,7 @@ func (s helpSpec) run(ctx context.Context) (importer.Result, error) {
 	}
 	defer i.Close()
 	if s.Archive == "" {
-		return importer.Result{}, i.Recover(ctx, s.Wanted)
+		return importer.Result{}, i.Recover(ctx, s.Wanted, nil)
 	}
 	open := source.OpenFile
 	if strings.HasPrefix(s.Archive, "http://") {

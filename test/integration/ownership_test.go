@@ -51,7 +51,7 @@ func (r *runtime) bring(t *testing.T, path string, req importer.Request) importe
 // sweep is that of an agent that has just come: it knows what the labels say.
 func (r *runtime) sweep(t *testing.T, wanted ...importer.Owner) string {
 	t.Helper()
-	swept, err := r.importer(t).Sweep(t.Context(), wanted)
+	swept, err := r.importer(t).Sweep(t.Context(), wanted, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
