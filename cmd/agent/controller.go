@@ -70,6 +70,7 @@ func newControllerCommand() *cobra.Command {
 }
 
 func runController(ctx context.Context, f controllerFlags) error {
+	setLogger()
 	server, err := clientConfig()
 	if err != nil {
 		return err
@@ -159,7 +160,6 @@ func newScheme() *runtime.Scheme {
 
 // clientConfig finds the API server: a pod's service account, or $KUBECONFIG.
 func clientConfig() (*rest.Config, error) {
-	setLogger()
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)

@@ -37,7 +37,7 @@ func (f *nodeFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of this Node (default: $NODE_NAME)")
 	addContainerd(flags, &f.containerd)
 	addConcurrency(flags, &f.containerd)
-	flags.StringVar(&f.archiveDir, "archive-dir", "", "`directory` of spec.source.file (default: no such sources)")
+	flags.StringVar(&f.archiveDir, "archive-dir", "", "`directory` of spec.source.file; archives in its subdirectory drop-in are imported without any API server (default: none)")
 	flags.StringVar(&f.secretNamespace, "secret-namespace", os.Getenv("POD_NAMESPACE"),
 		"`namespace` of the Secrets that sources name (default: $POD_NAMESPACE)")
 	flags.Var(&f.allowAddresses, "allow-source-addresses",
@@ -94,9 +94,14 @@ func runNode(ctx context.Context, f nodeFlags) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(idleGC)
 	}
+	setLogger()
 	server, err := clientConfig()
-	if err != nil {
+	switch {
+	case err != nil && f.archiveDir == "":
 		return err
+	case err != nil:
+		ctrl.Log.Info("There is no API server yet; the drop-in directory needs none", "error", err.Error())
+		server = (&lateServer{find: clientConfig}).config()
 	}
 	containerd, err := importer.New(f.containerd)
 	if err != nil {
@@ -115,6 +120,7 @@ func runNode(ctx context.Context, f nodeFlags) error {
 		Metrics:  metrics.Registry,
 
 		CheckInterval: f.checkInterval,
+		DropIns:       f.archiveDir != "",
 	}
 	if err := r.SetupWithManager(mgr); err != nil {
 		return err
@@ -130,6 +136,7 @@ func newNodeManager(server *rest.Config, f nodeFlags) (ctrl.Manager, error) {
 		GracefulShutdownTimeout: ptr.To(shutdownTimeout),
 		Controller:              config.Controller{CacheSyncTimeout: syncTimeout},
 		Cache:                   controllers.NodeCache(f.nodeName),
+		MapperProvider:          controllers.NodeKinds,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create manager: %w", err)
