@@ -70,7 +70,7 @@ type NodeImageStateStatus struct {
 	// +optional
 	Containerd *RuntimeInfo `json:"containerd,omitempty"`
 
-	// archives are the ImageArchives that select this node.
+	// archives are the ImageArchives that select this node, and the files in its drop-in directory.
 	// +optional
 	// +listType=atomic
 	Archives []ArchiveState `json:"archives,omitempty"`
@@ -95,7 +95,7 @@ type RuntimeInfo struct {
 
 // ArchiveState is what a node has of one ImageArchive.
 type ArchiveState struct {
-	// name of the ImageArchive.
+	// name of the ImageArchive, or drop-in/ and the name of a file.
 	Name string `json:"name"`
 	// uid of the ImageArchive, which tells it from an earlier one of the same name.
 	UID types.UID `json:"uid"`

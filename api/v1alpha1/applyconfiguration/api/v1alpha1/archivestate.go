@@ -13,7 +13,7 @@ import (
 //
 // ArchiveState is what a node has of one ImageArchive.
 type ArchiveStateApplyConfiguration struct {
-	// name of the ImageArchive.
+	// name of the ImageArchive, or drop-in/ and the name of a file.
 	Name *string `json:"name,omitempty"`
 	// uid of the ImageArchive, which tells it from an earlier one of the same name.
 	UID *types.UID `json:"uid,omitempty"`

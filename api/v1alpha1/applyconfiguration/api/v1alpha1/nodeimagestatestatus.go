@@ -9,7 +9,7 @@ package v1alpha1
 type NodeImageStateStatusApplyConfiguration struct {
 	// containerd describes the runtime that images are imported into.
 	Containerd *RuntimeInfoApplyConfiguration `json:"containerd,omitempty"`
-	// archives are the ImageArchives that select this node.
+	// archives are the ImageArchives that select this node, and the files in its drop-in directory.
 	Archives []ArchiveStateApplyConfiguration `json:"archives,omitempty"`
 	// summary counts the archives that are ready, of all, for the reader's eye, such as 1/2.
 	Summary *string `json:"summary,omitempty"`
