@@ -71,9 +71,11 @@ test-faults: ## Kill the agent, containerd and the power at every point of an im
 	@hack/tools/build.sh containerd runc
 	go test -count=1 -v -timeout 40m ./test/faults -full -seed $(SEED)
 
-test-slow: tools build image ## Wait for the kubelet's own garbage collection, and without an API server (needs root, 12 minutes)
+AWAY ?= 2m
+
+test-slow: tools build image ## Wait for the kubelet's own garbage collection, and without an API server (needs root, 12 minutes); AWAY=10m
 	@hack/deps.sh test
-	go test -count=1 -v -timeout 30m -run 'KubeletCollectsImages|APIServerAway' ./test/e2e -slow
+	go test -count=1 -v -timeout 30m -run 'KubeletCollectsImages|APIServerAway' ./test/e2e -slow -away $(AWAY)
 
 bench: build ## Measure the agent beside ctr (needs root); BENCH=case for one, PAIRS=n, BUSY=1
 	@hack/deps.sh

@@ -9,7 +9,10 @@ import (
 	"github.com/tarlift/tarlift/api/v1alpha1"
 )
 
-var slow = flag.Bool("slow", false, "run what takes many minutes, too")
+var (
+	slow = flag.Bool("slow", false, "run what takes many minutes, too")
+	away = flag.Duration("away", 2*time.Minute, "how long there is no API server")
+)
 
 // collection is how often the kubelet collects images: a constant of its.
 const collection = 5 * time.Minute
@@ -68,5 +71,5 @@ func TestAPIServerAway(t *testing.T) {
 	if err := e.Install(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	apiServerAway(t, e, 2*time.Minute)
+	apiServerAway(t, e, *away)
 }
