@@ -2,7 +2,9 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -44,7 +46,7 @@ func (r *NodeReconciler) announce(ctx context.Context, o *outcome, n news) {
 	}
 	tell := func(typ, reason, message, text string) {
 		log.Info(message, "summary", text)
-		r.note(note{o.job.owner.Name, o.job.archive, typ, reason, text})
+		r.note(note{name: o.job.owner.Name, archive: o.job.archive, typ: typ, reason: reason, text: text})
 	}
 	for _, s := range o.swept {
 		if len(s.Spared) > 0 {
@@ -52,14 +54,14 @@ func (r *NodeReconciler) announce(ctx context.Context, o *outcome, n news) {
 		}
 		log.Info("Swept", "archive", s.Owner.Name, "uid", s.Owner.UID, "retained", s.Retained, "unpinned", s.Unpinned,
 			"deleted", s.Deleted, "inUse", s.InUse)
-		r.note(note{s.Owner.Name, nil, corev1.EventTypeNormal, eventSwept, sweptText(s)})
+		r.note(note{name: s.Owner.Name, typ: corev1.EventTypeNormal, reason: eventSwept, text: sweptText(s)})
 	}
 	if o.err != nil && !o.stopped {
 		reason, terminal := Classify(o.err)
 		text := errorText(o.err)
 		log.Info("Failed", "job", o.job.kind.String(), "reason", reason, "terminal", terminal, "error", text)
 		if n == newlyFailed {
-			r.note(note{o.job.owner.Name, o.job.archive, corev1.EventTypeWarning, reason, text})
+			r.note(note{name: o.job.owner.Name, archive: o.job.archive, typ: corev1.EventTypeWarning, reason: reason, text: text})
 		}
 		return
 	}
@@ -87,6 +89,7 @@ type note struct {
 	name              string
 	archive           *v1alpha1.ImageArchive
 	typ, reason, text string
+	when              time.Time
 }
 
 func (n note) String() string { return n.name + ": " + n.text }
@@ -95,22 +98,51 @@ func (n note) String() string { return n.name + ": " + n.text }
 const maxNotes = 100
 
 func (r *NodeReconciler) note(n note) {
+	n.when = time.Now()
 	if len(r.notes) == maxNotes {
 		r.notes = slices.Delete(r.notes, 0, 1)
 	}
 	r.notes = append(r.notes, n)
 }
 
+// tellTimeout is how long an Event may take. What the reconciler has to do besides waits for it.
+const tellTimeout = 2 * time.Second
+
+// tell sends what waits, if it is time for that. Events may fail where the status does not: they have a store of their own in
+// some clusters, and webhooks. So they are tried again by themselves.
+func (r *NodeReconciler) tell(ctx context.Context, state types.UID, now time.Time, nodes int32) {
+	if len(r.notes) == 0 || r.telling.notBefore.After(now) {
+		return
+	}
+	err := r.sendNotes(ctx, state)
+	if err == nil {
+		r.telling.reset()
+		return
+	}
+	r.telling.failed(r.now(), max(apiRetryLimit, writeWindow(nodes)), r.jitter)
+	if r.telling.tries == 1 {
+		ctrl.LoggerFrom(ctx).Info("Could not create an Event; trying again", "error", errorText(err))
+	}
+}
+
+// untold is when to try again, 0 for never.
+func (r *NodeReconciler) untold(now time.Time) time.Duration {
+	if len(r.notes) == 0 {
+		return 0
+	}
+	return max(r.telling.notBefore.Sub(now), settleTime)
+}
+
 // sendNotes creates the Events that wait, about the NodeImageState with this UID: one for archives that have the same to
 // tell. client-go's recorder would take all with one reason for a series of the first, and drop what the others say.
-func (r *NodeReconciler) sendNotes(ctx context.Context, state types.UID, now time.Time) error {
-	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+func (r *NodeReconciler) sendNotes(ctx context.Context, state types.UID) error {
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
 	groups := gather(r.notes)
 	for i, notes := range groups {
-		err := r.Client.Create(ctx, r.event(notes, state, now))
+		err := r.Client.Create(ctx, r.event(notes, state))
 		switch {
-		case apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsNotFound(err):
+		case isRefusal(err):
 			ctrl.LoggerFrom(ctx).Info("The API server refuses an Event", "reason", notes[0].reason, "error", errorText(err))
 		case err != nil:
 			r.notes = slices.Concat(groups[i:]...)
@@ -121,16 +153,30 @@ func (r *NodeReconciler) sendNotes(ctx context.Context, state types.UID, now tim
 	return nil
 }
 
+// isRefusal says that an API server, or one of its webhooks, will not take a request later either.
+func isRefusal(err error) bool {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return false
+	}
+	switch code := status.Status().Code; code {
+	case http.StatusUnauthorized, http.StatusRequestTimeout, http.StatusConflict, http.StatusTooManyRequests:
+		return false
+	default:
+		return code >= 400 && code < 500
+	}
+}
+
 // maxInstance is how long an Event's field reportingInstance may be, in bytes.
 const maxInstance = 128
 
 // event tells of notes of one kind.
-func (r *NodeReconciler) event(notes []note, state types.UID, now time.Time) *eventsv1.Event {
+func (r *NodeReconciler) event(notes []note, state types.UID) *eventsv1.Event {
 	first := notes[0]
 	e := &eventsv1.Event{
 		// Where the Events of objects without a namespace are.
 		ObjectMeta:          metav1.ObjectMeta{GenerateName: r.NodeName + "-", Namespace: metav1.NamespaceDefault},
-		EventTime:           metav1.NewMicroTime(now),
+		EventTime:           metav1.NewMicroTime(first.when),
 		ReportingController: "tarlift-node",
 		ReportingInstance:   r.NodeName[:min(len(r.NodeName), maxInstance)],
 		Action:              "Import",

@@ -85,7 +85,7 @@ func TestAnnounce(t *testing.T) {
 		if len(server.events) > 0 {
 			t.Errorf("%s: an Event before the status", test.why)
 		}
-		if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil {
+		if err := r.sendNotes(t.Context(), "uid"); err != nil {
 			t.Error(err)
 		}
 		if got := server.texts(); !slices.Equal(got, test.want) {
@@ -124,15 +124,16 @@ func TestNotesWaitForTheAPIServer(t *testing.T) {
 	}{
 		{"away", errors.New("connection refused"), 2},
 		{"busy", apierrors.NewTooManyRequests("later", 1), 2},
+		{"refused by a webhook", apierrors.NewBadRequest("no"), 0},
 		{"without the right", apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "e", nil), 0},
 	} {
 		server := &eventLog{fails: test.fails}
-		r := &NodeReconciler{Client: server, notes: []note{{"a", nil, "Normal", eventSwept, "one"}, {"b", nil, "Normal", eventHealed, "two"}}}
-		if err := r.sendNotes(t.Context(), "uid", time.Now()); (err != nil) != (test.waits > 0) || len(r.notes) != test.waits {
+		r := &NodeReconciler{Client: server, notes: []note{{name: "a", typ: "Normal", reason: eventSwept, text: "one"}, {name: "b", typ: "Normal", reason: eventHealed, text: "two"}}}
+		if err := r.sendNotes(t.Context(), "uid"); (err != nil) != (test.waits > 0) || len(r.notes) != test.waits {
 			t.Errorf("%s: %d wait, error %v", test.why, len(r.notes), err)
 		}
 		server.fails = nil
-		if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil || len(r.notes) > 0 || len(server.events) != test.waits {
+		if err := r.sendNotes(t.Context(), "uid"); err != nil || len(r.notes) > 0 || len(server.events) != test.waits {
 			t.Errorf("%s, then there: %d wait, %q, error %v", test.why, len(r.notes), server.texts(), err)
 		}
 	}
@@ -143,9 +144,9 @@ func TestNotesAreGathered(t *testing.T) {
 	server := &eventLog{}
 	r := &NodeReconciler{Client: server, NodeName: "n"}
 	for i := range maxNotes {
-		r.note(note{fmt.Sprintf("archive-%d", i), nil, "Warning", "Failed", strings.Repeat("x", 90)})
+		r.note(note{name: fmt.Sprintf("archive-%d", i), typ: "Warning", reason: "Failed", text: strings.Repeat("x", 90)})
 	}
-	if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil {
+	if err := r.sendNotes(t.Context(), "uid"); err != nil {
 		t.Fatal(err)
 	}
 	all := strings.Join(server.texts(), "\n")

@@ -26,13 +26,20 @@ type answering struct {
 	client.Client
 	state  *v1alpha1.NodeImageState
 	away   bool
+	events time.Duration // how long an Event takes, which fails then; 0: it does not
 	writes []time.Time
 }
 
 func (a *answering) Status() client.SubResourceWriter { return statusOf{a: a} }
 
 // Create takes Events.
-func (a *answering) Create(context.Context, client.Object, ...client.CreateOption) error {
+func (a *answering) Create(ctx context.Context, _ client.Object, _ ...client.CreateOption) error {
+	if a.events > 0 {
+		ctx, cancel := context.WithTimeout(ctx, a.events)
+		defer cancel()
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	if a.away {
 		return errors.New("connection refused")
 	}
@@ -259,4 +266,30 @@ func TestPeersOfARollout(t *testing.T) {
 			t.Errorf("%s: %d, want %d", test.why, got, test.want)
 		}
 	}
+}
+
+// Where no Event can be created, status and imports go on.
+func TestEventsThatHangHoldUpNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lo, server := newRolloutLoop(t, "slow")
+		server.events = time.Minute
+		lo.note(note{name: "other", typ: "Normal", reason: eventSwept, text: "one"})
+		a := lo.view.archives[0]
+		a.Spec.Rollout.ProgressDeadline = &metav1.Duration{Duration: 18 * time.Second}
+		server.admits(lo, true, admission(a))
+		lo.reconcile(2 * time.Minute)
+		if attempts := lo.agenda.records[a.UID].entry.Attempts; attempts != 1 || len(lo.running()) != 1 {
+			t.Errorf("%d attempts, running %q", attempts, lo.running())
+		}
+		var longest time.Duration
+		for i, at := range server.writes[1:] {
+			longest = max(longest, at.Sub(server.writes[i]))
+		}
+		if most := fenceTime(a.Spec.Rollout) - time.Second; longest > most {
+			t.Errorf("status writes are up to %s apart, at most %s", longest, most)
+		}
+		if len(lo.notes) == 0 || lo.telling.tries > 60 {
+			t.Errorf("%d notes wait, tried %d times", len(lo.notes), lo.telling.tries)
+		}
+	})
 }

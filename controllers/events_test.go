@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/go-logr/logr/funcr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -121,8 +120,8 @@ func TestListedArchives(t *testing.T) {
 func TestNotesFit(t *testing.T) {
 	server := &eventLog{}
 	a := newArchive(strings.Repeat("n", 253), 0)
-	r := &NodeReconciler{Client: server, NodeName: a.Name, notes: []note{{a.Name, a, "Warning", "Truncated", strings.Repeat("x", maxText)}}}
-	if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil {
+	r := &NodeReconciler{Client: server, NodeName: a.Name, notes: []note{{name: a.Name, archive: a, typ: "Warning", reason: "Truncated", text: strings.Repeat("x", maxText)}}}
+	if err := r.sendNotes(t.Context(), "uid"); err != nil {
 		t.Fatal(err)
 	}
 	e := server.events[0]

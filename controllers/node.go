@@ -59,8 +59,9 @@ type NodeReconciler struct {
 	last    nodeView // what it told of them
 	agenda  *agenda  // nil until the first reconcile
 	state   writtenState
-	notes   []note // Events that wait for the object that they are about
-	size    int32  // of the fleet, 0 for unknown
+	notes   []note  // Events that wait for the object that they are about
+	telling attempt // at sending them
+	size    int32   // of the fleet, 0 for unknown
 	pacer   pacer
 	outage  attempt // of the API server, as its writes tell
 	contact contact // with it
@@ -148,9 +149,9 @@ func (r *NodeReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Re
 	r.awaitDropIns(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.taken = true
 	defer r.poke()
 	view, err := r.look(ctx)
+	r.taken = r.taken || err == nil
 	if view.blind = view.node == nil; err != nil || view.blind && r.dropIns == nil {
 		return ctrl.Result{}, err
 	}
@@ -303,7 +304,7 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	current := r.agenda.status(running, now)
 	c := compare(written, current)
 	due := c
-	if len(r.notes) > 0 {
+	if len(r.notes) > 0 && !r.telling.notBefore.After(now) {
 		due = stateChange // Events are writes as well: they go when the status does
 	}
 	switch {
@@ -312,27 +313,26 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 		poll = sooner(poll, life)
 	case due == noChange:
 		r.pacer.settled()
-		return poll
+		return sooner(poll, r.untold(now))
 	default:
 		if wait := r.pacer.wait(due, now, r.peers(view.archives), r.jitter); wait > 0 {
 			return sooner(poll, wait)
 		}
 	}
-	if c != noChange || view.state == nil { // Events are about the object
+	if c == noChange && view.state != nil {
+		r.pacer.settled()
+	} else { // where there is no object yet, Events need one
 		if err := r.write(ctx, view, current, now); err != nil {
 			return sooner(poll, r.refused(ctx, err, r.peers(view.archives)))
 		}
+		r.pacer.wrote(now)
 	}
-	r.pacer.wrote(now)
 	uid := r.state.uid
 	if view.state != nil {
 		uid = view.state.UID
 	}
-	if err := r.sendNotes(ctx, uid, now); err != nil {
-		return sooner(poll, r.refused(ctx, err, r.peers(view.archives)))
-	}
-	r.outage.reset()
-	return poll
+	r.tell(ctx, uid, now, r.peers(view.archives))
+	return sooner(poll, r.untold(now))
 }
 
 func (r *NodeReconciler) write(ctx context.Context, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) error {
@@ -343,6 +343,7 @@ func (r *NodeReconciler) write(ctx context.Context, view *nodeView, status *v1al
 	if err != nil {
 		return err
 	}
+	r.outage.reset()
 	r.contact.answered(object, begin)
 	return nil
 }
@@ -352,7 +353,7 @@ func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) ti
 	now := r.now()
 	r.outage.failed(now, max(apiRetryLimit, writeWindow(nodes)), r.jitter)
 	if r.outage.tries == 1 {
-		ctrl.LoggerFrom(ctx).Info("Could not write the node's status or Events; trying again", "error", errorText(err))
+		ctrl.LoggerFrom(ctx).Info("Could not write the status of the NodeImageState; trying again", "error", errorText(err))
 	}
 	return r.outage.notBefore.Sub(now)
 }

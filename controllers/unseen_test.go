@@ -3,7 +3,6 @@ package controllers
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,7 +27,7 @@ func TestUnseenIsAnnounced(t *testing.T) {
 			b, a := newDone(t, nil)
 			r := &NodeReconciler{Client: server, agenda: b.agenda, worker: &worker{metrics: newMetrics(prometheus.NewRegistry())}}
 			r.announce(ctrl.LoggerInto(t.Context(), logr.Discard()), &outcome{job: b.records[a.UID].job(jobImport), result: test.r}, newlyImported)
-			if err := r.sendNotes(t.Context(), "uid", time.Now()); err != nil {
+			if err := r.sendNotes(t.Context(), "uid"); err != nil {
 				t.Fatal(err)
 			}
 			want := 1
