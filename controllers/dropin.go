@@ -69,6 +69,7 @@ type dropIns struct {
 	refused map[string]bool // names that nothing is done about, which the log has told
 	trouble string          // that keeps the directory from being read, as the log has told
 	device  uint64          // that the files were seen on last
+	parent  uint64          // that the archive directory was on then
 }
 
 // dropInList is what the directory tells.
@@ -223,7 +224,7 @@ func (d *dropIns) read(log logr.Logger) (map[string]fileVersion, error) {
 	d.refused = refused
 	switch device := uint64(stat(dir).Dev); {
 	case len(found) > 0:
-		d.device = device
+		d.device, d.parent = device, deviceOf(d.archiveDir)
 	case d.device != 0 && d.device != device:
 		return nil, fmt.Errorf("%q is empty, and on another file system than before", path)
 	}
@@ -233,10 +234,22 @@ func (d *dropIns) read(log logr.Logger) (map[string]fileVersion, error) {
 // absent says whether there is an archive directory, though not this one in it.
 func (d *dropIns) absent() error {
 	entries, err := readSome(d.archiveDir, 1)
-	if err == nil && len(entries) == 0 {
+	switch {
+	case err == nil && len(entries) == 0:
 		return errNoArchives
+	case err == nil && d.parent != 0 && d.parent != deviceOf(d.archiveDir):
+		return fmt.Errorf("%q is on another file system than before", d.archiveDir)
 	}
 	return err
+}
+
+// deviceOf is the file system that a directory is on, 0 for unknown.
+func deviceOf(path string) uint64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return uint64(stat(info).Dev)
 }
 
 func readSome(path string, n int) ([]fs.DirEntry, error) {
