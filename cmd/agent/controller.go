@@ -165,6 +165,9 @@ func clientConfig() (*rest.Config, error) {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
 	config.UserAgent = rest.DefaultKubernetesUserAgent()
+	if _, err := rest.TransportFor(config); err != nil { // of certificates that are not there, say
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
 	return config, nil
 }
 

@@ -101,7 +101,7 @@ func runNode(ctx context.Context, f nodeFlags) error {
 		return err
 	case err != nil:
 		ctrl.Log.Info("There is no API server yet; the drop-in directory needs none", "error", err.Error())
-		server = (&lateServer{find: clientConfig}).config()
+		server = (&lateServer{find: quietConfig}).config()
 	}
 	containerd, err := importer.New(f.containerd)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 	ctrl "sigs.k8s.io/controller-runtime"
 )
 
@@ -27,7 +28,18 @@ type lateServer struct {
 
 // config is a configuration that leads there.
 func (l *lateServer) config() *rest.Config {
-	return &rest.Config{Host: "http://not-configured.invalid", Transport: l, UserAgent: rest.DefaultKubernetesUserAgent()}
+	// The API server's own fairness limits an agent, as without this.
+	return &rest.Config{Host: "http://not-configured.invalid", Transport: l, UserAgent: rest.DefaultKubernetesUserAgent(), QPS: -1}
+}
+
+// quietConfig looks where clientConfig does. That logs an error each time that there is nothing.
+func quietConfig() (*rest.Config, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	return config, nil
 }
 
 // RoundTrip implements http.RoundTripper.
