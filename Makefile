@@ -73,9 +73,10 @@ test-faults: ## Kill the agent, containerd and the power at every point of an im
 
 AWAY ?= 2m
 
-test-slow: tools build image ## Wait for the kubelet's own garbage collection, and without an API server (needs root, 12 minutes); AWAY=10m
+test-slow: tools build image ## Wait for the kubelet's own garbage collection, without an API server, and idly (needs root, 15 minutes); AWAY=10m
 	@hack/deps.sh test
 	go test -count=1 -v -timeout 30m -run 'KubeletCollectsImages|APIServerAway' ./test/e2e -slow -away $(AWAY)
+	go test -count=1 -v -timeout 10m -run IdleAgent ./test/fleet -slow
 
 bench: build ## Measure the agent beside ctr (needs root); BENCH=case for one, PAIRS=n, BUSY=1
 	@hack/deps.sh

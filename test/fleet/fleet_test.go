@@ -7,21 +7,29 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/tarlift/tarlift/test/cluster"
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv(workerEnv) != "" {
 		os.Exit(workerMain())
 	}
-	os.Exit(m.Run())
+	cluster.Main(m)
 }
 
-// TestSmallFleet is `make bench-fleet` in little. It holds the fleet to counts and sizes, never to seconds.
-func TestSmallFleet(t *testing.T) {
+func buildAgent(t *testing.T) string {
+	t.Helper()
 	agent := filepath.Join(t.TempDir(), "agent")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", agent, "../../cmd/agent").CombinedOutput(); err != nil {
 		t.Fatalf("build the agent: %v\n%s", err, out)
 	}
+	return agent
+}
+
+// TestSmallFleet is `make bench-fleet` in little. It holds the fleet to counts and sizes, never to seconds.
+func TestSmallFleet(t *testing.T) {
+	agent := buildAgent(t)
 	r, err := measure(t.Context(), options{
 		nodes: 60, archives: 3, workers: 2, agent: agent, idle: 10 * time.Second, quiet: 5 * time.Second,
 		rollout: 20, importTime: 500 * time.Millisecond, patience: 3 * time.Minute,
