@@ -5,12 +5,10 @@
 package controllers
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -276,121 +274,6 @@ func (r *NodeReconciler) steer(ctx context.Context, now time.Time) time.Duration
 			return wait
 		}
 	}
-}
-
-// report writes the node's status if it says something new and it is time for that. It returns when it will be, 0
-// for unknown. That the API server does not take it keeps nothing else from going on.
-func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Time) time.Duration {
-	running := r.worker.running(now)
-	var poll time.Duration
-	if slices.ContainsFunc(running, func(a activity) bool { return a.kind == jobImport }) {
-		poll = progressPoll
-	}
-	life := r.agenda.lifeInterval()
-	silent := life > 0 && now.Sub(r.contact.at) >= life
-	if life > 0 && !silent {
-		poll = sooner(poll, r.contact.at.Add(life).Sub(now))
-	}
-	if view.leftover {
-		return poll // the garbage collector removes it, and that event brings what is next
-	}
-	if wait := r.outage.notBefore.Sub(now); wait > 0 {
-		return sooner(poll, wait)
-	}
-	written, wait := r.state.latest(view, now)
-	if wait > 0 {
-		return wait
-	}
-	current := r.agenda.status(running, now)
-	c := compare(written, current)
-	due := c
-	if len(r.notes) > 0 && !r.telling.notBefore.After(now) {
-		due = stateChange // Events are writes as well: they go when the status does
-	}
-	switch {
-	case silent, life > 0 && now.Sub(r.pacer.last) >= life && (c != noChange || moved(written, current)):
-		c = max(c, progressChange) // the controller waits for it
-		poll = sooner(poll, life)
-	case due == noChange:
-		r.pacer.settled()
-		return sooner(poll, r.untold(now))
-	default:
-		if wait := r.pacer.wait(due, now, r.peers(view.archives), r.jitter); wait > 0 {
-			return sooner(poll, wait)
-		}
-	}
-	if c == noChange && view.state != nil {
-		r.pacer.settled()
-	} else { // where there is no object yet, Events need one
-		if err := r.write(ctx, view, current, now); err != nil {
-			return sooner(poll, r.refused(ctx, err, r.peers(view.archives)))
-		}
-		r.pacer.wrote(now)
-	}
-	uid := r.state.uid
-	if view.state != nil {
-		uid = view.state.UID
-	}
-	r.tell(ctx, uid, now, r.peers(view.archives))
-	return sooner(poll, r.untold(now))
-}
-
-func (r *NodeReconciler) write(ctx context.Context, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) error {
-	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
-	defer cancel()
-	begin := r.now()
-	object, err := r.state.write(ctx, r.Client, view, status, now)
-	if err != nil {
-		return err
-	}
-	r.outage.reset()
-	r.contact.answered(object, begin)
-	return nil
-}
-
-// refused puts off the next write after one that failed, and returns by how much.
-func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) time.Duration {
-	now := r.now()
-	r.outage.failed(now, max(apiRetryLimit, writeWindow(nodes)), r.jitter)
-	if r.outage.tries == 1 {
-		ctrl.LoggerFrom(ctx).Info("Could not write the status of the NodeImageState; trying again", "error", errorText(err))
-	}
-	return r.outage.notBefore.Sub(now)
-}
-
-// uncounted is how many nodes an archive is taken to select until the roll-up has counted them, and how many agents are
-// taken to have started when there is no archive: few of those who may all write now would keep the roll-up from counting.
-const uncounted = 30 * clusterWriteRate
-
-// fleet is how many agents may write when this one does. When the last archive goes, they are those that had it.
-func (r *NodeReconciler) fleet(archives []*v1alpha1.ImageArchive) int32 {
-	if len(archives) > 0 {
-		r.size = largest(archives)
-	}
-	return cmp.Or(r.size, uncounted)
-}
-
-// peers is how many agents may have something to tell when this one has: where a rollout has let it in, those that are in
-// besides, so that the place is free for the next node soon.
-func (r *NodeReconciler) peers(archives []*v1alpha1.ImageArchive) int32 {
-	n := r.fleet(archives)
-	if admitted := r.agenda.admittedBeside(); admitted > 0 {
-		return min(n, admitted)
-	}
-	return n
-}
-
-// largest is how many nodes the most widely selecting archive selects: about as many agents write as this one does.
-func largest(archives []*v1alpha1.ImageArchive) int32 {
-	var n int32
-	for _, a := range archives {
-		selected := int32(uncounted)
-		if a.Status.Nodes != nil {
-			selected = a.Status.Nodes.Desired
-		}
-		n = max(n, selected)
-	}
-	return n
 }
 
 // sooner is the smaller of two waits, of which 0 means none.
