@@ -228,8 +228,8 @@ func testChartAndImage(t *testing.T, clone, dist string) {
 			}
 		}
 	}
-	if pods != 2 {
-		t.Errorf("the package installs %d images, not those of agent and controller", pods)
+	if pods != 3 {
+		t.Errorf("the package has %d images, not those of agent, controller and test", pods)
 	}
 	if shown := output(t, dist, nil, helm, "show", "chart", pkg); !strings.Contains(shown, "\nversion: "+version+"\n") {
 		t.Errorf("helm show chart:\n%s", shown)
