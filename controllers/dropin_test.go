@@ -349,16 +349,16 @@ func TestDropInAlone(t *testing.T) {
 			t.Errorf("imported after %s", importedAt)
 		}
 		only := "archives false, drop-ins true"
-		if want := []string{only, only}; !slices.Equal(lo.f.among, want) {
-			t.Errorf("recovered and swept among %q", lo.f.among)
+		if among, _ := lo.f.asked(); !slices.Equal(among, []string{only, only}) {
+			t.Errorf("recovered and swept among %q", among)
 		}
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if want := []string{only, only, only}; !slices.Equal(lo.f.among, want) || len(lo.f.swept[1]) != 0 {
-			t.Errorf("recovered and swept among %q, last all but %v", lo.f.among, lo.f.swept)
+		if among, wanted := lo.f.asked(); !slices.Equal(among, []string{only, only, only}) || len(wanted) != 0 {
+			t.Errorf("recovered and swept among %q, last all but %v", among, wanted)
 		}
 
 		lo.NodeReconciler.mu.Lock()
@@ -376,8 +376,8 @@ func TestDropInAlone(t *testing.T) {
 		}
 		lo.mu.Unlock()
 		all := "archives true, drop-ins true"
-		if want := []string{only, only, only, all, all}; !slices.Equal(lo.f.among, want) {
-			t.Errorf("recovered and swept among %q", lo.f.among)
+		if among, _ := lo.f.asked(); !slices.Equal(among, []string{only, only, only, all, all}) {
+			t.Errorf("recovered and swept among %q", among)
 		}
 		cancel()
 		if err := <-over; err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -34,6 +35,7 @@ type fakeImporter struct {
 	recovered [][]importer.Owner
 	swept     [][]importer.Owner
 	among     []string // of recoveries and sweeps
+	mu        sync.Mutex
 	repaired  int
 	watch     func(ctx context.Context, changed func(string)) error
 }
@@ -45,6 +47,16 @@ func (f *fakeImporter) ask(ctx context.Context, method string) error {
 	}
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+// asked is what recoveries and sweeps were among, and what the last sweep spared.
+func (f *fakeImporter) asked() (among []string, wanted []importer.Owner) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := len(f.swept); n > 0 {
+		wanted = f.swept[n-1]
+	}
+	return slices.Clone(f.among), wanted
 }
 
 func (f *fakeImporter) Runtime(ctx context.Context) (importer.Runtime, error) {
@@ -69,7 +81,9 @@ func (f *fakeImporter) Repair(ctx context.Context, _ importer.Owner) (int, error
 }
 
 func (f *fakeImporter) Sweep(ctx context.Context, wanted []importer.Owner, among func(string) bool) ([]importer.Swept, error) {
+	f.mu.Lock()
 	f.swept, f.among = append(f.swept, wanted), append(f.among, amongText(among))
+	f.mu.Unlock()
 	return nil, f.ask(ctx, "Sweep")
 }
 
@@ -87,7 +101,9 @@ func (f *fakeImporter) Release(ctx context.Context, uid string) error {
 }
 
 func (f *fakeImporter) Recover(ctx context.Context, wanted []importer.Owner, among func(string) bool) error {
+	f.mu.Lock()
 	f.recovered, f.among = append(f.recovered, wanted), append(f.among, amongText(among))
+	f.mu.Unlock()
 	if err := f.ask(ctx, "Recover"); err != nil {
 		return err
 	}

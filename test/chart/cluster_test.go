@@ -20,11 +20,11 @@ func TestNetworkPolicies(t *testing.T) {
 		want   map[string]string // names, and on which ports one gets in and out
 	}{
 		"off":             {[]string{node, controller}, map[string]string{}},
-		"controller only": {[]string{on, controller}, map[string]string{"tarlift-controller": "[9463] [53 53 443 6443]"}},
+		"controller only": {[]string{on, controller}, map[string]string{"tarlift-controller": "[9463] [53 53 443 6443 16443]"}},
 		"both": {[]string{on, node, controller}, map[string]string{
-			"tarlift-controller": "[9463] [53 53 443 6443]", "tarlift-node": "[9461] [53 53 443 6443 80 443]",
+			"tarlift-controller": "[9463] [53 53 443 6443 16443]", "tarlift-node": "[9461] [53 53 443 6443 16443 80 443]",
 		}},
-		"no metrics":        {[]string{on, node, `node.ports.metrics=0`}, map[string]string{"tarlift-node": "[] [53 53 443 6443 80 443]"}},
+		"no metrics":        {[]string{on, node, `node.ports.metrics=0`}, map[string]string{"tarlift-node": "[] [53 53 443 6443 16443 80 443]"}},
 		"its own way out":   {[]string{on, node, `networkPolicy.apiServer=[{"ports":[{"port":8443}]}]`, `networkPolicy.sources=[]`}, map[string]string{"tarlift-node": "[9461] [53 53 8443]"}},
 		"no way out at all": {[]string{on, node, `networkPolicy.apiServer=[]`, `networkPolicy.sources=[]`}, map[string]string{"tarlift-node": "[9461] [53 53]"}},
 	}
