@@ -31,7 +31,7 @@ func TestWritesDuringAnOutage(t *testing.T) {
 	for _, test := range []struct {
 		nodes   int32
 		longest time.Duration // between two attempts
-	}{{3, apiRetryLimit}, {800, 10 * time.Second}, {4000, 50 * time.Second}} {
+	}{{3, apiRetryLimit}, {10 * clusterWriteRate, 10 * time.Second}, {50 * clusterWriteRate, 50 * time.Second}} {
 		synctest.Test(t, func(t *testing.T) {
 			lo := newLoop(t, defaultLimits, "quick")
 			server := &away{}

@@ -235,8 +235,8 @@ const (
 	// progressInterval is the least time between two writes that tell progress only.
 	progressInterval = 10 * time.Second
 	// clusterWriteRate is how many status writes a second all agents together may ask of an API server, an Event beside
-	// each: what 5,000 nodes have to tell then takes it a minute.
-	clusterWriteRate = 80
+	// each: what the largest fleet has to tell then takes it little more than a minute.
+	clusterWriteRate = 70
 )
 
 // pacer rations the writes of one node's status.

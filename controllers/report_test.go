@@ -64,12 +64,12 @@ func TestPacer(t *testing.T) {
 		nodes int32
 		want  time.Duration
 	}{
-		{"a change of state: what follows at once comes along", stateChange, 0, 3, settleTime + 18750*time.Microsecond},
-		{"a change of state, long after the last", stateChange, time.Hour, 3, settleTime + 18750*time.Microsecond},
-		{"a change of state on 4,000 nodes is spread over 50 s", stateChange, time.Hour, 4000, settleTime + 25*time.Second},
+		{"a change of state: what follows at once comes along", stateChange, 0, 7, settleTime + 50*time.Millisecond},
+		{"a change of state, long after the last", stateChange, time.Hour, 7, settleTime + 50*time.Millisecond},
+		{"a change of state on many nodes is spread over 50 s", stateChange, time.Hour, 50 * clusterWriteRate, settleTime + 25*time.Second},
 		{"progress right after a write", progressChange, time.Second, 3, 9 * time.Second},
 		{"progress after 10 s", progressChange, 10 * time.Second, 3, 0},
-		{"progress on 4,000 nodes", progressChange, 10 * time.Second, 4000, 40 * time.Second},
+		{"progress on many nodes", progressChange, 10 * time.Second, 50 * clusterWriteRate, 40 * time.Second},
 	} {
 		p := pacer{last: epoch}
 		if got := p.wait(test.c, epoch.Add(test.since), test.nodes, half); got != test.want {
@@ -81,16 +81,16 @@ func TestPacer(t *testing.T) {
 func TestPacerKeepsItsAppointment(t *testing.T) {
 	p := pacer{}
 	one := func() float64 { return 1 }
-	if got := p.wait(stateChange, epoch, 800, one); got != settleTime+10*time.Second {
+	if got := p.wait(stateChange, epoch, 10*clusterWriteRate, one); got != settleTime+10*time.Second {
 		t.Fatalf("waits %s", got)
 	}
-	if got := p.wait(stateChange, epoch.Add(4*time.Second), 800, one); got != settleTime+6*time.Second {
+	if got := p.wait(stateChange, epoch.Add(4*time.Second), 10*clusterWriteRate, one); got != settleTime+6*time.Second {
 		t.Errorf("a second change put it off: %s", got)
 	}
-	if got := p.wait(stateChange, epoch.Add(4*time.Second), 4000, one); got != settleTime+46*time.Second {
+	if got := p.wait(stateChange, epoch.Add(4*time.Second), 50*clusterWriteRate, one); got != settleTime+46*time.Second {
 		t.Errorf("more agents turn up, and it waits %s", got)
 	}
-	if got := p.wait(stateChange, epoch.Add(time.Minute), 4000, one); got != 0 {
+	if got := p.wait(stateChange, epoch.Add(time.Minute), 50*clusterWriteRate, one); got != 0 {
 		t.Errorf("late, and waits %s", got)
 	}
 	p.wrote(epoch.Add(time.Minute))
@@ -107,7 +107,7 @@ func TestPacerKeepsItsAppointment(t *testing.T) {
 func TestPacerSpreadsAnew(t *testing.T) {
 	learn := epoch.Add(10 * time.Second)
 	last, early := time.Duration(0), 0
-	const agents = 800
+	const agents = 10 * clusterWriteRate
 	for i := range agents {
 		p := pacer{}
 		place := func() float64 { return float64(i) / agents }
@@ -134,7 +134,7 @@ func TestPacerSpreadsAnew(t *testing.T) {
 func TestPacerSpacesWrites(t *testing.T) {
 	p, writes := pacer{}, 0
 	for now := epoch; now.Before(epoch.Add(100 * time.Second)); now = now.Add(100 * time.Millisecond) {
-		if p.wait(stateChange, now, 800, noJitter) == 0 {
+		if p.wait(stateChange, now, 10*clusterWriteRate, noJitter) == 0 {
 			p.wrote(now)
 			writes++
 		}

@@ -161,8 +161,9 @@ func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) ti
 }
 
 // uncounted is how many nodes an archive is taken to select until the roll-up has counted them, and how many agents are
-// taken to have started when there is no archive: few of those who may all write now would keep the roll-up from counting.
-const uncounted = 30 * clusterWriteRate
+// taken to have started when there is no archive: the largest fleet that we promise to serve. Taken for fewer, they could
+// keep the roll-up itself from counting; of those that are fewer, it says so within a second or two.
+const uncounted = 5000
 
 // fleet is how many agents may write when this one does. When the last archive goes, they are those that had it.
 func (r *NodeReconciler) fleet(archives []*v1alpha1.ImageArchive) int32 {
