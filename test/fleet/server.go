@@ -52,24 +52,25 @@ func startControlPlane(ctx context.Context) (p *controlPlane, err error) {
 	if err := v1alpha1.AddToScheme(scheme.Scheme); err != nil {
 		return nil, err
 	}
-	p = &controlPlane{env: &envtest.Environment{
+	env := &envtest.Environment{
 		BinaryAssetsDirectory:    assets,
 		CRDDirectoryPaths:        []string{filepath.Join(root, "config", "crd")},
 		ErrorIfCRDPathMissing:    true,
 		ControlPlaneStartTimeout: time.Minute,
 		ControlPlaneStopTimeout:  time.Minute,
-	}}
-	p.env.ControlPlane.GetAPIServer().Configure().
+	}
+	p = &controlPlane{env: env}
+	env.ControlPlane.GetAPIServer().Configure().
 		// Else open watches hold its end up for a minute.
 		Set("shutdown-watch-termination-grace-period", "1s").
 		// Any: nobody is told of it, and where there is no network it finds none by itself.
 		Set("advertise-address", cluster.ControlPlaneIP).Set("endpoint-reconciler-type", "none")
-	if p.config, err = p.env.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("start the API server, which `make tools` builds: %w", err), p.env.Stop())
+	if p.config, err = env.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start the API server, which `make tools` builds: %w", err), env.Stop())
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.env.Stop())
+			err = errors.Join(err, env.Stop()) // p is nil by then
 		}
 	}()
 	p.config.QPS = -1
