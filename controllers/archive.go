@@ -31,9 +31,11 @@ import (
 const (
 	// rollUpInterval is the least time between two writes of an archive's status that only move counts.
 	rollUpInterval = 10 * time.Second
-	// rollUpRate bounds what such a write costs: it reaches every agent, so with more nodes it may be made less
+	// rollUpRate bounds what such writes cost: each reaches every agent, so with more nodes they may be made less
 	// often, once in (nodes / rollUpRate) seconds.
 	rollUpRate = 100
+	// rollUpsRate is the same for all archives whose counts move at the same time.
+	rollUpsRate = 500
 )
 
 // sumRate bounds what summing up costs: an archive of this many nodes is summed up once in a second at most, one of
@@ -53,6 +55,7 @@ type ArchiveReconciler struct {
 	rollouts   map[string]*rollout      // by the archive's name
 	written    map[string]writtenStatus // by the archive's name
 	summed     map[string]time.Time     // since when an archive may be summed up again, by its name
+	moving     map[string]bool          // the archives with counts that have not been written yet, by name
 	metrics    *fleetMetrics
 	now        func() time.Time
 }
@@ -68,7 +71,8 @@ type writtenStatus struct {
 // SetupWithManager adds the reconciler to a manager.
 func (r *ArchiveReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	r.now, r.metrics = time.Now, newFleetMetrics(r.Metrics)
-	r.rollouts, r.written, r.summed = map[string]*rollout{}, map[string]writtenStatus{}, map[string]time.Time{}
+	r.rollouts, r.written = map[string]*rollout{}, map[string]writtenStatus{}
+	r.summed, r.moving = map[string]time.Time{}, map[string]bool{}
 	conf := rest.CopyConfig(mgr.GetConfig())
 	conf.Timeout = admissionWriteTimeout // which the API server is told, too
 	writer, err := client.New(conf, client.Options{Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
@@ -198,9 +202,11 @@ func (r *ArchiveReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	status := rollUp(&archive, f.nodes, f.states, stand, now)
 	r.metrics.set(&archive, status)
 	if equality.Semantic.DeepEqual(&archive.Status, status) {
+		delete(r.moving, req.Name)
 		return after(wait, failed)
 	}
-	if later := rollUpWait(&archive.Status, status, now.Sub(last)); later > 0 {
+	r.moving[req.Name] = true
+	if later := rollUpWait(&archive.Status, status, len(r.moving), now.Sub(last)); later > 0 {
 		return after(sooner(wait, later), failed)
 	}
 	return after(wait, errors.Join(failed, r.write(ctx, &archive, status, now)))
@@ -219,6 +225,7 @@ func (r *ArchiveReconciler) cleanUp(ctx context.Context, name string) (ctrl.Resu
 	delete(r.written, name)
 	delete(r.rollouts, name)
 	delete(r.summed, name)
+	delete(r.moving, name)
 	r.metrics.forget(name)
 	f, err := r.look(ctx)
 	if err != nil {
@@ -269,9 +276,9 @@ func (r *ArchiveReconciler) look(ctx context.Context) (*fleet, error) {
 	return &fleet{nodes.Items, states}, nil
 }
 
-// rollUpWait is how long a write has to wait when the last one was made since ago, 0 for not at all. A change of
-// Ready or Stalled, or another generation, does not wait.
-func rollUpWait(before, after *v1alpha1.ImageArchiveStatus, since time.Duration) time.Duration {
+// rollUpWait is how long a write has to wait when the last one was made since ago and the counts of this many archives
+// move, 0 for not at all. A change of Ready or Stalled, or another generation, does not wait.
+func rollUpWait(before, after *v1alpha1.ImageArchiveStatus, moving int, since time.Duration) time.Duration {
 	for _, typ := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionStalled} {
 		if isTrue(before.Conditions, typ) != isTrue(after.Conditions, typ) {
 			return 0
@@ -280,7 +287,8 @@ func rollUpWait(before, after *v1alpha1.ImageArchiveStatus, since time.Duration)
 	if before.ObservedGeneration != after.ObservedGeneration {
 		return 0
 	}
-	interval := max(rollUpInterval, time.Duration(after.Nodes.Desired)*time.Second/rollUpRate)
+	reach := time.Duration(after.Nodes.Desired) * time.Second
+	interval := max(rollUpInterval, reach/rollUpRate, reach*time.Duration(moving)/rollUpsRate)
 	return max(0, interval-since)
 }
 

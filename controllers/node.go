@@ -173,7 +173,7 @@ type nodeView struct {
 }
 
 // look reads from the cache. An archive whose selector cannot be read selects no node, and its status says so; what it
-// has brought to nodes stays.
+// has brought to nodes stays. What it returns is the cache's own, and only for reading.
 func (r *NodeReconciler) look(ctx context.Context) (*nodeView, error) {
 	view := &nodeView{}
 	key := client.ObjectKey{Name: r.NodeName}
@@ -183,7 +183,7 @@ func (r *NodeReconciler) look(ctx context.Context) (*nodeView, error) {
 	}
 	view.node = node
 	state := &v1alpha1.NodeImageState{}
-	switch err := r.Client.Get(ctx, key, state); {
+	switch err := r.Client.Get(ctx, key, state, client.UnsafeDisableDeepCopy); {
 	case err == nil && belongsTo(state, node):
 		view.state = state
 	case err == nil:
@@ -192,7 +192,7 @@ func (r *NodeReconciler) look(ctx context.Context) (*nodeView, error) {
 		return view, err
 	}
 	var list v1alpha1.ImageArchiveList
-	if err := r.Client.List(ctx, &list); err != nil {
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return view, err
 	}
 	for i := range list.Items {

@@ -3,11 +3,13 @@ package controllers
 import (
 	"encoding/json"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/dustin/go-humanize"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 )
@@ -87,6 +89,9 @@ const maxStateSize = 12 << 10
 // all that there is room for; when many fail on a node at the same time, each says less, and in the end only once. The
 // ImageArchives' own status, Events and logs are not concerned.
 func fitTexts(s *v1alpha1.NodeImageStateStatus) {
+	if !slices.ContainsFunc(s.Archives, wordy) {
+		return // most reports by far, and what they take is not worth encoding them
+	}
 	for most := maxText; most >= minText; most /= 2 {
 		for i := range s.Archives {
 			s.Archives[i] = withTexts(s.Archives[i], most)
@@ -95,6 +100,11 @@ func fitTexts(s *v1alpha1.NodeImageStateStatus) {
 			return
 		}
 	}
+}
+
+// wordy says whether an entry has a text that could be shorter.
+func wordy(e v1alpha1.ArchiveState) bool {
+	return e.LastError != nil || slices.ContainsFunc(e.Conditions, func(c metav1.Condition) bool { return clipTo(c.Message, minText) != c.Message })
 }
 
 // withTexts is an entry with texts that take at most this many bytes. Where that is little, conditions refer to the last
