@@ -53,8 +53,8 @@ func main() {
 	flag.DurationVar(&o.quiet, "quiet", 12*time.Second, "for how long no agent must have written to count as done")
 	flag.IntVar(&o.rollout, "rollout", 20, "percentage of the nodes that a rollout lets import at a time; 0: no rollout")
 	flag.DurationVar(&o.importTime, "import-time", 2*time.Second, "how long an import of the rollout takes")
-	flag.DurationVar(&o.patience, "patience", 6*time.Minute, "how long to wait for archives to become Ready")
-	flag.StringVar(&o.profiles, "profiles", "", "a directory for profiles of the API server and the first worker, and what each kind of request took")
+	flag.DurationVar(&o.patience, "patience", 30*time.Minute, "how long to wait for archives to become Ready")
+	flag.StringVar(&o.profiles, "profiles", "", "a directory for profiles of the API server, and what each kind of request took")
 	small := flag.Int("small", 500, "measure so many nodes first, so that growth is seen; 0: do not")
 	flag.Parse()
 	if o.nodes < 1 || o.archives < 1 || o.workers < 1 || o.rollout < 0 || o.rollout > 100 {
@@ -73,6 +73,11 @@ func main() {
 // run measures and prints the table, also when something was missed; that is an error.
 func run(ctx context.Context, o options, small int) error {
 	log.SetLogger(logr.Discard())
+	if o.profiles != "" {
+		if err := os.MkdirAll(o.profiles, 0o700); err != nil {
+			return err
+		}
+	}
 	var results []result
 	sizes := []int{small, o.nodes}
 	if small == 0 || small >= o.nodes {
