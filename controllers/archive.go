@@ -34,8 +34,10 @@ const (
 	// rollUpRate bounds what such writes cost: each reaches every agent, so with more nodes they may be made less
 	// often, once in (nodes / rollUpRate) seconds.
 	rollUpRate = 100
-	// rollUpsRate is the same for all archives whose counts move at the same time.
+	// rollUpsRate is the same for all archives whose counts move at the same time, up to rollUpLimit: later than that, counts
+	// would tell nobody anything.
 	rollUpsRate = 500
+	rollUpLimit = 5 * time.Minute
 )
 
 // sumRate bounds what summing up costs: an archive of this many nodes is summed up once in a second at most, one of
@@ -206,8 +208,8 @@ func (r *ArchiveReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		return after(wait, failed)
 	}
 	r.moving[req.Name] = true
-	if later := rollUpWait(&archive.Status, status, len(r.moving), now.Sub(last)); later > 0 {
-		return after(sooner(wait, later), failed)
+	if later := rollUpWait(&archive.Status, status, len(f.nodes), len(r.moving), now.Sub(last)); later > 0 {
+		return after(sooner(wait, min(later, rollUpInterval)), failed) // less, once others do not move any more
 	}
 	return after(wait, errors.Join(failed, r.write(ctx, &archive, status, now)))
 }
@@ -276,9 +278,9 @@ func (r *ArchiveReconciler) look(ctx context.Context) (*fleet, error) {
 	return &fleet{nodes.Items, states}, nil
 }
 
-// rollUpWait is how long a write has to wait when the last one was made since ago and the counts of this many archives
-// move, 0 for not at all. A change of Ready or Stalled, or another generation, does not wait.
-func rollUpWait(before, after *v1alpha1.ImageArchiveStatus, moving int, since time.Duration) time.Duration {
+// rollUpWait is how long a write has to wait when the last one was made since ago, there are this many nodes, and the counts
+// of this many archives move; 0 for not at all. A change of Ready or Stalled, or another generation, does not wait.
+func rollUpWait(before, after *v1alpha1.ImageArchiveStatus, nodes, moving int, since time.Duration) time.Duration {
 	for _, typ := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionStalled} {
 		if isTrue(before.Conditions, typ) != isTrue(after.Conditions, typ) {
 			return 0
@@ -287,8 +289,9 @@ func rollUpWait(before, after *v1alpha1.ImageArchiveStatus, moving int, since ti
 	if before.ObservedGeneration != after.ObservedGeneration {
 		return 0
 	}
-	reach := time.Duration(after.Nodes.Desired) * time.Second
-	interval := max(rollUpInterval, reach/rollUpRate, reach*time.Duration(moving)/rollUpsRate)
+	own := time.Duration(after.Nodes.Desired) * time.Second / rollUpRate
+	shared := time.Duration(nodes*moving) * time.Second / rollUpsRate // whomever they select, each agent sees them all
+	interval := max(rollUpInterval, own, min(shared, rollUpLimit))
 	return max(0, interval-since)
 }
 

@@ -230,21 +230,23 @@ func TestRollUpWait(t *testing.T) {
 	for _, test := range []struct {
 		why           string
 		before, after *v1alpha1.ImageArchiveStatus
-		moving        int
+		nodes, moving int
 		since         time.Duration
 		want          time.Duration
 	}{
-		{"the first status", fresh, status(2, nil, nil), 1, 0, 0},
-		{"counts moved just now", status(2, nil, nil), status(2, saysImporting, nil), 1, time.Second, 9 * time.Second},
-		{"counts moved long ago", status(2, nil, nil), status(2, saysImporting, nil), 1, time.Minute, 0},
-		{"counts of many archives", status(2, nil, nil), status(2, saysImporting, nil), 20, time.Second, 9 * time.Second},
-		{"counts of 5,000 nodes", status(5000, nil, nil), status(5000, saysImporting, nil), 1, 10 * time.Second, 40 * time.Second},
-		{"counts of 5,000 nodes and many archives", status(5000, nil, nil), status(5000, saysImporting, nil), 20, 10 * time.Second, 190 * time.Second},
-		{"ready", status(5000, saysReady, nil), status(5000, saysReady, saysReady), 20, 0, 0},
-		{"no longer ready", status(2, saysReady), status(2, saysReady, nil), 20, 0, 0},
-		{"stalled", status(5000, saysImporting), status(5000, saysStalled), 20, 0, 0},
+		{"the first status", fresh, status(2, nil, nil), 2, 1, 0, 0},
+		{"counts moved just now", status(2, nil, nil), status(2, saysImporting, nil), 2, 1, time.Second, 9 * time.Second},
+		{"counts moved long ago", status(2, nil, nil), status(2, saysImporting, nil), 2, 1, time.Minute, 0},
+		{"counts of many archives", status(2, nil, nil), status(2, saysImporting, nil), 2, 20, time.Second, 9 * time.Second},
+		{"counts of 5,000 nodes", status(5000, nil, nil), status(5000, saysImporting, nil), 5000, 1, 10 * time.Second, 40 * time.Second},
+		{"counts of few of 5,000 nodes", status(2, nil, nil), status(2, saysImporting, nil), 5000, 20, 10 * time.Second, 190 * time.Second},
+		{"counts of 5,000 nodes and many archives", status(5000, nil, nil), status(5000, saysImporting, nil), 5000, 20, 10 * time.Second, 190 * time.Second},
+		{"counts of 5,000 nodes and very many archives", status(5000, nil, nil), status(5000, saysImporting, nil), 5000, 100, 0, rollUpLimit},
+		{"ready", status(5000, saysReady, nil), status(5000, saysReady, saysReady), 5000, 20, 0, 0},
+		{"no longer ready", status(2, saysReady), status(2, saysReady, nil), 2, 20, 0, 0},
+		{"stalled", status(5000, saysImporting), status(5000, saysStalled), 5000, 20, 0, 0},
 	} {
-		if got := rollUpWait(test.before, test.after, test.moving, test.since); got != test.want {
+		if got := rollUpWait(test.before, test.after, test.nodes, test.moving, test.since); got != test.want {
 			t.Errorf("%s: waits %s, want %s", test.why, got, test.want)
 		}
 	}

@@ -55,7 +55,7 @@ func newer(a, b string) bool {
 
 // write replaces the status, after creating the object where there is none. It belongs to the Node, so that it goes
 // with it. What it returns is the object as the API server has it then. It is a JSON patch since only this agent writes
-// a status: an API server takes several times as long for server-side apply, of a report of 20 archives some 40 ms.
+// a status: an API server takes longer for server-side apply, of a report of 20 archives some 40 ms.
 func (w *writtenState) write(ctx context.Context, c client.Client, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) (*v1alpha1.NodeImageState, error) {
 	name := view.node.Name
 	if view.state == nil {
@@ -162,7 +162,8 @@ func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) ti
 
 // uncounted is how many nodes an archive is taken to select until the roll-up has counted them, and how many agents are
 // taken to have started when there is no archive: the largest fleet that we promise to serve. Taken for fewer, they could
-// keep the roll-up itself from counting; of those that are fewer, it says so within a second or two.
+// keep the roll-up itself from counting. Of an archive it says within a second or two how many they are; with none, what an
+// agent has to tell can wait.
 const uncounted = 5000
 
 // fleet is how many agents may write when this one does. When the last archive goes, they are those that had it.

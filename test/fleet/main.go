@@ -87,7 +87,11 @@ func run(ctx context.Context, o options, small int) error {
 		o.nodes = n
 		r, err := measure(ctx, o, os.Stderr)
 		if err != nil {
-			return fmt.Errorf("%d nodes: %w", n, err)
+			err = fmt.Errorf("%d nodes: %w", n, err)
+			if len(results) > 0 {
+				err = errors.Join(err, printTable(os.Stdout, results))
+			}
+			return err
 		}
 		results = append(results, r)
 	}
