@@ -87,7 +87,7 @@ bench: build ## Measure the agent beside ctr (needs root); BENCH=case for one, P
 NODES ?= 5000
 ARCHIVES ?= 20
 
-bench-fleet: build ## Measure what a fleet asks of an API server (15 GiB; an hour on two cores); NODES=n ARCHIVES=n
+bench-fleet: build ## Measure what a fleet asks of an API server (15 GiB, more than two cores); NODES=n ARCHIVES=n
 	@hack/deps.sh
 	@hack/tools/build.sh etcd kubernetes
 	go build -o bin/ ./test/fleet

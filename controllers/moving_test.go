@@ -62,8 +62,10 @@ func (c statusWriter) Apply(_ context.Context, o runtime.ApplyConfiguration, _ .
 
 // An archive has its part in what several share from when its counts move until they are written, or it is gone.
 func TestCountsThatMove(t *testing.T) {
+	const others = 1999 // nodes: with so many, counts may wait for longer than until the next look
 	now, c := epoch, &oneArchive{archive: newArchive("a", 0)}
-	c.nodes, c.states = cluster(nil, nil)
+	says := func(s saying) { c.nodes, c.states = cluster(append(make([]saying, others), s)...) }
+	says(nil)
 	r := &ArchiveReconciler{
 		Client: c, Recorder: events.NewFakeRecorder(10), metrics: newFleetMetrics(nil), now: func() time.Time { return now },
 		rollouts: map[string]*rollout{}, written: map[string]writtenStatus{}, summed: map[string]time.Time{}, moving: map[string]bool{},
@@ -82,12 +84,12 @@ func TestCountsThatMove(t *testing.T) {
 	}
 	expect("the first status", 1, 1)
 	expect("it is written", 1, 0)
-	_, c.states = cluster(saysImporting, nil)
+	says(saysImporting)
 	expect("an import has begun", 1, 1)
-	now = now.Add(rollUpInterval)
+	now = now.Add((others + 1) * time.Second / rollUpRate)
 	expect("long enough after the last write", 2, 1)
 	expect("it is written", 2, 0)
-	_, c.states = cluster(saysPending, nil)
+	says(saysPending)
 	expect("the import has ended", 2, 1)
 	c.archive = nil
 	expect("the archive is gone", 2, 0)
