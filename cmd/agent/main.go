@@ -59,6 +59,8 @@ func newRootCommand() *cobra.Command {
 		Short:         "Put the images of archives into containerd, without a registry",
 		SilenceErrors: true, // reportFailure prints them
 		SilenceUsage:  true,
+		// They take several lines, and --help, which is pointed to, lists all commands.
+		DisableSuggestions: true,
 		RunE: func(*cobra.Command, []string) error {
 			return usagef("a command is missing")
 		},

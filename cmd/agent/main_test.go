@@ -146,7 +146,7 @@ func TestUsageErrors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("NODE_NAME", "")
 			o := agent(t, nil, args...)
-			if o.code != exitUsage || o.out != "" || !strings.Contains(o.errOut, "--help") {
+			if o.code != exitUsage || o.out != "" || !strings.Contains(o.errOut, "--help") || strings.Contains(o.errOut, `\t`) {
 				t.Errorf("exit code %d, output %q, error %q", o.code, o.out, o.errOut)
 			}
 		})
