@@ -66,6 +66,7 @@ func TestNodeHeals(t *testing.T) {
 	n.events <- "docker.io/library/other:1"
 	n.events <- "" // a snapshot
 	n.waitForImports(t, 2)
+	waitForEvents(t, 2, uid, "Imported", "heals: ") // Ready may still be from before the loss
 	n.waitFor(t, a.Name, ready)
 
 	before := p.writes.Load()

@@ -52,17 +52,24 @@ func TestNodeImports(t *testing.T) {
 // waitForEvent waits for an Event on an object.
 func waitForEvent(t *testing.T, uid any, reason, note string) {
 	t.Helper()
-	eventually(t, "an Event "+reason, func() (bool, string) {
+	waitForEvents(t, 1, uid, reason, note)
+}
+
+// waitForEvents waits for the nth of like Events.
+func waitForEvents(t *testing.T, nth int, uid any, reason, note string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d Events %s", nth, reason), func() (bool, string) {
 		var list eventsv1.EventList
 		if err := admin.List(t.Context(), &list); err != nil {
 			return false, err.Error()
 		}
+		found := 0
 		for _, e := range list.Items {
 			if any(e.Regarding.UID) == uid && e.Reason == reason && strings.Contains(e.Note, note) {
-				return true, ""
+				found++
 			}
 		}
-		return false, fmt.Sprintf("not among %d Events", len(list.Items))
+		return found >= nth, fmt.Sprintf("%d of %d Events", found, len(list.Items))
 	})
 }
 
