@@ -170,11 +170,7 @@ func (r *ArchiveReconciler) rollOut(ctx context.Context, a *v1alpha1.ImageArchiv
 	}
 	wait, err = r.admissions.ready(ctx)
 	r.admissions.overlay(f.states)
-	ro := r.rollouts[a.Name]
-	if ro == nil {
-		ro = &rollout{}
-		r.rollouts[a.Name] = ro
-	}
+	ro := &r.known(a.Name).rollout
 	ro.follow(a, now)
 	members := f.members(a)
 	if a.Spec.Rollout != nil {
@@ -204,8 +200,8 @@ func (r *ArchiveReconciler) rollOut(ctx context.Context, a *v1alpha1.ImageArchiv
 
 // deafen notes that the API server did not answer, and so cannot have told what nodes reported.
 func (r *ArchiveReconciler) deafen(now time.Time) {
-	for _, ro := range r.rollouts {
-		ro.since = now
+	for _, k := range r.archives {
+		k.rollout.since = now
 	}
 }
 
@@ -265,7 +261,7 @@ func (r *ArchiveReconciler) carryOut(ctx context.Context, a *v1alpha1.ImageArchi
 		f.states[d.node] = state
 		written[d.verdict]++
 		m := &member{d.node, state, entryFor(a, state), admissionFor(a.Name, state)}
-		r.rollouts[a.Name].done(d, m, now)
+		r.known(a.Name).rollout.done(d, m, now)
 		if d.verdict == expire {
 			r.Recorder.Eventf(a, nil, corev1.EventTypeWarning, v1alpha1.ReasonProgressDeadlineExceeded, "Rollout",
 				"%s made no progress for %s; its place goes to another node", d.node, deadline(a.Spec.Rollout))

@@ -54,12 +54,38 @@ type ArchiveReconciler struct {
 	Metrics prometheus.Registerer
 
 	admissions *admissions
-	rollouts   map[string]*rollout      // by the archive's name
-	written    map[string]writtenStatus // by the archive's name
-	summed     map[string]time.Time     // since when an archive may be summed up again, by its name
-	moving     map[string]bool          // the archives with counts that have not been written yet, by name
+	archives   map[string]*knownArchive // by name
 	metrics    *fleetMetrics
 	now        func() time.Time
+}
+
+// knownArchive is what this process remembers of one archive.
+type knownArchive struct {
+	rollout rollout
+	written writtenStatus
+	summed  time.Time // since when it may be summed up again
+	moves   bool      // it has counts that have not been written yet
+}
+
+// known makes a new one for an archive that is seen for the first time.
+func (r *ArchiveReconciler) known(name string) *knownArchive {
+	k := r.archives[name]
+	if k == nil {
+		k = &knownArchive{}
+		r.archives[name] = k
+	}
+	return k
+}
+
+// moving is how many archives have counts that have not been written yet.
+func (r *ArchiveReconciler) moving() int {
+	n := 0
+	for _, k := range r.archives {
+		if k.moves {
+			n++
+		}
+	}
+	return n
 }
 
 // writtenStatus is the last write of one archive's status by this process, which the cache shows a little later.
@@ -72,9 +98,7 @@ type writtenStatus struct {
 
 // SetupWithManager adds the reconciler to a manager.
 func (r *ArchiveReconciler) SetupWithManager(mgr ctrl.Manager) error {
-	r.now, r.metrics = time.Now, newFleetMetrics(r.Metrics)
-	r.rollouts, r.written = map[string]*rollout{}, map[string]writtenStatus{}
-	r.summed, r.moving = map[string]time.Time{}, map[string]bool{}
+	r.now, r.metrics, r.archives = time.Now, newFleetMetrics(r.Metrics), map[string]*knownArchive{}
 	conf := rest.CopyConfig(mgr.GetConfig())
 	conf.Timeout = admissionWriteTimeout // which the API server is told, too
 	writer, err := client.New(conf, client.Options{Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
@@ -182,8 +206,8 @@ func (r *ArchiveReconciler) allArchives(ctx context.Context, _ client.Object) []
 
 // Reconcile lets nodes in and sums up, for one archive.
 func (r *ArchiveReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	now := r.now()
-	if wait := r.summed[req.Name].Sub(now); wait > 0 {
+	now, known := r.now(), r.known(req.Name)
+	if wait := known.summed.Sub(now); wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	var archive v1alpha1.ImageArchive
@@ -198,17 +222,15 @@ func (r *ArchiveReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	r.summed[req.Name] = now.Add(time.Duration(len(f.nodes)) * time.Second / sumRate)
-	last := r.latest(&archive)
+	known.summed = now.Add(time.Duration(len(f.nodes)) * time.Second / sumRate)
+	last := known.written.latest(&archive)
 	stand, wait, failed := r.rollOut(ctx, &archive, f, now)
 	status := rollUp(&archive, f.nodes, f.states, stand, now)
 	r.metrics.set(&archive, status)
-	if equality.Semantic.DeepEqual(&archive.Status, status) {
-		delete(r.moving, req.Name)
+	if known.moves = !equality.Semantic.DeepEqual(&archive.Status, status); !known.moves {
 		return after(wait, failed)
 	}
-	r.moving[req.Name] = true
-	if later := rollUpWait(&archive.Status, status, len(f.nodes), len(r.moving), now.Sub(last)); later > 0 {
+	if later := rollUpWait(&archive.Status, status, len(f.nodes), r.moving(), now.Sub(last)); later > 0 {
 		return after(sooner(wait, min(later, rollUpInterval)), failed) // less, once others do not move any more
 	}
 	return after(wait, errors.Join(failed, r.write(ctx, &archive, status, now)))
@@ -224,10 +246,7 @@ func after(wait time.Duration, err error) (ctrl.Result, error) {
 
 // cleanUp forgets an archive that is gone.
 func (r *ArchiveReconciler) cleanUp(ctx context.Context, name string) (ctrl.Result, error) {
-	delete(r.written, name)
-	delete(r.rollouts, name)
-	delete(r.summed, name)
-	delete(r.moving, name)
+	delete(r.archives, name)
 	r.metrics.forget(name)
 	f, err := r.look(ctx)
 	if err != nil {
@@ -236,14 +255,13 @@ func (r *ArchiveReconciler) cleanUp(ctx context.Context, name string) (ctrl.Resu
 	gone := &v1alpha1.ImageArchive{}
 	gone.Name = name
 	_, wait, err := r.rollOut(ctx, gone, f, r.now())
-	delete(r.rollouts, name)
+	delete(r.archives, name)
 	return after(wait, err)
 }
 
 // latest puts the status that was written last into an archive for which the cache shows an older one. It returns
 // the time of that write.
-func (r *ArchiveReconciler) latest(archive *v1alpha1.ImageArchive) time.Time {
-	w := r.written[archive.Name]
+func (w *writtenStatus) latest(archive *v1alpha1.ImageArchive) time.Time {
 	if w.uid != archive.UID {
 		return time.Time{}
 	}
@@ -308,7 +326,7 @@ func (r *ArchiveReconciler) write(ctx context.Context, archive *v1alpha1.ImageAr
 	if err != nil {
 		return fmt.Errorf("write status of ImageArchive %s: %w", archive.Name, err)
 	}
-	r.written[archive.Name] = writtenStatus{archive.UID, ptr.Deref(object.ResourceVersion, ""), status, now}
+	r.known(archive.Name).written = writtenStatus{archive.UID, ptr.Deref(object.ResourceVersion, ""), status, now}
 	r.announce(archive, status)
 	return nil
 }

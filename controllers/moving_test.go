@@ -68,15 +68,15 @@ func TestCountsThatMove(t *testing.T) {
 	says(nil)
 	r := &ArchiveReconciler{
 		Client: c, Recorder: events.NewFakeRecorder(10), metrics: newFleetMetrics(nil), now: func() time.Time { return now },
-		rollouts: map[string]*rollout{}, written: map[string]writtenStatus{}, summed: map[string]time.Time{}, moving: map[string]bool{},
+		archives: map[string]*knownArchive{},
 	}
 	r.admissions = newAdmissions(nil, nil, r.now)
 	expect := func(why string, writes, moving int) {
 		t.Helper()
 		now = now.Add(time.Second)
 		result, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Name: "a"}})
-		if err != nil || c.writes != writes || len(r.moving) != moving {
-			t.Fatalf("%s: %d writes, %d move (%v); want %d and %d", why, c.writes, len(r.moving), err, writes, moving)
+		if err != nil || c.writes != writes || r.moving() != moving {
+			t.Fatalf("%s: %d writes, %d move (%v); want %d and %d", why, c.writes, r.moving(), err, writes, moving)
 		}
 		if result.RequeueAfter > rollUpInterval {
 			t.Errorf("%s: looked at again in %s", why, result.RequeueAfter)

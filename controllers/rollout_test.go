@@ -583,7 +583,7 @@ func TestDriftThatIsIgnoredIsNotLetIn(t *testing.T) {
 // A process that is told to end, or has lost its Lease, begins no further write.
 func TestEndStopsAdmissions(t *testing.T) {
 	s := newScene(t, "2", 1, waiting(2)...)
-	r := &ArchiveReconciler{admissions: newAdmissions(nil, nil, time.Now), metrics: newFleetMetrics(nil), rollouts: map[string]*rollout{"a": s.ro}}
+	r := &ArchiveReconciler{admissions: newAdmissions(nil, nil, time.Now), metrics: newFleetMetrics(nil), archives: map[string]*knownArchive{"a": {rollout: *s.ro}}}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	list := []decision{{admit, "n0", newAdmission(s.a, s.now)}, {admit, "n1", newAdmission(s.a, s.now)}}
