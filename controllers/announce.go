@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 
@@ -111,7 +112,7 @@ const tellTimeout = 2 * time.Second
 // tell sends what waits, if it is time for that. Events may fail where the status does not: they have a store of their own in
 // some clusters, and webhooks. So they are tried again by themselves.
 func (r *NodeReconciler) tell(ctx context.Context, state types.UID, now time.Time, nodes int32) {
-	if len(r.notes) == 0 || r.telling.notBefore.After(now) {
+	if !r.hasNews() || r.telling.notBefore.After(now) {
 		return
 	}
 	err := r.sendNotes(ctx, state)
@@ -125,9 +126,12 @@ func (r *NodeReconciler) tell(ctx context.Context, state types.UID, now time.Tim
 	}
 }
 
+// hasNews says whether Events wait.
+func (r *NodeReconciler) hasNews() bool { return r.sending != nil || len(r.notes) > 0 }
+
 // untold is when to try again, 0 for never.
 func (r *NodeReconciler) untold(now time.Time) time.Duration {
-	if len(r.notes) == 0 {
+	if !r.hasNews() {
 		return 0
 	}
 	return max(r.telling.notBefore.Sub(now), settleTime)
@@ -135,21 +139,27 @@ func (r *NodeReconciler) untold(now time.Time) time.Duration {
 
 // sendNotes creates the Events that wait, about the NodeImageState with this UID: one for archives that have the same to
 // tell. client-go's recorder would take all with one reason for a series of the first, and drop what the others say.
+//
+// An Event that seems to have failed may have been created, the answer being late. It stays as it is, name included, until
+// the API server says what became of it: else each attempt at an API server that is slow would be another Event.
 func (r *NodeReconciler) sendNotes(ctx context.Context, state types.UID) error {
 	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
-	groups := gather(r.notes)
-	for i, notes := range groups {
-		err := r.Client.Create(ctx, r.event(notes, state))
+	for r.hasNews() {
+		if r.sending == nil {
+			groups := gather(r.notes)
+			r.sending, r.notes = r.event(groups[0], state), slices.Concat(groups[1:]...)
+		}
+		err := r.Client.Create(ctx, r.sending)
 		switch {
+		case apierrors.IsAlreadyExists(err): // since an earlier attempt
 		case isRefusal(err):
-			ctrl.LoggerFrom(ctx).Info("The API server refuses an Event", "reason", notes[0].reason, "error", errorText(err))
+			ctrl.LoggerFrom(ctx).Info("The API server refuses an Event", "reason", r.sending.Reason, "error", errorText(err))
 		case err != nil:
-			r.notes = slices.Concat(groups[i:]...)
 			return err
 		}
+		r.sending = nil
 	}
-	r.notes = nil
 	return nil
 }
 
@@ -167,15 +177,20 @@ func isRefusal(err error) bool {
 	}
 }
 
-// maxInstance is how long an Event's field reportingInstance may be, in bytes.
-const maxInstance = 128
+const (
+	// maxInstance is how long an Event's field reportingInstance may be, in bytes.
+	maxInstance = 128
+	// maxNamePrefix leaves room for what tells the names of a node's Events apart.
+	maxNamePrefix = 200
+)
 
 // event tells of notes of one kind.
 func (r *NodeReconciler) event(notes []note, state types.UID) *eventsv1.Event {
 	first := notes[0]
+	prefix := strings.TrimRight(r.NodeName[:min(len(r.NodeName), maxNamePrefix)], "-.")
 	e := &eventsv1.Event{
 		// Where the Events of objects without a namespace are.
-		ObjectMeta:          metav1.ObjectMeta{GenerateName: r.NodeName + "-", Namespace: metav1.NamespaceDefault},
+		ObjectMeta:          metav1.ObjectMeta{Name: prefix + "-" + rand.String(10), Namespace: metav1.NamespaceDefault},
 		EventTime:           metav1.NewMicroTime(first.when),
 		ReportingController: "tarlift-node",
 		ReportingInstance:   r.NodeName[:min(len(r.NodeName), maxInstance)],

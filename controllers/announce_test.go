@@ -16,6 +16,7 @@ import (
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -27,13 +28,21 @@ type eventLog struct {
 	client.Client
 	events []*eventsv1.Event
 	fails  error
+	late   bool // its answers do not arrive
 }
 
 func (l *eventLog) Create(_ context.Context, o client.Object, _ ...client.CreateOption) error {
 	if l.fails != nil {
 		return l.fails
 	}
-	l.events = append(l.events, o.(*eventsv1.Event))
+	e := o.(*eventsv1.Event)
+	if slices.ContainsFunc(l.events, func(x *eventsv1.Event) bool { return x.Name == e.Name }) {
+		return apierrors.NewAlreadyExists(schema.GroupResource{Resource: "events"}, e.Name)
+	}
+	l.events = append(l.events, e.DeepCopy())
+	if l.late {
+		return context.DeadlineExceeded
+	}
 	return nil
 }
 
@@ -129,12 +138,41 @@ func TestNotesWaitForTheAPIServer(t *testing.T) {
 	} {
 		server := &eventLog{fails: test.fails}
 		r := &NodeReconciler{Client: server, notes: []note{{name: "a", typ: "Normal", reason: eventSwept, text: "one"}, {name: "b", typ: "Normal", reason: eventHealed, text: "two"}}}
-		if err := r.sendNotes(t.Context(), "uid"); (err != nil) != (test.waits > 0) || len(r.notes) != test.waits {
-			t.Errorf("%s: %d wait, error %v", test.why, len(r.notes), err)
+		if err := r.sendNotes(t.Context(), "uid"); (err != nil) != (test.waits > 0) || r.hasNews() != (test.waits > 0) {
+			t.Errorf("%s: something waits: %v, error %v", test.why, r.hasNews(), err)
 		}
 		server.fails = nil
-		if err := r.sendNotes(t.Context(), "uid"); err != nil || len(r.notes) > 0 || len(server.events) != test.waits {
-			t.Errorf("%s, then there: %d wait, %q, error %v", test.why, len(r.notes), server.texts(), err)
+		if err := r.sendNotes(t.Context(), "uid"); err != nil || r.hasNews() || len(server.events) != test.waits {
+			t.Errorf("%s, then there: something waits: %v, %q, error %v", test.why, r.hasNews(), server.texts(), err)
+		}
+	}
+}
+
+// However often an API server is slow, it gets each Event once.
+func TestEventIsToldOnce(t *testing.T) {
+	server := &eventLog{late: true}
+	r := &NodeReconciler{Client: server, NodeName: "n"}
+	for i := range 3 {
+		r.note(note{name: strconv.Itoa(i), typ: "Normal", reason: eventHealed, text: "text"})
+		if err := r.sendNotes(t.Context(), "uid"); err == nil {
+			t.Fatal("it does not learn that the API server is slow")
+		}
+	}
+	server.late = false
+	if err := r.sendNotes(t.Context(), "uid"); err != nil || r.hasNews() {
+		t.Errorf("something waits: %v, error %v", r.hasNews(), err)
+	}
+	if got, want := server.texts(), []string{"Normal Healed 0: text", "Normal Healed 1: text", "Normal Healed 2: text"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestEventNames(t *testing.T) {
+	for _, node := range []string{"n", "node.example", strings.Repeat("a", 253), strings.Repeat("a.", 126) + "a"} {
+		r := &NodeReconciler{NodeName: node}
+		e := r.event([]note{{name: "a"}}, "uid")
+		if errs := validation.IsDNS1123Subdomain(e.Name); len(errs) > 0 {
+			t.Errorf("%s: %q", e.Name, errs)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -57,9 +58,10 @@ type NodeReconciler struct {
 	last    nodeView // what it told of them
 	agenda  *agenda  // nil until the first reconcile
 	state   writtenState
-	notes   []note  // Events that wait for the object that they are about
-	telling attempt // at sending them
-	size    int32   // of the fleet, 0 for unknown
+	notes   []note          // Events that wait for the object that they are about
+	sending *eventsv1.Event // one of which the API server has not said that it has it; nil for none
+	telling attempt         // at sending them
+	size    int32           // of the fleet, 0 for unknown
 	pacer   pacer
 	outage  attempt // of the API server, as its writes tell
 	contact contact // with it

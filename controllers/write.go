@@ -106,7 +106,7 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	current := r.agenda.status(running, now)
 	c := compare(written, current)
 	due := c
-	if len(r.notes) > 0 && !r.telling.notBefore.After(now) {
+	if r.hasNews() && !r.telling.notBefore.After(now) {
 		due = stateChange // Events are writes as well: they go when the status does
 	}
 	switch {
