@@ -111,7 +111,7 @@ const tellTimeout = 2 * time.Second
 
 // tell sends what waits, if it is time for that. Events may fail where the status does not: they have a store of their own in
 // some clusters, and webhooks. So they are tried again by themselves.
-func (r *NodeReconciler) tell(ctx context.Context, state types.UID, now time.Time, nodes int32) {
+func (r *NodeReconciler) tell(ctx context.Context, state types.UID, now time.Time, window time.Duration) {
 	if !r.hasNews() || r.telling.notBefore.After(now) {
 		return
 	}
@@ -120,7 +120,7 @@ func (r *NodeReconciler) tell(ctx context.Context, state types.UID, now time.Tim
 		r.telling.reset()
 		return
 	}
-	r.telling.failed(r.now(), max(apiRetryLimit, writeWindow(nodes)), r.jitter)
+	r.telling.failed(r.now(), max(apiRetryLimit, window), r.jitter)
 	if r.telling.tries == 1 {
 		ctrl.LoggerFrom(ctx).Info("Could not create an Event; trying again", "error", errorText(err))
 	}

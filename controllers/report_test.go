@@ -58,21 +58,21 @@ func TestCompare(t *testing.T) {
 func TestPacer(t *testing.T) {
 	half := func() float64 { return 0.5 }
 	for _, test := range []struct {
-		why   string
-		c     change
-		since time.Duration // the last write
-		nodes int32
-		want  time.Duration
+		why    string
+		c      change
+		since  time.Duration // the last write
+		window time.Duration
+		want   time.Duration
 	}{
-		{"a change of state: what follows at once comes along", stateChange, 0, 7, settleTime + 50*time.Millisecond},
-		{"a change of state, long after the last", stateChange, time.Hour, 7, settleTime + 50*time.Millisecond},
-		{"a change of state on many nodes is spread over 50 s", stateChange, time.Hour, 50 * clusterWriteRate, settleTime + 25*time.Second},
-		{"progress right after a write", progressChange, time.Second, 3, 9 * time.Second},
-		{"progress after 10 s", progressChange, 10 * time.Second, 3, 0},
-		{"progress on many nodes", progressChange, 10 * time.Second, 50 * clusterWriteRate, 40 * time.Second},
+		{"a change of state: what follows at once comes along", stateChange, 0, 100 * time.Millisecond, settleTime + 50*time.Millisecond},
+		{"a change of state, long after the last", stateChange, time.Hour, 100 * time.Millisecond, settleTime + 50*time.Millisecond},
+		{"a change of state on many nodes is spread over 50 s", stateChange, time.Hour, 50 * time.Second, settleTime + 25*time.Second},
+		{"progress right after a write", progressChange, time.Second, 0, 9 * time.Second},
+		{"progress after 10 s", progressChange, 10 * time.Second, 0, 0},
+		{"progress on many nodes", progressChange, 10 * time.Second, 50 * time.Second, 40 * time.Second},
 	} {
 		p := pacer{last: epoch}
-		if got := p.wait(test.c, epoch.Add(test.since), test.nodes, half); got != test.want {
+		if got := p.wait(test.c, epoch.Add(test.since), test.window, half); got != test.want {
 			t.Errorf("%s: waits %s, want %s", test.why, got, test.want)
 		}
 	}
@@ -81,16 +81,16 @@ func TestPacer(t *testing.T) {
 func TestPacerKeepsItsAppointment(t *testing.T) {
 	p := pacer{}
 	one := func() float64 { return 1 }
-	if got := p.wait(stateChange, epoch, 10*clusterWriteRate, one); got != settleTime+10*time.Second {
+	if got := p.wait(stateChange, epoch, 10*time.Second, one); got != settleTime+10*time.Second {
 		t.Fatalf("waits %s", got)
 	}
-	if got := p.wait(stateChange, epoch.Add(4*time.Second), 10*clusterWriteRate, one); got != settleTime+6*time.Second {
+	if got := p.wait(stateChange, epoch.Add(4*time.Second), 10*time.Second, one); got != settleTime+6*time.Second {
 		t.Errorf("a second change put it off: %s", got)
 	}
-	if got := p.wait(stateChange, epoch.Add(4*time.Second), 50*clusterWriteRate, one); got != settleTime+46*time.Second {
+	if got := p.wait(stateChange, epoch.Add(4*time.Second), 50*time.Second, one); got != settleTime+46*time.Second {
 		t.Errorf("more agents turn up, and it waits %s", got)
 	}
-	if got := p.wait(stateChange, epoch.Add(time.Minute), 50*clusterWriteRate, one); got != 0 {
+	if got := p.wait(stateChange, epoch.Add(time.Minute), 50*time.Second, one); got != 0 {
 		t.Errorf("late, and waits %s", got)
 	}
 	p.wrote(epoch.Add(time.Minute))
@@ -107,16 +107,16 @@ func TestPacerKeepsItsAppointment(t *testing.T) {
 func TestPacerSpreadsAnew(t *testing.T) {
 	learn := epoch.Add(10 * time.Second)
 	last, early := time.Duration(0), 0
-	const agents = 10 * clusterWriteRate
+	const agents, window = 700, 10 * time.Second
 	for i := range agents {
 		p := pacer{}
 		place := func() float64 { return float64(i) / agents }
-		planned := p.wait(stateChange, epoch, uncounted, place)
+		planned := p.wait(stateChange, epoch, writeWindow(uncounted, 1), place)
 		if planned < learn.Sub(epoch) {
 			early++
 			continue
 		}
-		got := p.wait(stateChange, learn, agents, place)
+		got := p.wait(stateChange, learn, window, place)
 		if got > planned {
 			t.Errorf("agent %d waits %s, and would have waited %s", i, got, planned)
 		}
@@ -125,7 +125,7 @@ func TestPacerSpreadsAnew(t *testing.T) {
 		}
 		last = got
 	}
-	if early > agents/2 || last > writeWindow(agents)+settleTime {
+	if early > agents/2 || last > window+settleTime {
 		t.Errorf("%d wrote before, and the last one does after %s", early, last)
 	}
 }
@@ -134,7 +134,7 @@ func TestPacerSpreadsAnew(t *testing.T) {
 func TestPacerSpacesWrites(t *testing.T) {
 	p, writes := pacer{}, 0
 	for now := epoch; now.Before(epoch.Add(100 * time.Second)); now = now.Add(100 * time.Millisecond) {
-		if p.wait(stateChange, now, 10*clusterWriteRate, noJitter) == 0 {
+		if p.wait(stateChange, now, 10*time.Second, noJitter) == 0 {
 			p.wrote(now)
 			writes++
 		}
@@ -202,5 +202,24 @@ func TestConditionTimes(t *testing.T) {
 	}
 	if now = mergeConditions(now, 2, later, condition("Ready", "True", "Imported", "")); !now[0].LastTransitionTime.Time.Equal(later) {
 		t.Errorf("Ready became True: %+v", now[0])
+	}
+}
+
+func TestWriteWindow(t *testing.T) {
+	for _, test := range []struct {
+		why      string
+		nodes    int32
+		archives int
+		want     time.Duration
+	}{
+		{"nothing but drop-ins that are gone", 140, 0, 2 * time.Second},
+		{"one archive", 140, 1, 2 * time.Second},
+		{"reports that cost twice as much", 140, 13, 4 * time.Second},
+		{"many nodes: not for longer than to be Ready in time", 3500, 25, 100 * time.Second},
+		{"so many that even light reports take longer", 14000, 25, 200 * time.Second},
+	} {
+		if got := writeWindow(test.nodes, test.archives); got != test.want {
+			t.Errorf("%s: %d nodes with %d archives write over %s, want %s", test.why, test.nodes, test.archives, got, test.want)
+		}
 	}
 }

@@ -104,6 +104,7 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 		return wait
 	}
 	current := r.agenda.status(running, now)
+	window := writeWindow(r.peers(view.archives), len(current.Archives))
 	c := compare(written, current)
 	due := c
 	if r.hasNews() && !r.telling.notBefore.After(now) {
@@ -117,7 +118,7 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 		r.pacer.settled()
 		return sooner(poll, r.untold(now))
 	default:
-		if wait := r.pacer.wait(due, now, r.peers(view.archives), r.jitter); wait > 0 {
+		if wait := r.pacer.wait(due, now, window, r.jitter); wait > 0 {
 			return sooner(poll, wait)
 		}
 	}
@@ -125,7 +126,7 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 		r.pacer.settled()
 	} else { // where there is no object yet, Events need one
 		if err := r.write(ctx, view, current, now); err != nil {
-			return sooner(poll, r.refused(ctx, err, r.peers(view.archives)))
+			return sooner(poll, r.refused(ctx, err, window))
 		}
 		r.pacer.wrote(now)
 	}
@@ -133,7 +134,7 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 	if view.state != nil {
 		uid = view.state.UID
 	}
-	r.tell(ctx, uid, now, r.peers(view.archives))
+	r.tell(ctx, uid, now, window)
 	return sooner(poll, r.untold(now))
 }
 
@@ -151,9 +152,9 @@ func (r *NodeReconciler) write(ctx context.Context, view *nodeView, status *v1al
 }
 
 // refused puts off the next write after one that failed, and returns by how much.
-func (r *NodeReconciler) refused(ctx context.Context, err error, nodes int32) time.Duration {
+func (r *NodeReconciler) refused(ctx context.Context, err error, window time.Duration) time.Duration {
 	now := r.now()
-	r.outage.failed(now, max(apiRetryLimit, writeWindow(nodes)), r.jitter)
+	r.outage.failed(now, max(apiRetryLimit, window), r.jitter)
 	if r.outage.tries == 1 {
 		ctrl.LoggerFrom(ctx).Info("Could not write the status of the NodeImageState; trying again", "error", errorText(err))
 	}
