@@ -151,7 +151,11 @@ func startWorker() (*worker, error) {
 		return nil, err
 	}
 	w := &worker{cmd: exec.Command("nice", "-n", "10", self)}
-	w.cmd.Env = append(os.Environ(), workerEnv+"=1")
+	w.cmd.Env = append(os.Environ(), workerEnv+"=1",
+		// An agent that waits for the processor behind a thousand others would take its connection for dead.
+		"HTTP2_PING_TIMEOUT_SECONDS=300",
+		// Half of their work would be to collect garbage in so large a heap.
+		"GOGC=200")
 	w.cmd.Stderr = os.Stderr
 	if w.in, err = w.cmd.StdinPipe(); err != nil {
 		return nil, err
