@@ -40,9 +40,9 @@ const (
 	rollUpLimit = 5 * time.Minute
 )
 
-// sumRate bounds what summing up costs: an archive of this many nodes is summed up once in a second at most, one of
-// fewer accordingly more often.
-const sumRate = 5000
+// sumRate is over how many nodes a second archives whose counts move are summed up, which takes some 2 µs a node: one archive
+// of 5,000 nodes four times a second at most, each of twenty every five seconds.
+const sumRate = 20000
 
 // ArchiveReconciler sums up NodeImageStates and Nodes in the status of ImageArchives, and lets nodes in as rollouts
 // allow. Only one may run at a time.
@@ -222,7 +222,7 @@ func (r *ArchiveReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	known.summed = now.Add(time.Duration(len(f.nodes)) * time.Second / sumRate)
+	known.summed = now.Add(time.Duration(len(f.nodes)*max(1, r.moving())) * time.Second / sumRate)
 	last := known.written.latest(&archive)
 	stand, wait, failed := r.rollOut(ctx, &archive, f, now)
 	status := rollUp(&archive, f.nodes, f.states, stand, now)
