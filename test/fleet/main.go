@@ -32,7 +32,7 @@ type options struct {
 	agent           string        // the binary whose controller is measured
 	share           bool          // the agents of a worker share connections
 	idle            time.Duration // how long the idle fleet is looked at
-	quiet           time.Duration // for how long nobody must have written to count as done
+	quiet           time.Duration // for how long, at least, nobody must have written to count as done
 	rollout         int           // percentage of the nodes that may import at a time; 0: no rollout
 	importTime      time.Duration // of the rollout's imports
 	patience        time.Duration // for archives to become Ready
@@ -50,7 +50,7 @@ func main() {
 	flag.StringVar(&o.agent, "agent", "bin/agent", "the agent's binary, for the controller")
 	flag.BoolVar(&o.share, "share-connections", false, "let the agents of a process share connections to the API server")
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long to look at the idle fleet")
-	flag.DurationVar(&o.quiet, "quiet", 12*time.Second, "for how long no agent must have written to count as done")
+	flag.DurationVar(&o.quiet, "quiet", 12*time.Second, "for how long, at least, no agent must have written to count as done")
 	flag.IntVar(&o.rollout, "rollout", 20, "percentage of the nodes that a rollout lets import at a time; 0: no rollout")
 	flag.DurationVar(&o.importTime, "import-time", 2*time.Second, "how long an import of the rollout takes")
 	flag.DurationVar(&o.patience, "patience", 30*time.Minute, "how long to wait for archives to become Ready")
@@ -126,7 +126,9 @@ func measure(ctx context.Context, o options, progress io.Writer) (r result, err 
 		fmt.Fprintf(progress, "%6.1f s  %d nodes: %s\n", time.Since(begin).Seconds(), o.nodes, fmt.Sprintf(format, args...))
 	}
 	r = result{nodes: o.nodes, archives: o.archives}
-	f := &fleet{profiles: o.profiles, quiet: o.quiet}
+	// Longer where agents spread their writes over longer: reports of 20 archives over 37 ms a node, up to 100 s.
+	quiet := max(o.quiet, min(time.Duration(o.nodes)*37*time.Millisecond, 100*time.Second))
+	f := &fleet{profiles: o.profiles, quiet: quiet}
 	defer func() { err = errors.Join(err, f.stop()) }()
 	if f.dir, err = os.MkdirTemp("", "tarlift-fleet-"); err != nil {
 		return r, err
