@@ -150,10 +150,11 @@ func (r *NodeReconciler) sendNotes(ctx context.Context, state types.UID) error {
 			groups := gather(r.notes)
 			r.sending, r.notes = r.event(groups[0], state), slices.Concat(groups[1:]...)
 		}
+		r.sending.Regarding.UID = state // which may be another by now
 		err := r.Client.Create(ctx, r.sending)
 		switch {
 		case apierrors.IsAlreadyExists(err): // since an earlier attempt
-		case isRefusal(err):
+		case isRefusal(err, time.Since(r.sending.EventTime.Time)):
 			ctrl.LoggerFrom(ctx).Info("The API server refuses an Event", "reason", r.sending.Reason, "error", errorText(err))
 		case err != nil:
 			return err
@@ -163,21 +164,23 @@ func (r *NodeReconciler) sendNotes(ctx context.Context, state types.UID) error {
 	return nil
 }
 
-// isRefusal says that an API server, or one of its webhooks, will not take a request later either.
-func isRefusal(err error) bool {
+// isRefusal says that an API server, or one of its webhooks, will not take what is of this age later either.
+func isRefusal(err error, age time.Duration) bool {
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) {
 		return false
 	}
 	switch code := status.Status().Code; code {
 	case http.StatusUnauthorized, http.StatusRequestTimeout, http.StatusConflict, http.StatusTooManyRequests:
-		return false
+		return age > maxEventAge
 	default:
-		return code >= 400 && code < 500
+		return code >= 400 && code < 500 || age > maxEventAge
 	}
 }
 
 const (
+	// maxEventAge is after how long an API server would have forgotten an Event, had it taken it.
+	maxEventAge = time.Hour
 	// maxInstance is how long an Event's field reportingInstance may be, in bytes.
 	maxInstance = 128
 	// maxNamePrefix leaves room for what tells the names of a node's Events apart.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -135,9 +136,12 @@ func TestNotesWaitForTheAPIServer(t *testing.T) {
 		{"busy", apierrors.NewTooManyRequests("later", 1), 2},
 		{"refused by a webhook", apierrors.NewBadRequest("no"), 0},
 		{"without the right", apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "e", nil), 0},
+		{"refused by a webhook that says it is broken", apierrors.NewInternalError(errors.New("no")), 2},
 	} {
 		server := &eventLog{fails: test.fails}
-		r := &NodeReconciler{Client: server, notes: []note{{name: "a", typ: "Normal", reason: eventSwept, text: "one"}, {name: "b", typ: "Normal", reason: eventHealed, text: "two"}}}
+		r := &NodeReconciler{Client: server}
+		r.note(note{name: "a", typ: "Normal", reason: eventSwept, text: "one"})
+		r.note(note{name: "b", typ: "Normal", reason: eventHealed, text: "two"})
 		if err := r.sendNotes(t.Context(), "uid"); (err != nil) != (test.waits > 0) || r.hasNews() != (test.waits > 0) {
 			t.Errorf("%s: something waits: %v, error %v", test.why, r.hasNews(), err)
 		}
@@ -159,11 +163,32 @@ func TestEventIsToldOnce(t *testing.T) {
 		}
 	}
 	server.late = false
-	if err := r.sendNotes(t.Context(), "uid"); err != nil || r.hasNews() {
+	if err := r.sendNotes(t.Context(), "another"); err != nil || r.hasNews() {
 		t.Errorf("something waits: %v, error %v", r.hasNews(), err)
 	}
 	if got, want := server.texts(), []string{"Normal Healed 0: text", "Normal Healed 1: text", "Normal Healed 2: text"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// One that is never taken does not keep others back for ever. Nothing is too old for an API server that is away.
+func TestOldEvents(t *testing.T) {
+	for _, test := range []struct {
+		fails error
+		waits bool
+	}{{apierrors.NewInternalError(errors.New("no")), false}, {apierrors.NewTooManyRequests("later", 1), false}, {errors.New("connection refused"), true}} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &NodeReconciler{Client: &eventLog{fails: test.fails}}
+			r.note(note{name: "a", typ: "Normal", reason: eventSwept, text: "one"})
+			time.Sleep(maxEventAge)
+			if err := r.sendNotes(t.Context(), "uid"); err == nil || !r.hasNews() {
+				t.Errorf("%v: given up early", test.fails)
+			}
+			time.Sleep(time.Second)
+			if err := r.sendNotes(t.Context(), "uid"); (err != nil) != test.waits || r.hasNews() != test.waits {
+				t.Errorf("%v: something waits: %v, error %v", test.fails, r.hasNews(), err)
+			}
+		})
 	}
 }
 
