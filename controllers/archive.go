@@ -40,9 +40,15 @@ const (
 	rollUpLimit = 5 * time.Minute
 )
 
-// sumRate is over how many nodes a second archives whose counts move are summed up, which takes some 2 µs a node: one archive
-// of 5,000 nodes four times a second at most, each of twenty every five seconds.
-const sumRate = 20000
+const (
+	// sumRate is over how many nodes a second archives whose counts move are summed up, which takes some 2 µs a node: one
+	// archive of 5,000 nodes four times a second at most, each of twenty every five seconds.
+	sumRate = 20000
+	// sumLimit bounds that for the archives of which somebody waits to see that they are Ready, and rolloutSumLimit for
+	// those that let nodes in, a batch at a time.
+	sumLimit        = 5 * time.Second
+	rolloutSumLimit = time.Second
+)
 
 // ArchiveReconciler sums up NodeImageStates and Nodes in the status of ImageArchives, and lets nodes in as rollouts
 // allow. Only one may run at a time.
@@ -222,7 +228,7 @@ func (r *ArchiveReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	known.summed = now.Add(time.Duration(len(f.nodes)*max(1, r.moving())) * time.Second / sumRate)
+	known.summed = now.Add(sumWait(&archive, len(f.nodes), r.moving()))
 	last := known.written.latest(&archive)
 	stand, wait, failed := r.rollOut(ctx, &archive, f, now)
 	status := rollUp(&archive, f.nodes, f.states, stand, now)
@@ -294,6 +300,16 @@ func (r *ArchiveReconciler) look(ctx context.Context) (*fleet, error) {
 	}
 	r.admissions.overlay(states)
 	return &fleet{nodes.Items, states}, nil
+}
+
+// sumWait is how long an archive is not summed up again when there are this many nodes and the counts of this many archives
+// move.
+func sumWait(a *v1alpha1.ImageArchive, nodes, moving int) time.Duration {
+	limit := sumLimit
+	if a.Spec.Rollout != nil {
+		limit = rolloutSumLimit
+	}
+	return min(time.Duration(nodes*max(1, moving))*time.Second/sumRate, limit)
 }
 
 // rollUpWait is how long a write has to wait when the last one was made since ago, there are this many nodes, and the counts

@@ -219,6 +219,27 @@ func TestRollUpArtifact(t *testing.T) {
 	}
 }
 
+func TestSumWait(t *testing.T) {
+	plain, rolling := newArchive("a", 0), newArchive("a", 0)
+	rolling.Spec.Rollout = &v1alpha1.Rollout{}
+	for _, test := range []struct {
+		why           string
+		a             *v1alpha1.ImageArchive
+		nodes, moving int
+		want          time.Duration
+	}{
+		{"alone", plain, 5000, 1, 250 * time.Millisecond},
+		{"nothing moves yet", plain, 5000, 0, 250 * time.Millisecond},
+		{"several", plain, 5000, 8, 2 * time.Second},
+		{"so many that somebody would wait for Ready", plain, 5000, 100, 5 * time.Second},
+		{"one that lets nodes in", rolling, 5000, 100, time.Second},
+	} {
+		if got := sumWait(test.a, test.nodes, test.moving); got != test.want {
+			t.Errorf("%s: %s, want %s", test.why, got, test.want)
+		}
+	}
+}
+
 func TestRollUpWait(t *testing.T) {
 	status := func(desired int32, sayings ...saying) *v1alpha1.ImageArchiveStatus {
 		nodes, states := cluster(sayings...)
