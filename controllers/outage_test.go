@@ -29,15 +29,23 @@ func (a *away) Create(context.Context, client.Object, ...client.CreateOption) er
 // rarely as any write.
 func TestWritesDuringAnOutage(t *testing.T) {
 	for _, test := range []struct {
-		nodes   int32
-		longest time.Duration // between two attempts
-	}{{3, apiRetryLimit}, {10 * clusterWriteRate, 10 * time.Second}, {50 * clusterWriteRate, 50 * time.Second}} {
+		nodes    int32
+		archives []string
+		longest  time.Duration // between two attempts
+	}{
+		{3, []string{"quick"}, apiRetryLimit},
+		{10 * clusterWriteRate, []string{"quick"}, 10 * time.Second},
+		{50 * clusterWriteRate, []string{"quick"}, 50 * time.Second},
+		{12 * clusterWriteRate, []string{"quick", "quick-2"}, 13 * time.Second},
+	} {
 		synctest.Test(t, func(t *testing.T) {
-			lo := newLoop(t, defaultLimits, "quick")
+			lo := newLoop(t, defaultLimits, test.archives...)
 			server := &away{}
 			lo.Client, lo.now, lo.jitter = server, time.Now, noJitter
 			lo.view.node = nodeMetadata()
-			lo.view.archives[0].Status.Nodes = &v1alpha1.NodeCounts{Desired: test.nodes}
+			for _, a := range lo.view.archives {
+				a.Status.Nodes = &v1alpha1.NodeCounts{Desired: test.nodes}
+			}
 			ctx := ctrl.LoggerInto(t.Context(), logr.Discard())
 			for end := time.Now().Add(10 * time.Minute); time.Now().Before(end); {
 				now := time.Now()

@@ -235,7 +235,7 @@ const (
 	// progressInterval is the least time between two writes that tell progress only.
 	progressInterval = 10 * time.Second
 	// clusterWriteRate is how many status writes a second all agents together may ask of an API server, an Event beside
-	// each: what the largest fleet has to tell then takes it little more than a minute.
+	// each: what the largest fleet has to tell of one archive then takes it little more than a minute.
 	clusterWriteRate = 70
 	// heavyReport is with how many further archives a report costs an API server twice what one with a single archive does:
 	// 29 ms with 20 archives, and 11 ms. Such reports are made accordingly more rarely, unless the largest fleet would not
@@ -269,7 +269,7 @@ func (p *pacer) wait(c change, now time.Time, window time.Duration, jitter func(
 		p.since, p.place = now, jitter()
 		p.due = at(now)
 	case window > p.window:
-		p.due = at(p.since)
+		p.due = later(p.due, at(p.since)) // it may have been spread anew since then
 	case window < p.window:
 		if anew := at(now); anew.Before(p.due) {
 			p.due = anew

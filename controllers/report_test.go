@@ -123,6 +123,9 @@ func TestPacerSpreadsAnew(t *testing.T) {
 		if got-last > time.Second && last > 0 || got == 0 {
 			t.Errorf("agent %d writes after %s, the one before after %s", i, got, last)
 		}
+		if grown := p.wait(stateChange, learn.Add(settleTime), window+window/10, place); grown < got-settleTime {
+			t.Errorf("agent %d waits %s when some more agents turn up, and would have waited %s", i, grown, got-settleTime)
+		}
 		last = got
 	}
 	if early > agents/2 || last > window+settleTime {
@@ -158,7 +161,7 @@ func TestProgressIsRationed(t *testing.T) {
 		b.pass(100 * time.Millisecond)
 		b.at("a").progress.Done = done
 		current := b.status(b.running, b.now)
-		if c := compare(written, current); c != noChange && p.wait(c, b.now, 3, noJitter) == 0 {
+		if c := compare(written, current); c != noChange && p.wait(c, b.now, 0, noJitter) == 0 {
 			writes++
 			written = current
 			p.wrote(b.now)

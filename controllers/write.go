@@ -104,7 +104,11 @@ func (r *NodeReconciler) report(ctx context.Context, view *nodeView, now time.Ti
 		return wait
 	}
 	current := r.agenda.status(running, now)
-	window := writeWindow(r.peers(view.archives), len(current.Archives))
+	archives := len(current.Archives)
+	if r.agenda.admittedBeside() > 0 {
+		archives = 1 // its place is to be free for the next node soon, and its deadline runs
+	}
+	window := writeWindow(r.peers(view.archives), archives)
 	c := compare(written, current)
 	due := c
 	if r.hasNews() && !r.telling.notBefore.After(now) {

@@ -38,7 +38,7 @@ var (
 const (
 	systemNamespace = "tarlift-system"
 	// patience bounds every wait. What is waited for takes milliseconds on a quiet machine, but for the first report of an
-	// agent for whom nobody has counted the fleet: 71 seconds.
+	// agent for whom nobody has counted the fleet: 71 seconds, and up to 100 where its report is long.
 	patience = 2 * time.Minute
 )
 
