@@ -146,8 +146,13 @@ func TestNotesWaitForTheAPIServer(t *testing.T) {
 			t.Errorf("%s: something waits: %v, error %v", test.why, r.hasNews(), err)
 		}
 		server.fails = nil
-		if err := r.sendNotes(t.Context(), "uid"); err != nil || r.hasNews() || len(server.events) != test.waits {
+		if err := r.sendNotes(t.Context(), "later"); err != nil || r.hasNews() || len(server.events) != test.waits {
 			t.Errorf("%s, then there: something waits: %v, %q, error %v", test.why, r.hasNews(), server.texts(), err)
+		}
+		for _, e := range server.events {
+			if e.Regarding.UID != "later" {
+				t.Errorf("%s: an Event about an object that is gone: %q", test.why, e.Regarding.UID)
+			}
 		}
 	}
 }
@@ -163,7 +168,7 @@ func TestEventIsToldOnce(t *testing.T) {
 		}
 	}
 	server.late = false
-	if err := r.sendNotes(t.Context(), "another"); err != nil || r.hasNews() {
+	if err := r.sendNotes(t.Context(), "uid"); err != nil || r.hasNews() {
 		t.Errorf("something waits: %v, error %v", r.hasNews(), err)
 	}
 	if got, want := server.texts(), []string{"Normal Healed 0: text", "Normal Healed 1: text", "Normal Healed 2: text"}; !slices.Equal(got, want) {
