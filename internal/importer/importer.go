@@ -26,17 +26,15 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
 
 // The ways in which an import fails here; what is wrong with the archive or its source is said by the errors
@@ -49,9 +47,9 @@ var (
 	// ErrNameConflict is a name that exists with another digest and belongs to somebody else.
 	ErrNameConflict = errors.New("name exists with another digest")
 	// ErrInsufficientDisk is containerd's file system without room for the content.
-	ErrInsufficientDisk = errors.New("insufficient disk space")
+	ErrInsufficientDisk = daemon.ErrNoSpace
 	// ErrRuntimeUnavailable is a containerd that does not answer.
-	ErrRuntimeUnavailable = errors.New("containerd is unavailable")
+	ErrRuntimeUnavailable = daemon.ErrUnavailable
 )
 
 // Options say which containerd to use, and for whom.
@@ -290,16 +288,5 @@ type Result struct {
 	CRI string
 }
 
-// runtimeError says that a call of containerd failed, and whether containerd was there at all.
-func runtimeError(doing string, err error) error {
-	if _, ok := status.FromError(err); ok { // not every method of the client translates
-		err = errgrpc.ToNative(err)
-	}
-	switch {
-	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
-		return fmt.Errorf("%s: %w: %w", doing, ErrRuntimeUnavailable, err)
-	case isNoSpace(err):
-		return fmt.Errorf("%s: %w: %w", doing, ErrInsufficientDisk, err)
-	}
-	return fmt.Errorf("%s: %w", doing, err)
-}
+// What calls of containerd failed with, by their short names.
+var runtimeError, writerError = daemon.Error, daemon.WriterError

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -176,15 +175,6 @@ func ended(r io.Reader) error {
 	return nil
 }
 
-// writerError is an error of an ingest. gRPC tells of a connection that has ended by io.EOF alone, of which
-// containerd's client keeps the text.
-func writerError(doing string, err error) error {
-	if strings.HasSuffix(err.Error(), io.EOF.Error()) {
-		return fmt.Errorf("%s: the connection to containerd broke: %w", doing, ErrRuntimeUnavailable)
-	}
-	return runtimeError(doing, err)
-}
-
 // writer opens an ingest of this session's.
 func (s *session) writer(ctx context.Context, ref string, d ocispec.Descriptor) (content.Writer, error) {
 	return openWriter(ctx, s.services.content, ingestWait, content.WithRef(ref), content.WithDescriptor(d))
@@ -205,11 +195,6 @@ func openWriter(ctx context.Context, store content.Ingester, wait time.Duration,
 		case <-time.After(pause):
 		}
 	}
-}
-
-// isNoSpace recognises a full disk behind gRPC, which keeps the text of an error but not its identity.
-func isNoSpace(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "no space left on device")
 }
 
 // committed notes that this session brought a blob.
