@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/store"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
@@ -70,18 +71,18 @@ func (a *Archive) locate(d digest.Digest) (archive.Extent, bool) {
 
 // open opens the archive for an import: by random access without reading blobs where that is possible, else in one
 // pass that stores the blobs on its way. A digest of the whole archive can only be checked in such a pass.
-func (s *session) open(ctx context.Context, src source.Blob, req Request) (*Archive, error) {
-	random, compression, err := access(src)
+func (a *attempt) open(ctx context.Context) (*Archive, error) {
+	random, compression, err := access(a.src)
 	if err != nil {
 		return nil, err
 	}
-	if random && compression == archive.Uncompressed && req.Digest == "" {
-		return openRandom(ctx, src)
+	if random && compression == archive.Uncompressed && a.req.Digest == "" {
+		return openRandom(ctx, a.src)
 	}
-	s.progress.stream(src)
-	s.progress.phase(PhaseTransferring)
-	defer s.progress.endStream()
-	return openStream(ctx, src, &streamSink{session: s, req: req}, req.Digest)
+	a.progress.stream(a.src)
+	a.progress.phase(PhaseTransferring)
+	defer a.progress.endStream()
+	return openStream(ctx, a.src, &streamSink{attempt: a}, a.req.Digest)
 }
 
 // sniffBytes is enough for every magic number that archive.Sniff knows.
@@ -125,9 +126,9 @@ func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want di
 		algorithm = want.Algorithm()
 	}
 	sum := algorithm.Digester()
-	hashed := newAheadReader(io.TeeReader(raw, sum.Hash()))
-	defer func() { cancel(); hashed.stop() }()
-	buffered := bufio.NewReaderSize(hashed, minPiece)
+	hashed := store.NewAheadReader(io.TeeReader(raw, sum.Hash()))
+	defer func() { cancel(); hashed.Stop() }()
+	buffered := bufio.NewReaderSize(hashed, store.MinPiece)
 	head, err := buffered.Peek(sniffBytes)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the first bytes: %w", err)
@@ -157,11 +158,11 @@ func streamTree(ctx context.Context, r io.Reader, c archive.Compression, sink ar
 		return nil, err
 	}
 	defer plain.Close()
-	ahead := newAheadReader(plain)
+	ahead := store.NewAheadReader(plain)
 	tree, err := archive.StreamTree(ctx, ahead, sink)
 	if err != nil {
 		interrupt()
 	}
-	ahead.stop()
+	ahead.Stop()
 	return tree, err
 }

@@ -9,9 +9,8 @@ import (
 	"slices"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -19,34 +18,39 @@ import (
 // assemble lets containerd's own importer build the images from the blobs that are in the store: it links the
 // blobs with the labels that its garbage collection follows. It is given no names, since it would publish them at
 // once, and returns without error for an image that lacks layers. So every image is checked then.
-func (s *session) assemble(ctx context.Context, p *Plan) error {
-	s.progress.phase(PhaseImporting)
+func (a *attempt) assemble(ctx context.Context, p *Plan) error {
+	a.progress.phase(PhaseImporting)
 	layout, err := minimalLayout(p)
 	if err != nil {
 		return err
 	}
 	c, err := client.New("", client.WithServices(
-		client.WithContentStore(s.services.content),
-		client.WithImageStore(s.services.images),
-		client.WithLeasesService(s.services.leases),
-	), client.WithDefaultNamespace(s.importer.namespace))
+		client.WithContentStore(a.content),
+		client.WithImageStore(a.importer.services.images),
+		client.WithLeasesService(a.importer.services.leases),
+	), client.WithDefaultNamespace(a.importer.namespace))
 	if err != nil {
 		return runtimeError("make client", err)
 	}
+	held, release, err := a.session.Hold(ctx) // else Import makes a lease of its own
+	if err != nil {
+		return err
+	}
+	defer release()
 	// Manifests that the plan did not choose may be absent although their platform matches, for example the
 	// second of two alike; what was chosen is checked below.
-	if _, err := c.Import(ctx, bytes.NewReader(layout), client.WithImportPlatform(p.matcher), client.WithSkipMissing()); err != nil {
+	if _, err := c.Import(held, bytes.NewReader(layout), client.WithImportPlatform(p.matcher), client.WithSkipMissing()); err != nil {
 		return runtimeError("import", err)
 	}
-	return s.verify(ctx, p)
+	return nil
 }
 
 // verify checks every image the way the CRI will look at it: the best manifest for this platform, and nothing
 // of it missing. Import's success is no proof, and neither is `available` alone.
-func (s *session) verify(ctx context.Context, p *Plan) error {
-	s.progress.phase(PhaseVerifying)
+func (a *attempt) verify(ctx context.Context, p *Plan) error {
+	a.progress.phase(PhaseVerifying)
 	for _, img := range p.Images {
-		missing, err := s.importer.missing(ctx, img.target)
+		missing, err := a.importer.check.Missing(ctx, img.target)
 		if err != nil {
 			return err
 		}
@@ -57,22 +61,13 @@ func (s *session) verify(ctx context.Context, p *Plan) error {
 	return nil
 }
 
-// missing returns what an image lacks on this platform.
-func (i *Importer) missing(ctx context.Context, target ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-	_, _, _, missing, err := images.Check(ctx, i.services.content, target, platforms.Only(i.platform))
-	if err != nil {
-		return nil, runtimeError("check image "+target.Digest.String(), err)
-	}
-	return missing, nil
-}
-
 // snapshotterName is the configured snapshotter, else the one that CRI uses in its namespace, else the namespace's, else
 // containerd's default. A wrong one costs the first container of an image its start: CRI unpacks again then.
 func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
 	if i.snapshotter != "" {
 		return i.snapshotter, nil
 	}
-	label, err := i.client.GetLabel(ctx, defaultSnapshotterLabel)
+	label, err := i.client.GetLabel(ctx, defaults.DefaultSnapshotterNSLabel)
 	if err != nil {
 		return "", runtimeError("ask for the default snapshotter", err)
 	}
@@ -84,7 +79,7 @@ func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
 	if label != "" {
 		return label, nil
 	}
-	return defaultSnapshotter, nil
+	return defaults.DefaultSnapshotter, nil
 }
 
 // servingSnapshotter is snapshotterName of one that is there: only such a one says that it lacks a snapshot.

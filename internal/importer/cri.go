@@ -118,27 +118,11 @@ func (i *Importer) criSnapshotter(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// published are the names of a plan with the ids that CRI gives their images: the digests of their configs.
-func (p *Plan) published() map[string]digest.Digest {
-	configs := map[digest.Digest]digest.Digest{}
-	for _, fs := range p.rootfs {
-		configs[fs.manifest.Digest] = fs.config.Digest
-	}
-	ids := map[string]digest.Digest{}
-	for _, img := range p.Images {
-		ids[img.Name] = configs[img.Manifest]
-		if img.DigestReference != "" {
-			ids[img.DigestReference] = configs[img.Manifest]
-		}
-	}
-	return ids
-}
-
-// unseen asks CRI for published names, and returns those behind which it does not find their images, sorted; or why
+// notVisible asks CRI for published names, and returns those behind which it does not find their images, sorted; or why
 // it could not be asked. What other namespaces hold is not meant for the kubelet.
 //
 // CRI learns of a name by an event, some milliseconds after it was written.
-func (i *Importer) unseen(ctx context.Context, ids map[string]digest.Digest) (names []string, unknown string) {
+func (i *Importer) notVisible(ctx context.Context, ids map[string]digest.Digest) (names []string, unknown string) {
 	if i.namespace != kubeletNamespace {
 		return nil, ""
 	}
@@ -148,7 +132,7 @@ func (i *Importer) unseen(ctx context.Context, ids map[string]digest.Digest) (na
 	slices.Sort(names)
 	deadline := time.Now().Add(criNameWait)
 	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
-		left, err := i.stillUnseen(ctx, names, ids)
+		left, err := i.stillNotVisible(ctx, names, ids)
 		switch {
 		case errors.Is(err, errNoCRI):
 			return nil, err.Error()
@@ -171,8 +155,8 @@ func (i *Importer) unseen(ctx context.Context, ids map[string]digest.Digest) (na
 	}
 }
 
-// stillUnseen asks once for each name. After an error the rest is not asked for.
-func (i *Importer) stillUnseen(ctx context.Context, names []string, ids map[string]digest.Digest) (left []string, err error) {
+// stillNotVisible asks once for each name. After an error the rest is not asked for.
+func (i *Importer) stillNotVisible(ctx context.Context, names []string, ids map[string]digest.Digest) (left []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, criNameWait)
 	defer cancel()
 	for k, name := range names {

@@ -2,20 +2,18 @@ package importer
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"github.com/tarlift/tarlift/internal/importer/ownership"
+	"github.com/tarlift/tarlift/internal/importer/store"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -123,189 +121,46 @@ func (i *Importer) whyNoCRI(ctx context.Context) (string, error) {
 	return "its plugin is disabled", nil
 }
 
-// Held is a name that an import published, as its newest record says.
-type Held struct {
-	Name     string
-	Owner    string // the ImageArchive, empty for `agent import`
-	Unpinned bool   // although it was to be pinned
-	Lost     string // what else the name lacks, in words
-
-	published published
-}
+// Held is a name that was published, as its newest record says.
+type Held = ownership.Held
 
 // Held lists the names that are there for anybody of us, sorted, and says how many more there were.
 func (i *Importer) Held(ctx context.Context) (held []Held, gone int, err error) {
-	ctx = i.in(ctx)
-	list, err := i.services.images.List(ctx)
-	if err != nil {
-		return nil, 0, runtimeError("list images", err)
-	}
-	owners := map[string][]published{} // of their newest publishing
-	for _, img := range list {
-		for label, value := range img.Labels {
-			var r record
-			if !isOwnerLabel(label) || json.Unmarshal([]byte(value), &r) != nil || !r.of(img.Name) {
-				continue
-			}
-			all := owners[label]
-			if label != importLabel && len(all) > 0 && all[0].record.Serial < r.Serial {
-				all = nil
-			}
-			// Each run of `agent import` adds to the same label.
-			if label == importLabel || len(all) == 0 || all[0].record.Serial == r.Serial {
-				owners[label] = append(all, published{img, r})
-			}
-		}
-	}
-	for label, all := range owners {
-		if label != importLabel {
-			gone += max(all[0].record.Names-len(all), 0)
-		}
-		for _, p := range all {
-			h := Held{Name: p.Name, Owner: p.record.Archive, published: p}
-			if h.Unpinned = p.record.Pinned && p.Labels[labelPinned] != valuePinned; !h.Unpinned {
-				h.Lost = p.lost()
-			}
-			held = append(held, h)
-		}
-	}
-	slices.SortFunc(held, func(a, b Held) int { return strings.Compare(a.Name+" "+a.Owner, b.Name+" "+b.Owner) })
-	return held, gone, nil
+	return i.ownership.Held(i.in(ctx))
 }
 
 // ContentLost says of those names that have lost content or snapshots what, each image once.
 func (i *Importer) ContentLost(ctx context.Context, held []Held) (losses []string, err error) {
-	ctx = i.in(ctx)
-	checked := map[digest.Digest]bool{}
-	for _, h := range held {
-		if checked[h.published.Target.Digest] {
-			continue
-		}
-		checked[h.published.Target.Digest] = true
-		lost, err := i.contentLost(ctx, h.published)
-		if err != nil {
-			return losses, err
-		}
-		if lost != "" {
-			losses = append(losses, h.Name+" "+lost)
-		}
-	}
-	return losses, nil
+	return i.ownership.ContentLost(i.in(ctx), held)
 }
 
-// Unseen asks CRI for names, and returns those that the kubelet would not find, or why that is not known. What lacks
+// NotVisible asks the CRI for names, and returns those that the kubelet would not find, or why that is not known. What lacks
 // its config is left out.
-func (i *Importer) Unseen(ctx context.Context, held []Held) (names []string, unknown string, err error) {
+func (i *Importer) NotVisible(ctx context.Context, held []Held) (names []string, unknown string, err error) {
 	ctx = i.in(ctx)
 	ids, configs := map[string]digest.Digest{}, map[digest.Digest]digest.Digest{}
 	for _, h := range held {
-		target := h.published.Target
-		if _, ok := configs[target.Digest]; !ok {
-			m, _, err := i.manifest(ctx, target)
+		if _, ok := configs[h.Target.Digest]; !ok {
+			m, _, err := i.check.Manifest(ctx, h.Target)
 			if err != nil && !errdefs.IsNotFound(err) {
 				return nil, "", err
 			}
-			configs[target.Digest] = m.Config.Digest
+			configs[h.Target.Digest] = m.Config.Digest
 		}
-		if config := configs[target.Digest]; config != "" {
+		if config := configs[h.Target.Digest]; config != "" {
 			ids[h.Name] = config
 		}
 	}
-	names, unknown = i.unseen(ctx, ids)
+	names, unknown = i.notVisible(ctx, ids)
 	return names, unknown, nil
 }
 
-// Leftovers are what importers have in containerd beside images.
-type Leftovers struct {
-	Living    int       // importers that are at work
-	Stopped   int       // imports that were interrupted, or wait for their next attempt
-	Ingests   int       // partial blobs of these
-	Bytes     int64     // in these
-	Unsettled int       // publishings that were interrupted between two names
-	Oldest    time.Time // when the oldest of these leases was made
-}
+// Leftovers are what imports have in containerd beside images, also those that are under way.
+type Leftovers = store.Leftovers
 
-// Leftovers tells what living importers use from what others have left.
+// Leftovers looks for them.
 func (i *Importer) Leftovers(ctx context.Context) (Leftovers, error) {
-	ctx = i.in(ctx)
-	var all Leftovers
-	before, err := i.sessionLeases(ctx, "")
-	if err != nil {
-		return all, err
-	}
-	signs, err := i.services.content.ListStatuses(ctx, fmt.Sprintf("ref~=%q", "^"+lifeRoot))
-	if err != nil {
-		return all, runtimeError("list ingests", err)
-	}
-	living := map[string]bool{}
-	for _, s := range signs {
-		key := strings.TrimPrefix(s.Ref, lifeRoot)
-		if living[key], err = i.alive(ctx, s); err != nil {
-			return all, err
-		}
-		if living[key] {
-			all.Living++
-		}
-	}
-	left, err := i.sessionLeases(ctx, "")
-	if err != nil {
-		return all, err
-	}
-	for _, l := range left {
-		known := slices.ContainsFunc(before, func(b leases.Lease) bool { return b.ID == l.ID })
-		if living[sessionKey(l.Labels[labelUID], l.ID)] || !known { // an importer that has just begun
-			continue
-		}
-		all.Stopped++
-		if all.Oldest.IsZero() || l.CreatedAt.Before(all.Oldest) {
-			all.Oldest = l.CreatedAt
-		}
-		err := i.services.content.Walk(ctx, func(content.Info) error { all.Unsettled++; return nil }, fmt.Sprintf("labels.%q==%q", labelIntent, l.ID))
-		if err != nil {
-			return all, runtimeError("look for a publishing", err)
-		}
-	}
-	ingests, err := i.services.content.ListStatuses(ctx, fmt.Sprintf("ref~=%q", "^"+ingestRoot))
-	if err != nil {
-		return all, runtimeError("list ingests", err)
-	}
-	for _, st := range ingests {
-		if !slices.ContainsFunc(signs, func(s content.Status) bool {
-			key := strings.TrimPrefix(s.Ref, lifeRoot)
-			return living[key] && strings.HasPrefix(st.Ref, ingestPrefix(key))
-		}) {
-			all.Ingests++
-			all.Bytes += st.Offset
-		}
-	}
-	return all, nil
-}
-
-// alive says whether somebody holds a sign of life. The only way to know is to take it for a moment, as Recover does; a
-// living importer does not notice. One that begins in this moment waits longer than it lasts.
-func (i *Importer) alive(ctx context.Context, sign content.Status) (bool, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // a writer's stream ends with its context only
-	w, err := i.services.content.Writer(ctx, content.WithRef(sign.Ref))
-	if errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "locked") {
-		return true, nil
-	}
-	if err != nil {
-		return false, runtimeError("look whether an importer lives", err)
-	}
-	defer w.Close()
-	now, err := w.Status()
-	if err != nil {
-		return false, writerError("look whether an importer lives", err)
-	}
-	if now.StartedAt.Equal(sign.StartedAt) {
-		return false, nil
-	}
-	// It ended in between, and what has been opened is new.
-	if err := i.services.content.Abort(ctx, sign.Ref); err != nil && !errdefs.IsNotFound(err) {
-		return false, runtimeError("abort ingest "+sign.Ref, err)
-	}
-	return false, nil
+	return i.store.Leftovers(i.in(ctx))
 }
 
 // Newest is the latest time that containerd has noted, with what it was noted of: a time to come says that the clock has

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -265,12 +264,12 @@ func (i *Importer) toUnpack(ctx context.Context, p *Plan) (int64, error) {
 }
 
 // preflight refuses to begin what would not fit.
-func (s *session) preflight(ctx context.Context, p *Plan, req Request) error {
-	all, err := s.importer.Disks(ctx, p, req)
+func (a *attempt) preflight(ctx context.Context, p *Plan) error {
+	all, err := a.importer.Disks(ctx, p, a.req)
 	if err != nil {
 		return err
 	}
-	kept, err := s.kept(ctx, p)
+	kept, err := a.kept(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -289,19 +288,15 @@ func (s *session) preflight(ctx context.Context, p *Plan, req Request) error {
 }
 
 // kept is how many bytes of blobs to be written an earlier attempt has left in ingests: they take no more room.
-func (s *session) kept(ctx context.Context, p *Plan) (int64, error) {
-	list, err := s.importer.services.content.ListStatuses(ctx, fmt.Sprintf("ref~=%q", "^"+regexp.QuoteMeta(s.prefix)))
+func (a *attempt) kept(ctx context.Context, p *Plan) (int64, error) {
+	partial, err := a.session.Partial(ctx)
 	if err != nil {
-		return 0, runtimeError("list ingests", err)
-	}
-	offsets := map[string]int64{}
-	for _, st := range list {
-		offsets[st.Ref] = st.Offset
+		return 0, err
 	}
 	var sum int64
 	for _, b := range p.Blobs {
 		if !b.Present {
-			sum += min(offsets[s.prefix+b.Digest.String()], b.Size)
+			sum += min(partial[b.Digest], b.Size)
 		}
 	}
 	return sum, nil
@@ -309,8 +304,8 @@ func (s *session) kept(ctx context.Context, p *Plan) (int64, error) {
 
 // watchDisk ends the import when what is left free of a file system falls below the reserve while something is written.
 // The function that it returns ends the watch.
-func (s *session) watchDisk(ctx context.Context) (stop func(), err error) {
-	all, err := s.importer.disks(ctx)
+func (a *attempt) watchDisk(ctx context.Context) (stop func(), err error) {
+	all, err := a.importer.disks(ctx)
 	if err != nil || len(all) == 0 {
 		return func() {}, err
 	}
@@ -325,15 +320,15 @@ func (s *session) watchDisk(ctx context.Context) (stop func(), err error) {
 				return
 			case <-tick.C:
 			}
-			if s.writing.Load() == 0 {
+			if a.writing.Load() == 0 {
 				continue
 			}
 			for _, d := range all {
-				if d.look(s.importer.reserve) != nil {
+				if d.look(a.importer.reserve) != nil {
 					continue
 				}
 				if err := d.room(); err != nil {
-					s.cancel(err)
+					a.cancel(err)
 					return
 				}
 			}

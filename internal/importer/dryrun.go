@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/ownership"
 )
 
 // NameChange is what an import would do to a name.
@@ -54,7 +54,7 @@ func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRu
 	if d.Plan, err = i.Plan(ctx, a, req); err != nil {
 		return d, err
 	}
-	if err := i.foresee(ctx, &d, req); err != nil {
+	if err := i.planNames(ctx, &d, req); err != nil {
 		return d, err
 	}
 	d.Disks, err = i.Disks(ctx, d.Plan, req)
@@ -66,24 +66,25 @@ func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRu
 	return d, err
 }
 
-// foresee says what would become of each name. The first conflict is why an import would fail.
-func (i *Importer) foresee(ctx context.Context, d *DryRun, req Request) error {
-	for _, n := range d.Plan.names() {
+// planNames says what would become of each name. The first conflict is why an import would fail.
+func (i *Importer) planNames(ctx context.Context, d *DryRun, req Request) error {
+	changes, err := i.ownership.Changes(ctx, d.Plan.claim(req, ownership.Import{Index: d.Plan.IndexDigest}))
+	if err != nil {
+		return err
+	}
+	for k, n := range d.Plan.claim(req, ownership.Import{}).Names {
+		c := changes[k]
 		name := PlannedName{Name: n.Name, Change: NameNew}
-		old, err := i.services.images.Get(ctx, n.Name)
-		switch {
-		case errdefs.IsNotFound(err):
-		case err != nil:
-			return runtimeError("look up image "+n.Name, err)
-		case old.Target.Digest == n.Target.Digest:
-			name.Change, name.Now = NameKept, old.Target.Digest
-		default:
-			name.Change, name.Now = NameMoved, old.Target.Digest
-			if conflict := refuseConflict(old, n, req, false); conflict != nil {
-				name.Change = NameConflict
-				if d.Refusal == nil {
-					d.Refusal = conflict
-				}
+		if c.Old != nil {
+			name.Now, name.Change = c.Old.Digest, NameKept
+			if c.Old.Digest != n.Target.Digest {
+				name.Change = NameMoved
+			}
+		}
+		if c.Conflict != nil {
+			name.Change = NameConflict
+			if d.Refusal == nil {
+				d.Refusal = c.Conflict
 			}
 		}
 		d.Names = append(d.Names, name)

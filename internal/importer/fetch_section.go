@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/tarlift/tarlift/internal/importer/store"
 )
 
 // fetched is a section that is fetched in chunks.
@@ -94,7 +96,7 @@ func (s *fetched) receive(c *chunk) (first time.Time, err error) {
 		s.mu.Unlock()
 		switch {
 		case all:
-			return first, ended(section)
+			return first, store.AtEnd(section)
 		case len(room) == 0:
 			select {
 			case <-c.drained:

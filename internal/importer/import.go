@@ -2,118 +2,214 @@ package importer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tarlift/tarlift/internal/importer/ownership"
+	"github.com/tarlift/tarlift/internal/importer/store"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
 // Import puts the selected images of an archive into containerd. When it returns without error, all of them are
-// complete, unpacked if wanted, and published; when it returns an error, no name was changed.
+// complete, unpacked if wanted, and published under all their names. Names that must not be taken are found before the first
+// one is written; when it fails after that, each name is complete or as it was before, and the next Import of the same owner
+// writes the rest.
 //
 // Errors: those of this package, of archive and of source, wrapped.
-func (i *Importer) Import(ctx context.Context, src source.Blob, req Request) (result Result, err error) {
+func (i *Importer) Import(ctx context.Context, src source.Blob, req Request) (Result, error) {
 	ctx = i.in(ctx)
-	s, ctx, err := i.begin(ctx, req)
-	if err != nil {
-		return Result{}, err
+	result, err := i.importOnce(ctx, src, req)
+	if errors.Is(err, store.ErrLeaseLost) && src.RandomAccess() { // the clock was set forward by a day, for example
+		return i.importOnce(ctx, src, req)
 	}
-	defer func() {
-		// After a success the names stand; what could not be cleared up expires with the lease.
-		if endErr := s.end(ctx, err); endErr != nil && err != nil {
-			err = fmt.Errorf("%w (clear up: %v)", err, endErr) //nolint:errorlint // the first error is the reason
-		}
-	}()
+	return result, err
+}
 
-	opened, plan, err := s.bring(ctx, src, req)
+func (i *Importer) importOnce(ctx context.Context, src source.Blob, req Request) (result Result, err error) {
+	a, ctx, err := i.begin(ctx, src, req)
 	if err != nil {
 		return Result{}, err
 	}
-	result = s.result(src, opened, plan)
-	s.progress.phase(PhasePublishing)
-	names := plan.names()
-	if err := s.publish(ctx, names, req, newRecord(req, src.String(), result, s.unpacker.name(), len(names))); err != nil {
+	defer func() { err = a.end(ctx, err) }()
+
+	opened, err := a.open(ctx)
+	if err != nil {
 		return Result{}, err
 	}
-	result.Former, _ = i.endFormer(ctx, req.Owner) // what could not be done is left to Sweep
-	_ = s.endReplaced(ctx)                         // and this to the kubelet's garbage collection
-	result.Unseen, result.CRI = i.unseen(ctx, plan.published())
+	plan, err := i.Plan(ctx, opened, req)
+	if err != nil {
+		return Result{}, err
+	}
+	claim := plan.claim(req, i.recorded(a, opened, plan))
+	if err := i.ownership.Conflicts(ctx, claim); err != nil {
+		return Result{}, err
+	}
+	if err := a.preflight(ctx, plan); err != nil {
+		return Result{}, err
+	}
+	if err := a.transfer(ctx, plan); err != nil {
+		return Result{}, err
+	}
+	if err := a.assemble(ctx, plan); err != nil {
+		return Result{}, err
+	}
+	if err := a.unpack(ctx); err != nil {
+		return Result{}, err
+	}
+	if err := a.verify(ctx, plan); err != nil {
+		return Result{}, err
+	}
+	a.progress.phase(PhasePublishing)
+	if err := i.ownership.Claim(ctx, claim); err != nil {
+		return Result{}, err //nolint:wrapcheck // as above
+	}
+	result = a.result(opened, plan, claim)
+	result.Former, _ = i.ownership.ReleaseFormer(ctx, req.Owner) // what could not be done is left to Sweep
+	result.NotVisible, result.CRI = i.notVisible(ctx, plan.configs())
 	return result, nil
 }
 
-// bring makes the images complete below the session's lease, without names, and unpacks them on the way.
-func (s *session) bring(ctx context.Context, src source.Blob, req Request) (a *Archive, p *Plan, err error) {
-	ctx, s.cancel = context.WithCancelCause(ctx)
-	endWatch, err := s.watchDisk(ctx)
+// attempt is one attempt at an import.
+type attempt struct {
+	importer *Importer
+	src      source.Blob
+	req      Request
+	session  *store.Session
+	content  content.Store // the session's
+	progress *reporter
+	unpacker *unpacker // nil when nothing is to be unpacked
+	cancel   context.CancelCauseFunc
+	writing  atomic.Int32 // how much of containerd's is writing now
+	endWatch func()
+}
+
+// begin opens a session, and starts what goes on beside the steps: the watch over the disk, and the unpacker.
+func (i *Importer) begin(ctx context.Context, src source.Blob, req Request) (a *attempt, _ context.Context, err error) {
+	a = &attempt{importer: i, src: src, req: req, progress: newReporter(req.Progress), endWatch: func() {}}
+	uid := req.Owner.UID
+	if uid == "" {
+		uid = importUID
+	}
+	ctx, a.cancel = context.WithCancelCause(ctx)
+	a.session, err = i.store.Open(ctx, store.Owner{UID: uid, Spec: req.Owner.SpecHash}, store.Hooks{
+		Done: a.progress.done, Skipped: a.progress.skipped, Writing: &a.writing, Failed: func(err error) { a.cancel(err) },
+	})
 	if err != nil {
-		s.cancel(err)
+		a.cancel(err)
 		return nil, nil, err
 	}
-	defer endWatch()
-	defer func() {
-		if err != nil {
-			s.cancel(err)
-		}
-		s.unpacker.wait()
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause // the first of several failures
-		}
-		s.cancel(nil)
-	}()
-	if req.Unpack {
-		if s.unpacker, err = s.newUnpacker(ctx); err != nil {
-			return nil, nil, err
-		}
-	}
-	s.follows = worthFollowing(src)
-	s.progress.phase(PhaseIndexing)
-	if a, err = s.open(ctx, src, req); err != nil {
-		return nil, nil, err
-	}
-	if p, err = s.importer.Plan(ctx, a, req); err != nil {
-		return nil, nil, err
-	}
-	if s.ownedAll, err = s.ownsAll(ctx, p, req.Owner); err != nil {
-		return nil, nil, err
-	}
-	if err := s.refuseConflicts(ctx, p.names(), req); err != nil {
-		return nil, nil, err
-	}
-	if err := s.preflight(ctx, p, req); err != nil {
-		return nil, nil, err
-	}
-	if err := s.transfer(ctx, src, p); err != nil {
-		return nil, nil, err
-	}
-	if err := s.assemble(ctx, p); err != nil {
-		return nil, nil, err
+	a.content = a.session.Content()
+	if a.endWatch, err = a.watchDisk(ctx); err != nil {
+		return nil, nil, a.end(ctx, err)
 	}
 	if req.Unpack {
-		s.progress.phase(PhaseUnpacking)
+		if a.unpacker, err = a.newUnpacker(ctx); err != nil {
+			return nil, nil, a.end(ctx, err)
+		}
 	}
-	return a, p, nil
+	a.progress.phase(PhaseIndexing)
+	return a, ctx, nil
+}
+
+// importUID is `agent import`'s, in place of an ImageArchive's.
+const importUID = "import"
+
+// end stops what goes on beside the steps, and clears up. A failed attempt keeps what it has for the next one where that is
+// wanted, unless it fills the disk; every other one leaves nothing but what it published. It returns the first of the failures.
+func (a *attempt) end(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause
+	}
+	a.cancel(err)
+	a.unpacker.wait()
+	a.endWatch()
+	keep := err != nil && a.req.Keep && !errors.Is(err, ErrInsufficientDisk)
+	// After a success the names stand; what could not be cleared up expires with the lease.
+	if closeErr := a.session.Close(ctx, keep); closeErr != nil && err != nil {
+		err = fmt.Errorf("%w (clear up: %v)", err, closeErr) //nolint:errorlint // the first error is the reason
+	}
+	return err
+}
+
+// unpack waits until all images are unpacked: that began as soon as their first layers were there.
+func (a *attempt) unpack(ctx context.Context) error {
+	if a.unpacker == nil {
+		return nil
+	}
+	a.progress.phase(PhaseUnpacking)
+	a.unpacker.wait()
+	return context.Cause(ctx) //nolint:wrapcheck // the unpacker's
+}
+
+// claim is what the plan publishes: the images' names, name@digest where wanted, and their ids.
+func (p *Plan) claim(req Request, rec ownership.Import) ownership.Claim {
+	c := ownership.Claim{Owner: req.Owner, Import: rec, Pin: req.Pin, Replace: req.Replace, Owned: req.Owned}
+	seen := map[string]bool{}
+	add := func(name string, kind ownership.Kind, img PlannedImage) {
+		if name != "" && !seen[name] {
+			seen[name] = true
+			c.Names = append(c.Names, ownership.Name{Name: name, Target: img.target, Kind: kind})
+		}
+	}
+	for _, img := range p.Images {
+		add(img.Name, ownership.KindTag, img)
+	}
+	for _, img := range p.Images {
+		add(img.DigestReference, ownership.KindDigest, img)
+	}
+	for _, img := range p.Images {
+		add(img.ID, ownership.KindID, img)
+	}
+	return c
+}
+
+// recorded is what is remembered of the import.
+func (i *Importer) recorded(a *attempt, opened *Archive, p *Plan) ownership.Import {
+	return ownership.Import{
+		Source: a.src.String(), Validator: a.src.Validator(), Digest: opened.Digest, Index: p.IndexDigest, Size: a.src.Size(),
+		Snapshotter: a.unpacker.name(),
+	}
 }
 
 // result sums up what was moved.
-func (s *session) result(src source.Blob, a *Archive, p *Plan) Result {
+func (a *attempt) result(opened *Archive, p *Plan, c ownership.Claim) Result {
 	r := Result{
-		Digest: a.Digest, IndexDigest: p.IndexDigest, Size: src.Size(), Validator: src.Validator(),
-		Bytes: Bytes{Read: src.BytesRead()},
+		Digest: opened.Digest, IndexDigest: p.IndexDigest, Size: a.src.Size(), Validator: a.src.Validator(),
+		Bytes: Bytes{Read: a.src.BytesRead()},
 	}
-	for _, n := range s.written {
+	written := a.session.Written()
+	for _, n := range written {
 		r.Bytes.Written += n
 	}
 	for _, b := range p.Blobs {
-		if _, ok := s.written[b.Digest]; !ok {
+		if _, ok := written[b.Digest]; !ok {
 			r.Bytes.Skipped += b.Size
 		}
 	}
 	for _, img := range p.Images {
 		r.Images = append(r.Images, Image{Name: img.Name, Digest: img.Digest})
 	}
-	for _, n := range p.names() {
+	for _, n := range c.Names {
 		r.Names = append(r.Names, n.Name)
 	}
 	slices.Sort(r.Names)
 	return r
+}
+
+// configs are the names of a plan with the ids that the CRI gives their images: the digests of their configs.
+func (p *Plan) configs() map[string]digest.Digest {
+	ids := map[string]digest.Digest{}
+	for _, img := range p.Images {
+		for _, name := range []string{img.Name, img.DigestReference, img.ID} {
+			if name != "" {
+				ids[name] = img.Config
+			}
+		}
+	}
+	return ids
 }

@@ -16,7 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -24,6 +24,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/platforms"
@@ -34,7 +35,10 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/check"
 	"github.com/tarlift/tarlift/internal/importer/daemon"
+	"github.com/tarlift/tarlift/internal/importer/ownership"
+	"github.com/tarlift/tarlift/internal/importer/store"
 )
 
 // The ways in which an import fails here; what is wrong with the archive or its source is said by the errors
@@ -45,7 +49,7 @@ var (
 	// ErrNoMatchingPlatform is an archive without any image for this node's platform.
 	ErrNoMatchingPlatform = errors.New("no image for this platform")
 	// ErrNameConflict is a name that exists with another digest and belongs to somebody else.
-	ErrNameConflict = errors.New("name exists with another digest")
+	ErrNameConflict = ownership.ErrNameConflict
 	// ErrInsufficientDisk is containerd's file system without room for the content.
 	ErrInsufficientDisk = daemon.ErrNoSpace
 	// ErrRuntimeUnavailable is a containerd that does not answer.
@@ -86,8 +90,10 @@ type Importer struct {
 	containerdRoot string
 	askRoots       func(ctx context.Context, snapshotter string) ([]root, error)
 
-	applies *semaphore.Weighted // of layers, in all imports together
-	naming  sync.Mutex          // makes the look at a name and its change one step among all that this process does
+	applies   *semaphore.Weighted // of layers, in all imports together
+	store     *store.Store
+	check     check.Checker
+	ownership *ownership.Ownership
 }
 
 // services are containerd's, without the wrappers that an import puts around them.
@@ -154,7 +160,18 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 		containerdRoot: o.ContainerdRoot,
 	}
 	i.askRoots = i.askContainerd
+	i.connect()
 	return i
+}
+
+// connect makes what works on the services.
+func (i *Importer) connect() {
+	i.store = store.New(i.services.content, i.services.leases, 0)
+	i.check = check.Checker{
+		Content: i.services.content, Containers: i.services.containers, Platform: i.platform,
+		Snapshotter: func(name string) snapshots.Snapshotter { return i.client.SnapshotService(name) },
+	}
+	i.ownership = ownership.New(i.services.images, i.check, i.store.Collect)
 }
 
 // Close ends the connection.
@@ -189,25 +206,20 @@ func (i *Importer) in(ctx context.Context) context.Context {
 }
 
 // Owner is the ImageArchive that an import is made for. The zero Owner is `agent import`.
-type Owner struct {
-	Name string
-	UID  string
-	// SpecHash identifies the part of the spec that decides what an import does.
-	SpecHash string
-	// Deletion is what becomes of the images when nobody wants them any more. It is recorded with each name, and no part
-	// of who the owner is.
-	Deletion Deletion
-}
+type Owner = ownership.Owner
 
 // Deletion is what becomes of an image when its last owner goes.
-type Deletion string
+type Deletion = ownership.Deletion
 
 // What may become of an image; empty is DeletionUnpin.
 const (
-	DeletionRetain Deletion = "Retain" // it stays, pinned
-	DeletionUnpin  Deletion = "Unpin"  // it stays until the kubelet's garbage collection wants its room
-	DeletionDelete Deletion = "Delete" // it goes, unless a container uses it: then it is unpinned
+	DeletionRetain = ownership.Retain
+	DeletionUnpin  = ownership.Unpin
+	DeletionDelete = ownership.Delete
 )
+
+// Released is what became of an owner's names when its claims on them ended.
+type Released = ownership.Released
 
 // Request says what is wanted of an archive.
 type Request struct {
@@ -274,15 +286,15 @@ type Bytes struct {
 type Result struct {
 	Images      []Image       // without the name@digest references, sorted by name
 	Names       []string      // all that are published, sorted
-	Former      Swept         // what became of names that an earlier import of the owner published, and this one did not
+	Former      Released      // what became of names that an earlier import of the owner published, and this one did not
 	Bytes       Bytes         //
 	Digest      digest.Digest // of the whole archive, when it was read in full
 	IndexDigest digest.Digest // of index.json
 	Size        int64         // of the archive in bytes, -1 where the source does not say
 	Validator   string        // of the source, see source.Blob
 
-	// Unseen are published names that CRI, and so the kubelet, does not find, sorted. The import stands all the same.
-	Unseen []string
+	// NotVisible are published names that the CRI, and so the kubelet, does not find, sorted. The import stands all the same.
+	NotVisible []string
 	// CRI says why it is not known whether the kubelet finds the names; empty if it is, or if they are in another
 	// namespace than its own.
 	CRI string
@@ -290,3 +302,39 @@ type Result struct {
 
 // What calls of containerd failed with, by their short names.
 var runtimeError, writerError = daemon.Error, daemon.WriterError
+
+// Imported says whether an owner's import was published, and what it has lost since. No source is opened. The loss is empty
+// while all is whole; found is false when nothing of this owner and spec is there. Names that are gone are not in the result.
+func (i *Importer) Imported(ctx context.Context, o Owner) (result Result, loss string, found bool, err error) {
+	p, err := i.ownership.Published(i.in(ctx), o)
+	if err != nil || p == nil {
+		return Result{}, "", false, err
+	}
+	r := p.Import
+	result = Result{Names: p.Names, Digest: r.Digest, IndexDigest: r.Index, Size: r.Size, Validator: r.Validator}
+	for _, n := range p.Tags {
+		result.Images = append(result.Images, Image{Name: n.Name, Digest: n.Target.Digest})
+	}
+	return result, p.Lost, true, nil
+}
+
+// Repair gives names of an owner what they have lost and can get back without a source: the pin, the mark for the CRI,
+// and the former target, if another of the owner's names has kept that whole. It returns how many names it wrote.
+func (i *Importer) Repair(ctx context.Context, o Owner) (repaired int, err error) {
+	return i.ownership.Repair(i.in(ctx), o)
+}
+
+// Sweep ends the claims on images of ImageArchives that are not wanted; see ownership.Sweep. What failed imports of theirs
+// have kept goes, too.
+func (i *Importer) Sweep(ctx context.Context, wanted []Owner, known func(uid string) bool) ([]Released, error) {
+	ctx = i.in(ctx)
+	released, err := i.ownership.Sweep(ctx, wanted, known)
+	return released, errors.Join(err, i.store.Release(ctx, func(uid string) bool {
+		return uid != importUID && (known == nil || known(uid)) && !slices.ContainsFunc(wanted, func(o Owner) bool { return o.UID == uid })
+	}))
+}
+
+// Release drops what failed imports for an archive have kept. What no published image holds is collected before it returns.
+func (i *Importer) Release(ctx context.Context, uid string) error {
+	return i.store.Release(i.in(ctx), func(other string) bool { return other == uid })
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,19 +15,17 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
-	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
-	bolt "go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
 	"github.com/tarlift/tarlift/internal/source"
+	"github.com/tarlift/tarlift/test/inprocess"
 )
 
 func TestMain(m *testing.M) {
@@ -48,45 +45,19 @@ var inProcess = Options{Namespace: "k8s.io", Reserve: Reserve{set: true}}
 
 func newNode(t testing.TB, platform string) *node {
 	t.Helper()
-	dir := t.TempDir()
-	store, err := local.NewStore(filepath.Join(dir, "content"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	bdb, err := bolt.Open(filepath.Join(dir, "meta.db"), 0o600, &bolt.Options{NoSync: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { bdb.Close() })
-	db := metadata.NewDB(bdb, store, nil)
-	if err := db.Init(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	in := inprocess.New(t)
 	c, err := client.New("", client.WithServices(
-		client.WithContentStore(db.ContentStore()),
-		client.WithImageStore(metadata.NewImageStore(db)),
-		client.WithLeasesService(collecting{metadata.NewLeaseManager(db), db}),
+		client.WithContentStore(in.Content),
+		client.WithImageStore(in.Images),
+		client.WithLeasesService(in.Leases),
 	), client.WithDefaultNamespace("k8s.io"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{newImporter(c, inProcess, platforms.Normalize(platforms.MustParse(platform))), db}
-	n.services.containers = metadata.NewContainerStore(db)
+	n := &node{newImporter(c, inProcess, platforms.Normalize(platforms.MustParse(platform))), in.DB}
+	n.services.containers = in.Containers
+	n.connect()
 	return n
-}
-
-// collecting deletes leases the way the daemon's service does: a synchronous deletion collects garbage first.
-type collecting struct {
-	leases.Manager
-	db *metadata.DB
-}
-
-func (c collecting) Delete(ctx context.Context, l leases.Lease, opts ...leases.DeleteOpt) error {
-	if err := c.Manager.Delete(ctx, l, opts...); err != nil {
-		return err
-	}
-	_, err := c.db.GarbageCollect(ctx)
-	return err
 }
 
 // state is everything that an import could change, in comparable form.
@@ -132,16 +103,16 @@ func (n *node) state(t testing.TB) state {
 	return s
 }
 
-// sortedLabels leaves out the lease of the session that wrote a name, which is another each time.
+// sortedLabels leaves out the number of the publishing that wrote a name.
 func sortedLabels(labels map[string]string) string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		out = append(out, k+"="+leaseField.ReplaceAllString(labels[k], ""))
+		out = append(out, k+"="+serialField.ReplaceAllString(labels[k], ""))
 	}
 	return strings.Join(out, ",")
 }
 
-var leaseField = regexp.MustCompile(`,"lease":"[^"]*"(,"serial":\d+)?`)
+var serialField = regexp.MustCompile(`,"serial":\d+`)
 
 // image returns a published image, nil if there is none of that name.
 func (n *node) image(t *testing.T, name string) *images.Image {

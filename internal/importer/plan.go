@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/check"
 )
 
 // Plan is what an import of an archive would do here, found without changing anything.
@@ -40,6 +40,8 @@ type PlannedImage struct {
 	Digest          digest.Digest `json:"digest"`   // of the name's target, the index of a multi-platform image
 	Platform        string        `json:"platform"` // of the manifest that was chosen
 	Manifest        digest.Digest `json:"manifest"`
+	Config          digest.Digest `json:"config"`
+	ID              string        `json:"id,omitempty"`
 
 	target ocispec.Descriptor
 }
@@ -123,6 +125,13 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 	if len(p.plan.Images) == 0 {
 		return nil, fmt.Errorf("the archive has images for %s only, this node needs %q: %w",
 			listed(foreign), platforms.FormatAll(i.platform), ErrNoMatchingPlatform)
+	}
+	configs := map[digest.Digest]digest.Digest{}
+	for _, fs := range p.plan.rootfs {
+		configs[fs.manifest.Digest] = fs.config.Digest
+	}
+	for k, img := range p.plan.Images {
+		p.plan.Images[k].Config, p.plan.Images[k].ID = configs[img.Manifest], configs[img.Manifest].String()
 	}
 	slices.SortFunc(p.plan.Images, func(a, b PlannedImage) int { return strings.Compare(a.Name, b.Name) })
 	p.plan.matcher = chosen
@@ -255,7 +264,7 @@ func (p *planner) stored(ctx context.Context, d ocispec.Descriptor) ([]byte, err
 // readStored reads metadata from the content store. It counts as if the archive held it: in a single pass that has been
 // stored already.
 func (p *planner) readStored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-	data, err := p.importer.readBlob(ctx, d.Digest, archive.MaxConfigBytes)
+	data, err := check.ReadBlob(ctx, p.importer.services.content, d.Digest, archive.MaxConfigBytes)
 	if err == nil {
 		err = p.archive.Give(data)
 	}
@@ -337,23 +346,6 @@ func (p *planner) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, erro
 		return nil, err
 	}
 	return stored, storeErr
-}
-
-// readBlob reads a blob of at most limit bytes from containerd.
-func (i *Importer) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
-	ra, err := i.services.content.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
-	if err != nil {
-		return nil, runtimeError("read blob "+d.String(), err)
-	}
-	defer ra.Close()
-	if ra.Size() > limit {
-		return nil, fmt.Errorf("blob %s has %d bytes, at most %d are read: %w", d, ra.Size(), limit, archive.ErrLimit)
-	}
-	var b bytes.Buffer
-	if _, err := io.Copy(&b, content.NewReader(ra)); err != nil {
-		return nil, runtimeError("read blob "+d.String(), err)
-	}
-	return b.Bytes(), nil
 }
 
 // maxListed words of a message: tools build images for up to 15 platforms.

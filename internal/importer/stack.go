@@ -178,7 +178,7 @@ func (u *unpacker) looks(ctx context.Context) bool {
 		return false
 	}
 	d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(layer.Bytes()), Size: int64(layer.Len())}
-	if content.WriteBlob(ctx, u.services.content, d.Digest.String(), &layer, d) != nil {
+	if content.WriteBlob(ctx, u.content, d.Digest.String(), &layer, d) != nil {
 		return false
 	}
 	s, key := u.platform.Snapshotter, snapshots.UnpackKeyPrefix+"-tarlift-"+rand.Text()

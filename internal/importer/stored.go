@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/check"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
@@ -124,7 +125,7 @@ func (absent) Is(target error) bool { return target == archive.ErrMissing }
 
 // ReadBlob gives metadata of at most limit bytes, verified.
 func (s *Stored) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error) {
-	data, err := s.importer.readBlob(s.importer.in(ctx), d.Digest, limit)
+	data, err := check.ReadBlob(s.importer.in(ctx), s.importer.services.content, d.Digest, limit)
 	if errdefs.IsNotFound(err) {
 		return nil, absent(d.Digest)
 	}

@@ -8,12 +8,12 @@ import (
 	"io"
 	"io/fs"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/check"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
@@ -34,8 +34,7 @@ const (
 // As soon as the index and the metadata of all wanted images have passed, what follows is planned: then no blob is
 // stored that they do not need, and they are unpacked while they arrive.
 type streamSink struct {
-	*session
-	req    Request
+	*attempt
 	tree   archive.Tree
 	tried  int                    // foresights
 	news   bool                   // metadata has passed since the last one
@@ -55,7 +54,7 @@ func (s *streamSink) Put(ctx context.Context, claimed digest.Digest, size int64,
 		return s.hold(ctx, claimed, size, r)
 	}
 	if claimed == "" {
-		return s.putUnnamed(ctx, size, r)
+		return s.session.WriteUnnamed(ctx, size, r)
 	}
 	buffered := bufio.NewReader(r)
 	if head, _ := buffered.Peek(1); len(head) == 1 && head[0] == '{' {
@@ -67,7 +66,7 @@ func (s *streamSink) Put(ctx context.Context, claimed digest.Digest, size int64,
 		return claimed, nil
 	}
 	d, opened := ocispec.Descriptor{Digest: claimed, Size: size}, false
-	return claimed, s.put(ctx, d, func(offset int64) (io.ReadCloser, error) {
+	return claimed, s.session.EnsureBlob(ctx, d, func(offset int64) (io.ReadCloser, error) {
 		if opened {
 			return nil, fmt.Errorf("a stream cannot be read again: %w", source.ErrUnavailable)
 		}
@@ -100,7 +99,7 @@ func (s *streamSink) hold(ctx context.Context, claimed digest.Digest, size int64
 	}
 	switch {
 	case s.needed[d]:
-		return d, s.putHere(ctx, heldBlob(d, data))
+		return d, s.writeInline(ctx, heldBlob(d, data))
 	case s.needed == nil && s.held[d] == nil:
 		if s.held == nil {
 			s.held = map[digest.Digest][]byte{}
@@ -135,7 +134,7 @@ func (s *streamSink) foresee(ctx context.Context) {
 		if b.extent.Data == nil {
 			continue
 		}
-		if err := s.putHere(ctx, b); err != nil {
+		if err := s.writeInline(ctx, b); err != nil {
 			return // it will fail again at the end, and be told there
 		}
 	}
@@ -148,30 +147,6 @@ func (s *streamSink) foresee(ctx context.Context) {
 	}
 }
 
-// putUnnamed stores a member whose digest shows at its end.
-func (s *streamSink) putUnnamed(ctx context.Context, size int64, r io.Reader) (digest.Digest, error) {
-	s.streams++
-	ref := fmt.Sprintf("stream-%d", s.streams)
-	// What an earlier attempt left under this reference may be of another member.
-	if err := s.services.content.Abort(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
-		return "", runtimeError("abort ingest", err)
-	}
-	sum := digest.Canonical.Digester()
-	err := s.withWriter(ctx, ref, ocispec.Descriptor{Size: size}, func(w content.Writer) error {
-		if err := s.copy(ctx, w, io.TeeReader(r, sum.Hash()), size); err != nil {
-			return err
-		}
-		switch err := w.Commit(ctx, size, sum.Digest()); {
-		case err == nil:
-			s.committed(sum.Digest(), size)
-		case !errdefs.IsAlreadyExists(err):
-			return writerError("commit", err)
-		}
-		return nil
-	})
-	return sum.Digest(), err
-}
-
 // Get reads a blob of at most limit bytes back, fs.ErrNotExist for one that was not stored.
 func (s *streamSink) Get(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
 	if data, ok := s.held[d]; ok {
@@ -180,7 +155,7 @@ func (s *streamSink) Get(ctx context.Context, d digest.Digest, limit int64) ([]b
 		}
 		return data, nil
 	}
-	data, err := s.importer.readBlob(ctx, d, limit)
+	data, err := check.ReadBlob(ctx, s.content, d, limit)
 	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("blob %s: %w", d, fs.ErrNotExist)
 	}

@@ -14,29 +14,29 @@ import (
 	"github.com/tarlift/tarlift/internal/source"
 )
 
-// transfer brings every blob of the plan below the session's lease, several at a time. Metadata goes first, so that
-// layers can be unpacked as they arrive; these follow in the order in which they are unpacked.
-func (s *session) transfer(ctx context.Context, src source.Blob, p *Plan) error {
-	s.progress.total(p.Bytes.Total)
-	s.progress.phase(PhaseTransferring)
-	var here, absent []PlannedBlob
+// transfer makes sure that every blob of the plan is below the session's lease, several at a time. Metadata goes first, so
+// that layers can be unpacked as they arrive; these follow in the order in which they are unpacked.
+func (a *attempt) transfer(ctx context.Context, p *Plan) error {
+	a.progress.total(p.Bytes.Total)
+	a.progress.phase(PhaseTransferring)
+	var inline, members []PlannedBlob
 	for _, b := range p.Blobs {
-		if b.extent.Member == "" {
-			here = append(here, b)
+		if b.extent.Member == "" || b.Present {
+			inline = append(inline, b)
 		} else {
-			absent = append(absent, b)
+			members = append(members, b)
 		}
 	}
-	workers := s.importer.transfers(src)
-	if err := atOnce(ctx, workers, here, s.putHere); err != nil {
+	workers := a.importer.transfers(a.src)
+	if err := atOnce(ctx, workers, inline, a.writeInline); err != nil {
 		return err
 	}
-	s.unpacker.begin(p)
-	if src.Remote() {
-		return newFetcher(src, workers).each(ctx, runs(absent), s.putRun)
+	a.unpacker.begin(p)
+	if a.src.Remote() {
+		return newFetcher(a.src, workers).each(ctx, runs(members), a.writeRange)
 	}
-	return atOnce(ctx, workers, absent, func(ctx context.Context, b PlannedBlob) error {
-		return s.putRun(ctx, src, []PlannedBlob{b})
+	return atOnce(ctx, workers, members, func(ctx context.Context, b PlannedBlob) error {
+		return a.writeRange(ctx, a.src, []PlannedBlob{b})
 	})
 }
 
@@ -124,13 +124,17 @@ func runs(blobs []PlannedBlob) [][]PlannedBlob {
 	return out
 }
 
-// putHere brings a blob below the lease whose bytes are at hand, or in the store already.
-func (s *session) putHere(ctx context.Context, b PlannedBlob) error {
-	err := s.put(ctx, b.Descriptor, func(offset int64) (io.ReadCloser, error) {
-		if b.extent.Data == nil {
-			return nil, fmt.Errorf("the blob has left the store meanwhile: %w", ErrRuntimeUnavailable)
+// writeInline writes a blob whose bytes are at hand. One that was present when the plan was made is only leased, or read from
+// the archive if containerd has collected it since.
+func (a *attempt) writeInline(ctx context.Context, b PlannedBlob) error {
+	err := a.session.EnsureBlob(ctx, b.Descriptor, func(offset int64) (io.ReadCloser, error) {
+		switch {
+		case b.extent.Data != nil:
+			return io.NopCloser(bytes.NewReader(b.extent.Data[offset:])), nil
+		case b.extent.Member != "":
+			return a.src.Section(ctx, b.extent.Offset+offset, b.extent.Size-offset)
 		}
-		return io.NopCloser(bytes.NewReader(b.extent.Data[offset:])), nil
+		return nil, fmt.Errorf("it has left the content store, and is not in the archive: %w", ErrContentIncomplete)
 	})
 	if err != nil {
 		return fmt.Errorf("blob %s: %w", b.Digest, err)
@@ -143,13 +147,13 @@ type sections interface {
 	Section(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }
 
-// putRun transfers the blobs of a run over one section, as far as none of them is passed over.
-func (s *session) putRun(ctx context.Context, src sections, blobs []PlannedBlob) error {
+// writeRange writes the blobs of a run over one section, as far as none of them is passed over.
+func (a *attempt) writeRange(ctx context.Context, src sections, blobs []PlannedBlob) error {
 	last := blobs[len(blobs)-1].extent
 	r := &runReader{ctx: ctx, src: src, end: last.Offset + last.Size}
 	defer r.Close()
 	for _, b := range blobs {
-		err := s.put(ctx, b.Descriptor, func(offset int64) (io.ReadCloser, error) {
+		err := a.session.EnsureBlob(ctx, b.Descriptor, func(offset int64) (io.ReadCloser, error) {
 			return r.blob(b.extent.Offset+offset, b.extent.Size-offset)
 		})
 		if err != nil {

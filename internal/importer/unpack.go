@@ -34,7 +34,7 @@ import (
 // containerd's own Unpacker does the work, one for each image, several images at a time. Where it can, it also applies the
 // layers of one image side by side: see stack.
 type unpacker struct {
-	*session
+	*attempt
 	platform unpack.Platform
 	ctx      context.Context // of all its work
 	feeding  sync.WaitGroup  // of images, into the group
@@ -52,14 +52,14 @@ const maxImages = 4
 var silent = logrus.NewEntry(&logrus.Logger{Out: io.Discard, Formatter: &logrus.TextFormatter{}, Hooks: logrus.LevelHooks{}})
 
 // newUnpacker finds out before anything is moved that layers could not be unpacked.
-func (s *session) newUnpacker(ctx context.Context) (*unpacker, error) {
-	name, err := s.importer.servingSnapshotter(ctx)
+func (a *attempt) newUnpacker(ctx context.Context) (*unpacker, error) {
+	name, err := a.importer.servingSnapshotter(ctx)
 	if err != nil {
 		return nil, err
 	}
-	u := &unpacker{session: s, ctx: log.WithLogger(ctx, silent), begun: map[digest.Digest]bool{}, locks: keyedLocks{held: map[string]chan struct{}{}}}
+	u := &unpacker{attempt: a, ctx: log.WithLogger(ctx, silent), begun: map[digest.Digest]bool{}, locks: keyedLocks{held: map[string]chan struct{}{}}}
 	u.group.SetLimit(maxImages)
-	u.platform = unpack.Platform{Platform: platforms.All /* the plan has chosen */, SnapshotterKey: name, Snapshotter: s.importer.client.SnapshotService(name)}
+	u.platform = unpack.Platform{Platform: platforms.All /* the plan has chosen */, SnapshotterKey: name, Snapshotter: a.session.Snapshotter(a.importer.client.SnapshotService(name))}
 	u.probe = sync.OnceValue(func() bool { return u.looks(u.ctx) })
 	return u, nil
 }
@@ -107,7 +107,7 @@ func (u *unpacker) fail(fs *rootfs, err error) {
 // image unpacks one image.
 func (u *unpacker) image(fs *rootfs) error {
 	platform, options := u.platform, []unpack.UnpackerOpt{unpack.WithDuplicationSuppressor(&u.locks)}
-	apply, store := applier{unpacker: u, fs: fs}, u.services.content
+	apply, store := applier{unpacker: u, fs: fs}, u.content
 	if u.sideBySide(fs) {
 		fail := func(err error) { u.fail(fs, err) }
 		apply.stack, store = newStack(platform.Snapshotter, fs.diffIDs, fail), labeller{store, fail}
@@ -129,7 +129,7 @@ func (u *unpacker) image(fs *rootfs) error {
 		case fs.config.Digest:
 			return nil, nil
 		}
-		return nil, u.arrivals.wait(ctx, d.Digest)
+		return nil, u.session.Ready(ctx, d.Digest)
 	}))
 	for _, d := range []ocispec.Descriptor{fs.manifest, fs.config} {
 		if _, err := handler.Handle(u.ctx, d); err != nil {

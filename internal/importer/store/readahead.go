@@ -1,4 +1,4 @@
-package importer
+package store
 
 import (
 	"io"
@@ -11,19 +11,19 @@ const (
 	// pieceSize is the most that containerd is given at once, in bytes. Each blob that is on its way takes two
 	// of them.
 	pieceSize = 512 << 10
-	// minPiece is the least, in bytes, as long as the source gives that much within pieceTime: each piece costs containerd
+	// MinPiece is the least, in bytes, as long as the source gives that much within pieceTime: each piece costs containerd
 	// a message. Of a slow source each byte is on disk soon, and not read again by the next attempt.
-	minPiece  = 64 << 10
+	MinPiece  = 64 << 10
 	pieceTime = 50 * time.Millisecond
 )
 
 var pieces = sync.Pool{New: func() any { return new([pieceSize]byte) }}
 
-// ahead reads on a goroutine of its own, one piece further than what is being used.
-type ahead struct {
+// Ahead reads on a goroutine of its own, one piece further than what is being used.
+type Ahead struct {
 	full    chan piece
 	free    chan *[pieceSize]byte
-	hungry  atomic.Bool // somebody waits for the next piece
+	waiting atomic.Bool // somebody waits for the next piece
 	stopped chan struct{}
 	current *[pieceSize]byte
 }
@@ -34,8 +34,9 @@ type piece struct {
 	err error
 }
 
-func readAhead(r io.Reader) *ahead {
-	a := &ahead{full: make(chan piece), free: make(chan *[pieceSize]byte, 2), stopped: make(chan struct{})}
+// ReadAhead begins to read r, until its first error or until Stop.
+func ReadAhead(r io.Reader) *Ahead {
+	a := &Ahead{full: make(chan piece), free: make(chan *[pieceSize]byte, 2), stopped: make(chan struct{})}
 	for range cap(a.free) {
 		a.free <- pieces.Get().(*[pieceSize]byte)
 	}
@@ -44,7 +45,7 @@ func readAhead(r io.Reader) *ahead {
 }
 
 // run ends after the first error of r.
-func (a *ahead) run(r io.Reader) {
+func (a *Ahead) run(r io.Reader) {
 	defer close(a.full)
 	for {
 		select {
@@ -57,7 +58,7 @@ func (a *ahead) run(r io.Reader) {
 				var n int
 				n, p.err = r.Read(buf[p.n:])
 				p.n += n
-				if a.hungry.Load() && p.n > 0 && (p.n >= minPiece || time.Since(start) > pieceTime) {
+				if a.waiting.Load() && p.n > 0 && (p.n >= MinPiece || time.Since(start) > pieceTime) {
 					break
 				}
 			}
@@ -74,21 +75,21 @@ func (a *ahead) run(r io.Reader) {
 	}
 }
 
-// next returns the bytes that follow, until it is called again, and with the last of them the error of the reader.
-func (a *ahead) next() ([]byte, error) {
+// Next returns the bytes that follow, until it is called again, and with the last of them the error of the reader.
+func (a *Ahead) Next() ([]byte, error) {
 	if a.current != nil {
 		a.free <- a.current
 	}
-	a.hungry.Store(true)
+	a.waiting.Store(true)
 	p := <-a.full
-	a.hungry.Store(false)
+	a.waiting.Store(false)
 	a.current = p.buf
 	return p.buf[:p.n], p.err
 }
 
-// stop returns when the reader is not used any more.
-func (a *ahead) stop() {
-	a.hungry.Store(true) // what comes slowly is not gathered any more
+// Stop returns when the reader is not used any more.
+func (a *Ahead) Stop() {
+	a.waiting.Store(true) // what comes slowly is not gathered any more
 	close(a.stopped)
 	for p := range a.full {
 		pieces.Put(p.buf)
@@ -102,21 +103,22 @@ func (a *ahead) stop() {
 	}
 }
 
-// aheadReader is what is read ahead as a stream.
-type aheadReader struct {
-	*ahead
+// AheadReader is what is read ahead as a stream.
+type AheadReader struct {
+	*Ahead
 	rest []byte
 	err  error
 }
 
-func newAheadReader(r io.Reader) *aheadReader { return &aheadReader{ahead: readAhead(r)} }
+// NewAheadReader begins to read r. Stop ends it.
+func NewAheadReader(r io.Reader) *AheadReader { return &AheadReader{Ahead: ReadAhead(r)} }
 
-func (r *aheadReader) Read(p []byte) (int, error) {
+func (r *AheadReader) Read(p []byte) (int, error) {
 	for len(r.rest) == 0 {
 		if r.err != nil {
 			return 0, r.err
 		}
-		r.rest, r.err = r.next()
+		r.rest, r.err = r.Next()
 	}
 	n := copy(p, r.rest)
 	r.rest = r.rest[n:]

@@ -1,0 +1,349 @@
+package ownership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/importer/daemon"
+)
+
+// ErrNameConflict is a name that exists with another digest and belongs to somebody else.
+var ErrNameConflict = errors.New("name exists with another digest")
+
+// Name is one name to be published, and what it stands for.
+type Name struct {
+	Name   string
+	Target ocispec.Descriptor
+	Kind   Kind
+}
+
+// Claim is what is to be published for an owner.
+type Claim struct {
+	Owner  Owner
+	Names  []Name // each once
+	Import Import
+	// Pin the images against the kubelet's garbage collection.
+	Pin bool
+	// Replace names that exist with another digest and belong to somebody else, instead of ErrNameConflict.
+	Replace bool
+	// Owned are names that are known to have been published for this owner: those that somebody has given another digest
+	// since are taken back, whatever Replace says.
+	Owned []string
+}
+
+// errRaced is a name that somebody else has written at the same time.
+var errRaced = errors.New("the name was changed at the same time")
+
+// maxRaces bounds how often publishing begins again because of others. Each time somebody has written a name within the
+// milliseconds that it takes.
+const maxRaces = 5
+
+// writeTimeout bounds a write that must not be cancelled, which takes containerd milliseconds.
+const writeTimeout = 20 * time.Second
+
+// Claim publishes names, each with its target, its pin and its owner in one write. Before the first write it finds names that
+// must not be taken: ErrNameConflict. containerd's update is not conditional and other processes have locks of their own, so
+// each name is read back after the last write, and where another process came in between, all is done again.
+func (o *Ownership) Claim(ctx context.Context, c Claim) error {
+	for try := 1; ; try++ {
+		err := o.claimOnce(ctx, c)
+		if try == maxRaces || !errors.Is(err, errRaced) {
+			return err
+		}
+	}
+}
+
+// Conflicts finds names that Claim would refuse to take. Nothing is written.
+func (o *Ownership) Conflicts(ctx context.Context, c Claim) error {
+	p, err := o.prepare(ctx, c)
+	if err != nil {
+		return err
+	}
+	return p.refuse()
+}
+
+// Change is what Claim would do to a name.
+type Change struct {
+	Name string
+	// Old is what the name stands for now, nil for a new one.
+	Old *ocispec.Descriptor
+	// Conflict is why it would not be taken: ErrNameConflict.
+	Conflict error
+}
+
+// Changes says for each name what Claim would do. Nothing is written.
+func (o *Ownership) Changes(ctx context.Context, c Claim) (all []Change, err error) {
+	p, err := o.prepare(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range c.Names {
+		change := Change{Name: n.Name}
+		if old, ok := p.old[n.Name]; ok {
+			change.Old = &old.Target
+			change.Conflict = p.conflict(old, n)
+		}
+		all = append(all, change)
+	}
+	return all, nil
+}
+
+// publishing is a claim in the light of what is there.
+type publishing struct {
+	*Ownership
+	Claim
+	record record
+	old    map[string]images.Image // as they were before the first write
+	// ownsAll: what is published now is what the owner's newest import published. Then all of these names have been its own,
+	// also those that somebody has given another digest since and that have lost their labels so.
+	ownsAll bool
+}
+
+func (o *Ownership) prepare(ctx context.Context, c Claim) (*publishing, error) {
+	list, err := o.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p := &publishing{Ownership: o, Claim: c, record: newRecord(c.Owner, c.Import), old: list}
+	p.record.Names, p.record.Pinned, p.record.Serial = len(c.Names), c.Pin, 1
+	if newest := newest(list, c.Owner); len(newest) > 0 {
+		r := newest[0].record
+		p.record.Serial += r.Serial
+		p.ownsAll = c.Owner.UID != "" && r.Spec == p.record.Spec && r.Index == p.record.Index && r.Names == p.record.Names
+	}
+	return p, nil
+}
+
+func (o *Ownership) list(ctx context.Context) (map[string]images.Image, error) {
+	list, err := o.images.List(ctx)
+	if err != nil {
+		return nil, daemon.Error("list images", err)
+	}
+	all := make(map[string]images.Image, len(list))
+	for _, img := range list {
+		all[img.Name] = img
+	}
+	return all, nil
+}
+
+func (p *publishing) refuse() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range p.Names {
+		if old, ok := p.old[n.Name]; ok {
+			if err := p.conflict(old, n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (o *Ownership) claimOnce(ctx context.Context, c Claim) error {
+	p, err := o.prepare(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := p.refuse(); err != nil {
+		return err
+	}
+	written := map[string]images.Image{}
+	for _, n := range c.Names {
+		if err := ctx.Err(); err != nil {
+			return err //nolint:wrapcheck // the caller's own
+		}
+		if written[n.Name], err = p.write(ctx, n); err != nil {
+			return fmt.Errorf("publish %q: %w", n.Name, err)
+		}
+	}
+	now, err := o.list(ctx)
+	if err != nil {
+		return err
+	}
+	label := c.Owner.label()
+	for _, n := range c.Names {
+		img := now[n.Name]
+		if w := written[n.Name]; img.Target.Digest != w.Target.Digest || img.Labels[label] != w.Labels[label] {
+			return fmt.Errorf("publish %q: %w", n.Name, errRaced)
+		}
+	}
+	return nil
+}
+
+// conflict protects a name that stands for something else, unless nobody but this owner stands behind it. The id of an image
+// is no conflict: it means its config, which several manifests may share. It is called with the lock.
+func (p *publishing) conflict(old images.Image, n Name) error {
+	if old.Target.Digest == n.Target.Digest || n.Kind == KindID {
+		return nil
+	}
+	rest := others(old, p.Owner)
+	if p.Replace {
+		return p.contested(n.Name, rest)
+	}
+	all := claims(old)
+	foreign := slices.ContainsFunc(all, func(c claim) bool { return c.record.Found != nil })
+	ours := len(all) > 0 && !foreign || p.ownsAll || slices.Contains(p.Owned, n.Name)
+	if ours && len(rest) == 0 {
+		return nil
+	}
+	whose := "was not published by Tarlift"
+	switch {
+	case len(rest) > 0:
+		whose = "belongs to " + rest[0].holder()
+	case foreign:
+		whose = "was there before"
+	}
+	return fmt.Errorf("name %q stands for %s on this node and %s; the archive has %s: rename the image (spec.images.rename) or let it be replaced (spec.conflictPolicy: Replace): %w",
+		n.Name, old.Target.Digest, whose, n.Target.Digest, ErrNameConflict)
+}
+
+// holder names the owner of a claim.
+func (c claim) holder() string {
+	if c.record.Archive == "" {
+		return "the owner of label " + c.label
+	}
+	return fmt.Sprintf("ImageArchive %q", c.record.Archive)
+}
+
+// contest is a name that two archives want with different targets. The archives are in order.
+type contest struct{ name, a, b string }
+
+// maxContests is how often two archives may take a name from each other before the younger one is refused.
+const maxContests = 3
+
+func newContest(name string, label, other string) contest {
+	return contest{name, min(label, other), max(label, other)}
+}
+
+// contested refuses a name to the younger of two archives that have taken it from each other again and again.
+func (p *publishing) contested(name string, rest []claim) error {
+	for _, c := range rest {
+		younger := p.record.Created > c.record.Created || p.record.Created == c.record.Created && p.record.Archive > c.record.Archive
+		if p.contests[newContest(name, p.Owner.label(), c.label)] >= maxContests && younger {
+			return fmt.Errorf("name %q: this archive and %s, which is older, have different images of that name, and both replace the other's (spec.conflictPolicy: Replace): rename one (spec.images.rename): %w",
+				name, c.holder(), ErrNameConflict)
+		}
+	}
+	return nil
+}
+
+// write looks at a name, decides, and writes it, as one step. A write that has begun is not cancelled, since nobody would
+// know whether it was done.
+func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	old, err := p.images.Get(ctx, n.Name)
+	if errdefs.IsNotFound(err) {
+		img, err := p.image(n, nil)
+		if err == nil {
+			if _, err = p.images.Create(ctx, img); errdefs.IsAlreadyExists(err) {
+				return img, errRaced
+			}
+			err = daemon.Error("create", err)
+		}
+		return img, err
+	}
+	if err != nil {
+		return images.Image{}, daemon.Error("look up", err)
+	}
+	if n.Kind == KindID && old.Target.Digest != n.Target.Digest && p.hasConfig(ctx, old.Target, n.Name) {
+		n.Target = old.Target // as good as ours
+	}
+	if err := p.conflict(old, n); err != nil {
+		return images.Image{}, err
+	}
+	img, err := p.image(n, &old)
+	if err != nil {
+		return img, err
+	}
+	var paths []string
+	for _, k := range slices.Sorted(maps.Keys(img.Labels)) {
+		paths = append(paths, "labels."+k)
+	}
+	if old.Target.Digest != img.Target.Digest {
+		paths = append(paths, "target")
+	}
+	if _, err := p.images.Update(ctx, img, paths...); errdefs.IsNotFound(err) {
+		return img, errRaced
+	} else if err != nil {
+		return img, daemon.Error("update", err)
+	}
+	if old.Target.Digest != img.Target.Digest {
+		for _, c := range others(old, p.Owner) {
+			p.contests[newContest(n.Name, p.Owner.label(), c.label)]++
+		}
+	}
+	return img, nil
+}
+
+// image is how a name is to be written. Of the labels that are there only ours change: each of those in the result, to "" for
+// one that goes.
+func (p *publishing) image(n Name, old *images.Image) (images.Image, error) {
+	r := p.record
+	r.Name, r.Target, r.Kind = nameKey(n.Name), n.Target.Digest, n.Kind
+	img := images.Image{Name: n.Name, Target: n.Target, Labels: map[string]string{labelManaged: valueManaged}}
+	if p.Pin {
+		img.Labels[labelPinned] = valuePinned
+	}
+	if old != nil {
+		p.succeed(&img, &r, *old)
+	}
+	var err error
+	img.Labels[p.Owner.label()], err = r.encode()
+	return img, err
+}
+
+// succeed takes over what is there of a name.
+func (p *publishing) succeed(img *images.Image, r *record, old images.Image) {
+	moved := old.Target.Digest != img.Target.Digest
+	stays := map[string]bool{} // labels of claims that go on
+	pinnedByUs, pinWanted := false, p.Pin
+	ours := false // somebody of us has published what is there
+	for _, c := range claims(old) {
+		pinnedByUs = pinnedByUs || c.record.Pinned
+		if !moved && !c.succeededBy(p.Owner) {
+			stays[c.label] = true
+			pinWanted = pinWanted || c.record.Pinned
+		}
+		if c.record.Target == old.Target.Digest {
+			ours = true
+			if r.Found == nil {
+				r.Found = c.record.Found
+			}
+		}
+	}
+	pinned := old.Labels[labelPinned] == valuePinned
+	switch {
+	case moved:
+		r.Found = nil // what was replaced is not restored
+	case !ours:
+		r.Found = &found{Pinned: pinned && !pinnedByUs}
+	}
+	for k := range old.Labels {
+		if isLabel(k) && !stays[k] {
+			img.Labels[k] = ""
+		}
+	}
+	if pinned && pinnedByUs && !pinWanted && (r.Found == nil || !r.Found.Pinned) {
+		img.Labels[labelPinned] = ""
+	}
+}
+
+// hasConfig says whether an image has this config.
+func (o *Ownership) hasConfig(ctx context.Context, target ocispec.Descriptor, id string) bool {
+	m, _, err := o.check.Manifest(ctx, target)
+	return err == nil && strings.EqualFold(m.Config.Digest.String(), id)
+}

@@ -1,0 +1,270 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/tarlift/tarlift/internal/importer/daemon"
+)
+
+// lease is one of a session's, with the calls that use it.
+type lease struct {
+	leases.Lease
+	users    int
+	replaced bool
+}
+
+// Hold returns a context below the session's lease for calls that do not go through Content and Snapshotter; release ends its
+// use.
+func (s *Session) Hold(ctx context.Context) (held context.Context, release func(), err error) {
+	held, _, release, err = s.hold(ctx)
+	return held, release, err
+}
+
+// hold returns a context below the session's lease, for one call or one open writer; release ends its use. A lease that is
+// older than its hand-over time is replaced by one that holds the same, and deleted when nothing uses it any more.
+func (s *Session) hold(ctx context.Context) (held context.Context, l *lease, release func(), err error) {
+	s.leaseMu.Lock()
+	defer s.leaseMu.Unlock()
+	if s.store.old(s.lease.Lease) {
+		if err := s.replaceLease(ctx); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	l = s.lease
+	l.users++
+	return leases.WithLease(ctx, l.ID), l, func() { s.release(ctx, l) }, nil
+}
+
+// current says whether calls below a lease may go on.
+func (s *Session) current(l *lease) bool {
+	s.leaseMu.Lock()
+	defer s.leaseMu.Unlock()
+	return l == s.lease && !s.store.old(l.Lease)
+}
+
+func (s *Store) old(l leases.Lease) bool { return time.Since(l.CreatedAt) > s.handOver }
+
+func (s *Session) replaceLease(ctx context.Context) error {
+	next, err := s.store.create(ctx, s.owner)
+	if err != nil {
+		return err
+	}
+	if err := s.store.move(ctx, s.lease.Lease, next); err != nil {
+		return errors.Join(err, CleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, next) }))
+	}
+	last := s.lease
+	s.lease, last.replaced = &lease{Lease: next}, true
+	s.endReplaced(ctx, last)
+	return nil
+}
+
+func (s *Session) release(ctx context.Context, l *lease) {
+	s.leaseMu.Lock()
+	defer s.leaseMu.Unlock()
+	l.users--
+	s.endReplaced(ctx, l)
+}
+
+// endReplaced deletes a replaced lease that nothing uses, after what was done below it since is held by the next one. What
+// fails is left to its expiry.
+func (s *Session) endReplaced(ctx context.Context, l *lease) {
+	if !l.replaced || l.users > 0 {
+		return
+	}
+	_ = CleanUp(ctx, func(ctx context.Context) error {
+		if err := s.store.move(ctx, l.Lease, s.lease.Lease); err != nil {
+			return err
+		}
+		return s.store.deleteLease(ctx, l.Lease)
+	})
+}
+
+// Held makes sure that what the session has written is still held.
+func (s *Session) Held(ctx context.Context) error {
+	s.leaseMu.Lock()
+	defer s.leaseMu.Unlock()
+	left, err := s.store.leases.List(ctx, fmt.Sprintf("id==%q", s.lease.ID))
+	if err != nil {
+		return daemon.Error("look for the lease", err)
+	}
+	if len(left) == 0 {
+		return ErrLeaseLost
+	}
+	return nil
+}
+
+// adopt returns a lease for a session: the one that an earlier session of this process has kept, else a new one. It takes
+// over what the leases of earlier sessions with the same spec hold. Those of other processes stay until they are old: their
+// processes may be at work.
+func (s *Store) adopt(ctx context.Context, o Owner) (leases.Lease, error) {
+	earlier, err := s.list(ctx, o.UID)
+	if err != nil {
+		return leases.Lease{}, err
+	}
+	own := func(l leases.Lease) bool { return l.Labels[labelProcess] == s.process }
+	same := func(l leases.Lease) bool { return l.Labels[labelSpec] == o.Spec }
+	kept := slices.IndexFunc(earlier, func(l leases.Lease) bool { return own(l) && same(l) && !s.old(l) })
+	var lease leases.Lease
+	if kept >= 0 {
+		lease = earlier[kept]
+	} else if lease, err = s.create(ctx, o); err != nil {
+		return leases.Lease{}, err
+	}
+	for _, l := range earlier {
+		if l.ID == lease.ID {
+			continue
+		}
+		if same(l) {
+			if err := s.move(ctx, l, lease); err != nil {
+				return leases.Lease{}, err
+			}
+		}
+		if own(l) || s.old(l) {
+			if err := s.deleteLease(ctx, l); err != nil {
+				return leases.Lease{}, err
+			}
+		}
+	}
+	return lease, nil
+}
+
+// create makes a lease; one whose creation was cancelled does not stay.
+func (s *Store) create(ctx context.Context, o Owner) (leases.Lease, error) {
+	id := "tarlift-" + o.UID + "-" + rand.Text()
+	l, err := s.leases.Create(ctx, leases.WithID(id), leases.WithExpiration(leaseExpiry), leases.WithLabels(map[string]string{
+		labelUID: o.UID, labelSpec: o.Spec, labelProcess: s.process,
+	}))
+	if err != nil && ctx.Err() != nil {
+		_ = s.leases.Delete(context.WithoutCancel(ctx), leases.Lease{ID: id}) // most likely there is none
+	}
+	if err != nil {
+		return leases.Lease{}, daemon.Error("create lease", err)
+	}
+	return l, nil
+}
+
+// move lets one lease hold what another one holds, but for snapshots that a layer is being unpacked into: their names are
+// made up anew by each attempt, so that nobody would find them again.
+func (s *Store) move(ctx context.Context, from, to leases.Lease) error {
+	resources, err := s.leases.ListResources(ctx, from)
+	if errdefs.IsNotFound(err) {
+		return nil // it has expired
+	}
+	if err != nil {
+		return daemon.Error("list resources of lease "+from.ID, err)
+	}
+	for _, r := range resources {
+		if strings.HasPrefix(r.Type, "snapshots/") && strings.HasPrefix(r.ID, snapshots.UnpackKeyPrefix+"-") && from.Labels[labelProcess] != s.process {
+			continue
+		}
+		if err := s.leases.AddResource(ctx, to, r); err != nil {
+			return leaseError(daemon.Error("hold "+r.Type+" "+r.ID, err))
+		}
+	}
+	return nil
+}
+
+// list returns the leases of one UID, empty for all of ours.
+func (s *Store) list(ctx context.Context, uid string) ([]leases.Lease, error) {
+	filter := fmt.Sprintf("labels.%q", labelUID)
+	if uid != "" {
+		filter += fmt.Sprintf("==%q", uid)
+	}
+	list, err := s.leases.List(ctx, filter)
+	if err != nil {
+		return nil, daemon.Error("list leases", err)
+	}
+	return list, nil
+}
+
+// deleteLease collects what nothing else holds before it returns.
+func (s *Store) deleteLease(ctx context.Context, l leases.Lease) error {
+	if err := s.leases.Delete(ctx, l, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
+		return daemon.Error("delete lease "+l.ID, err)
+	}
+	return nil
+}
+
+// Release deletes the leases of those UIDs that unwanted says yes to. What no image holds is collected before it returns.
+func (s *Store) Release(ctx context.Context, unwanted func(uid string) bool) error {
+	list, err := s.list(ctx, "")
+	if err != nil {
+		return err
+	}
+	var failures []error
+	for _, l := range list {
+		if unwanted(l.Labels[labelUID]) {
+			failures = append(failures, s.deleteLease(ctx, l))
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// Leftovers are what sessions have in containerd beside images, also those that are at work. It is collected when its leases
+// expire, at the latest.
+type Leftovers struct {
+	Leases  int
+	Ingests int       // partial blobs
+	Bytes   int64     // in these
+	Oldest  time.Time // when the oldest of the leases was made
+}
+
+// Leftovers looks for them.
+func (s *Store) Leftovers(ctx context.Context) (Leftovers, error) {
+	var all Leftovers
+	list, err := s.list(ctx, "")
+	if err != nil {
+		return all, err
+	}
+	for _, l := range list {
+		all.Leases++
+		if all.Oldest.IsZero() || l.CreatedAt.Before(all.Oldest) {
+			all.Oldest = l.CreatedAt
+		}
+	}
+	ingests, err := s.content.ListStatuses(ctx, fmt.Sprintf("ref~=%q", "^"+ingestRoot))
+	if err != nil {
+		return all, daemon.Error("list ingests", err)
+	}
+	for _, st := range ingests {
+		all.Ingests++
+		all.Bytes += st.Offset
+	}
+	return all, nil
+}
+
+// Collect has containerd collect its garbage.
+func (s *Store) Collect(ctx context.Context) error {
+	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(time.Minute))
+	if err != nil {
+		return daemon.Error("create lease", err)
+	}
+	return s.deleteLease(ctx, l)
+}
+
+// CleanUp calls step even when ctx was cancelled, and again while containerd restarts.
+func CleanUp(ctx context.Context, step func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		err := step(ctx)
+		if err == nil || !errors.Is(daemon.Error("", err), daemon.ErrUnavailable) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}

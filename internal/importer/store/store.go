@@ -1,0 +1,343 @@
+// Package store puts blobs into containerd's content store and keeps them there until images hold them.
+//
+// A [Store] is what all imports of a process share. A [Session] is one attempt at an import: what it writes lies below a
+// lease of its own, so that containerd's garbage collection leaves it alone, and ends with that lease.
+//
+//	session, err := st.Open(ctx, store.Owner{UID: uid, Spec: hash}, store.Hooks{})
+//	err = session.EnsureBlob(ctx, descriptor, open) // it is there when this returns
+//	err = session.Close(ctx, false)                 // what no image holds is collected before this returns
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/daemon"
+)
+
+const (
+	// leaseExpiry is containerd's own default for a client. Leases cannot be renewed, and writes below an expired one fail.
+	leaseExpiry = 24 * time.Hour
+	// DefaultHandOver is the age at which a lease is replaced. What is under way then has the other half of its life to end.
+	DefaultHandOver = leaseExpiry / 2
+	// cleanupTimeout bounds a step of clearing up after a failure. Deleting a lease takes milliseconds, collecting
+	// many gigabytes with it some seconds, and a containerd that restarts is back within seconds.
+	cleanupTimeout = 20 * time.Second
+
+	labelUID     = "tarlift.dev/uid"
+	labelSpec    = "tarlift.dev/spec"
+	labelProcess = "tarlift.dev/process"
+)
+
+// ErrLeaseLost is a session whose lease has expired or was deleted: what it had written may be collected.
+var ErrLeaseLost = errors.New("the lease of this import is gone")
+
+// Owner is whom a session is for.
+type Owner struct {
+	UID string
+	// Spec identifies what is imported: a session takes over what earlier ones with the same Spec have left.
+	Spec string
+}
+
+// Hooks are called by a session as it goes on; any may be nil.
+type Hooks struct {
+	Done    func(int64)   // bytes were written; negative when they turned out to be of no use
+	Skipped func(int64)   // bytes of blobs that were there
+	Writing *atomic.Int32 // how many writes are under way
+	// Failed is called when containerd refuses a write: it ends reads of the source, which may be silent, and not be waited for.
+	Failed func(error)
+}
+
+// Store is what the imports of a process share. Its methods may be called concurrently.
+type Store struct {
+	content  content.Store
+	leases   leases.Manager
+	process  string // labels its leases
+	handOver time.Duration
+	flights  flights
+}
+
+// New makes a store. A lease is replaced when it is older than handOver; 0 means DefaultHandOver.
+func New(c content.Store, l leases.Manager, handOver time.Duration) *Store {
+	if handOver == 0 {
+		handOver = DefaultHandOver
+	}
+	return &Store{content: c, leases: l, process: rand.Text(), handOver: handOver, flights: flights{all: map[digest.Digest]*flight{}}}
+}
+
+// Session is one attempt at an import.
+type Session struct {
+	store *Store
+	owner Owner
+	hooks Hooks
+	ready ready
+
+	leaseMu sync.Mutex
+	lease   *lease
+
+	mu      sync.Mutex
+	refs    map[string]bool         // ingests that this session has opened
+	written map[digest.Digest]int64 // blobs that it has committed, with their sizes in bytes
+	unnamed int                     // ingests so far whose digest was unknown
+}
+
+// Open begins a session. It takes over what earlier sessions of the same owner have left.
+func (s *Store) Open(ctx context.Context, o Owner, hooks Hooks) (*Session, error) {
+	if hooks.Done == nil {
+		hooks.Done = func(int64) {}
+	}
+	if hooks.Skipped == nil {
+		hooks.Skipped = func(int64) {}
+	}
+	if hooks.Failed == nil {
+		hooks.Failed = func(error) {}
+	}
+	if hooks.Writing == nil {
+		hooks.Writing = new(atomic.Int32)
+	}
+	l, err := s.adopt(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{
+		store: s, owner: o, hooks: hooks, ready: ready{blobs: map[digest.Digest]chan struct{}{}},
+		lease: &lease{Lease: l}, refs: map[string]bool{}, written: map[digest.Digest]int64{},
+	}, nil
+}
+
+// Written are the blobs that the session has committed, with their sizes in bytes.
+func (s *Session) Written() map[digest.Digest]int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.written
+}
+
+// Ready waits until a blob is below the session's lease.
+func (s *Session) Ready(ctx context.Context, d digest.Digest) error { return s.ready.wait(ctx, d) }
+
+// Close ends the session. With keep, what it has written stays for the next attempt of the same owner, until the lease
+// expires. Otherwise all of it that no image holds is collected before Close returns. It works although ctx was cancelled.
+func (s *Session) Close(ctx context.Context, keep bool) error {
+	if keep {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var failures []error
+	for ref := range s.refs {
+		failures = append(failures, CleanUp(ctx, func(ctx context.Context) error { return s.store.abort(ctx, ref) }))
+	}
+	s.leaseMu.Lock()
+	defer s.leaseMu.Unlock()
+	failures = append(failures, CleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, s.lease.Lease) }))
+	return errors.Join(failures...)
+}
+
+// Opener returns a blob's bytes from an offset to its end.
+type Opener func(offset int64) (io.ReadCloser, error)
+
+// EnsureBlob makes sure that a blob is in the content store, below the session's lease. Only when it is not there, open is
+// called for its bytes, from where an earlier attempt stopped. Of several calls for one digest in this process only one
+// moves the blob, and the others wait for it while it makes progress.
+//
+// Errors: archive.ErrDigestMismatch, archive.ErrTruncated, archive.ErrInvalid (longer than its descriptor says), those of
+// open and of its reader, and those of package daemon.
+func (s *Session) EnsureBlob(ctx context.Context, d ocispec.Descriptor, open Opener) error {
+	f, err := s.store.flights.join(ctx, d.Digest)
+	if err != nil {
+		return err
+	}
+	defer f.leave()
+	ref := s.ref(d.Digest.String())
+	if f.stalled {
+		ref = s.privateRef(ref)
+	}
+	for {
+		resumed, err := s.writeBlob(ctx, ref, d, f, open)
+		switch {
+		case err == nil:
+			s.mu.Lock()
+			s.written[d.Digest] = d.Size
+			s.mu.Unlock()
+			s.ready.set(d.Digest)
+			return nil
+		case errors.Is(err, errPresent):
+			s.hooks.Skipped(d.Size)
+			s.ready.set(d.Digest)
+			return nil
+		case errors.Is(err, errOvertaken): // it is there, but not below the lease yet
+		case errors.Is(err, errLocked): // by another process
+			ref = s.privateRef(ref)
+		case errors.Is(err, archive.ErrDigestMismatch):
+			// What is in the ingest will never match: a kill can leave bytes that were never synced, and every
+			// retry would start from these.
+			if abortErr := s.store.abort(ctx, ref); abortErr != nil {
+				return fmt.Errorf("%w (%v)", err, abortErr) //nolint:errorlint // the first error is the reason
+			}
+			if !resumed {
+				return err
+			}
+		default:
+			return err
+		}
+	}
+}
+
+// ref names an ingest. All sessions of an owner give a blob the same, so that they go on where an earlier one has stopped.
+func (s *Session) ref(name string) string { return ingestPrefix(s.owner.UID) + name }
+
+// privateRef is one that nobody else uses.
+func (s *Session) privateRef(ref string) string { return ref + "/" + rand.Text() }
+
+// ingestRoot is what the references of all our ingests begin with. containerd derives references from names alone, so that
+// one importer's partial or stalled ingest would fail or block every other's.
+const ingestRoot = "tarlift/"
+
+func ingestPrefix(uid string) string { return ingestRoot + uid + "/" }
+
+var (
+	errPresent   = errors.New("the blob is in the store")            // and now below the lease
+	errOvertaken = errors.New("the blob was committed by another")   //
+	errLocked    = errors.New("the ingest is in use by another one") //
+)
+
+// writeBlob opens an ingest, writes what it lacks, and commits it. It says whether the ingest had bytes before.
+func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descriptor, f *flight, open Opener) (resumed bool, err error) {
+	w, err := s.open(ctx, lockWait, content.WithRef(ref), content.WithDescriptor(d))
+	if err != nil {
+		return false, err
+	}
+	defer w.Close()
+	if w.offset > d.Size {
+		return true, fmt.Errorf("ingest of %s is longer than the blob: %w", d.Digest, archive.ErrDigestMismatch)
+	}
+	resumed = w.offset > 0
+	s.hooks.Done(w.offset)
+	if w.offset < d.Size {
+		r, err := open(w.offset)
+		if err != nil {
+			return resumed, fmt.Errorf("open: %w", err)
+		}
+		err = s.copy(ctx, w, r, d.Size-w.offset, f)
+		if err == nil {
+			err = AtEnd(r)
+		}
+		if closeErr := r.Close(); err == nil && closeErr != nil {
+			err = fmt.Errorf("close: %w", closeErr)
+		}
+		if err != nil {
+			return resumed, err
+		}
+	}
+	switch err := w.Commit(ctx, d.Size, d.Digest); {
+	case err == nil:
+		return resumed, nil
+	case errdefs.IsAlreadyExists(err):
+		s.hooks.Done(-d.Size)
+		return resumed, errOvertaken
+	case errdefs.IsFailedPrecondition(err):
+		s.hooks.Done(-d.Size)
+		return resumed, fmt.Errorf("the bytes have another digest: %w", archive.ErrDigestMismatch)
+	default:
+		return resumed, leaseError(daemon.WriterError("commit", err))
+	}
+}
+
+// WriteUnnamed stores size bytes whose digest shows at their end.
+func (s *Session) WriteUnnamed(ctx context.Context, size int64, r io.Reader) (digest.Digest, error) {
+	s.mu.Lock()
+	s.unnamed++
+	ref := s.ref(fmt.Sprintf("unnamed-%d", s.unnamed))
+	s.mu.Unlock()
+	ref = s.privateRef(ref) // what an earlier attempt left may be of another member
+	w, err := s.open(ctx, lockWait, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
+	if err != nil {
+		return "", err
+	}
+	defer w.Close()
+	sum := digest.Canonical.Digester()
+	if err := s.copy(ctx, w, io.TeeReader(r, sum.Hash()), size, &flight{}); err != nil {
+		return "", err
+	}
+	d := sum.Digest()
+	switch err := w.Commit(ctx, size, d); {
+	case err == nil:
+		s.mu.Lock()
+		s.written[d] = size
+		s.mu.Unlock()
+	case !errdefs.IsAlreadyExists(err):
+		return "", leaseError(daemon.WriterError("commit", err))
+	}
+	s.ready.set(d)
+	return d, nil
+}
+
+// copy moves exactly n bytes; errors of reading are the source's, errors of writing containerd's. The source is read while
+// containerd writes.
+func (s *Session) copy(ctx context.Context, w *writer, r io.Reader, n int64, f *flight) error {
+	s.hooks.Writing.Add(1)
+	defer s.hooks.Writing.Add(-1)
+	ahead := ReadAhead(io.LimitReader(r, n))
+	defer ahead.Stop()
+	for {
+		piece, err := ahead.Next()
+		if len(piece) > 0 {
+			if _, err := w.Write(piece); err != nil {
+				err = leaseError(daemon.WriterError("write", err))
+				if ctx.Err() == nil { // else it fails because another has failed
+					s.hooks.Failed(err)
+				}
+				return err
+			}
+			n -= int64(len(piece))
+			s.hooks.Done(int64(len(piece)))
+			f.moved.Add(int64(len(piece)))
+		}
+		switch {
+		case err == nil:
+			continue
+		case n == 0:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err() //nolint:wrapcheck // the caller's own
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+			err = archive.ErrTruncated
+		}
+		return fmt.Errorf("read: %d bytes short: %w", n, err)
+	}
+}
+
+// AtEnd reads on after the last byte: a source that was changed meanwhile says so there, and its bytes must not be taken for
+// a damaged archive's.
+func AtEnd(r io.Reader) error {
+	n, err := r.Read(make([]byte, 1))
+	switch {
+	case n > 0:
+		return fmt.Errorf("read: longer than its descriptor says: %w", archive.ErrInvalid)
+	case err != nil && !errors.Is(err, io.EOF):
+		return fmt.Errorf("read: %w", err)
+	}
+	return nil
+}
+
+// leaseError recognizes a call that failed because its lease is gone: gRPC keeps containerd's text only.
+func leaseError(err error) error {
+	if errdefs.IsNotFound(err) && strings.Contains(err.Error(), "lease") {
+		return fmt.Errorf("%w: %w", ErrLeaseLost, err)
+	}
+	return err
+}

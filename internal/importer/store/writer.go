@@ -1,0 +1,267 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tarlift/tarlift/internal/importer/daemon"
+)
+
+const (
+	// lockWait is how long an ingest may be locked before it is taken for another process'. The daemon notices within
+	// milliseconds that a process is gone.
+	lockWait = time.Second
+	// reopenWait is how long an ingest may stay locked that was closed here.
+	reopenWait = 10 * time.Second
+)
+
+// writer is an ingest below the session's lease. When that is replaced, the ingest is closed, and opened again at its offset.
+type writer struct {
+	content.Writer
+	session *Session
+	lease   *lease
+	base    context.Context // that it was opened with
+	ref     string
+	opts    []content.WriterOpt
+	offset  int64
+	close   func()
+}
+
+// open opens an ingest of the session's, waiting a little while another writer has it: errLocked. The error is errPresent
+// for a blob that is in the store. content.OpenWriter would wait for ever, and also for a daemon that is down.
+func (s *Session) open(ctx context.Context, wait time.Duration, opts ...content.WriterOpt) (*writer, error) {
+	var o content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return nil, err
+		}
+	}
+	w := &writer{session: s, base: ctx, ref: o.Ref, opts: opts}
+	if err := w.open(wait); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.refs[o.Ref] = true
+	s.mu.Unlock()
+	return w, nil
+}
+
+func (w *writer) open(wait time.Duration) error {
+	deadline := time.Now().Add(wait)
+	for pause := 2 * time.Millisecond; ; pause *= 2 {
+		err := w.openOnce()
+		locked := errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "locked")
+		switch {
+		case err == nil:
+			return nil
+		case errdefs.IsAlreadyExists(err):
+			return errPresent
+		case locked && time.Now().After(deadline):
+			return fmt.Errorf("%w: %w", errLocked, err)
+		case !locked:
+			return leaseError(daemon.Error("open writer", err))
+		}
+		select {
+		case <-w.base.Done():
+			return w.base.Err() //nolint:wrapcheck // the caller's own
+		case <-time.After(pause):
+		}
+	}
+}
+
+// openOnce opens the ingest below the present lease.
+func (w *writer) openOnce() error {
+	ctx, cancel := context.WithCancel(w.base) // a writer's stream ends with its context, not when it is closed
+	held, l, release, err := w.session.hold(ctx)
+	if err != nil {
+		cancel()
+		return err
+	}
+	opened, err := w.session.store.content.Writer(held, w.opts...)
+	if err != nil {
+		cancel()
+		release()
+		return err //nolint:wrapcheck // open says what failed
+	}
+	w.Writer, w.lease = opened, l
+	w.close = func() { cancel(); release() }
+	st, err := opened.Status()
+	if err != nil {
+		w.Close()                                            //nolint:gosec // nothing was written
+		return daemon.WriterError("read ingest status", err) // open adds no more than what was being done
+	}
+	w.offset = st.Offset
+	return nil
+}
+
+// Write continues the ingest, below the present lease.
+func (w *writer) Write(p []byte) (int, error) {
+	if !w.session.current(w.lease) {
+		offset := w.offset
+		w.Close() //nolint:gosec // what was acknowledged is there
+		if err := w.open(reopenWait); err != nil {
+			return 0, err
+		}
+		if w.offset != offset {
+			return 0, fmt.Errorf("the ingest has %d bytes after it was opened again, not %d: %w", w.offset, offset, daemon.ErrUnavailable)
+		}
+	}
+	n, err := w.Writer.Write(p)
+	w.offset += int64(n)
+	return n, err //nolint:wrapcheck // copy says what failed
+}
+
+// Commit ends the ingest when the blob is in the store.
+func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	err := w.Writer.Commit(ctx, size, expected, opts...)
+	if err == nil || errdefs.IsAlreadyExists(err) {
+		w.session.mu.Lock()
+		delete(w.session.refs, w.ref)
+		w.session.mu.Unlock()
+	}
+	return err //nolint:wrapcheck // the caller looks at its kind
+}
+
+// Close ends the stream. It may be called again.
+func (w *writer) Close() error {
+	if w.close == nil {
+		return nil
+	}
+	err := w.Writer.Close()
+	w.close()
+	w.close = nil
+	return err //nolint:wrapcheck // a transparent wrapper
+}
+
+// abort removes an ingest. The daemon may still be writing for a call that was cancelled, which makes the removal of the
+// ingest's directory fail: that takes it milliseconds.
+func (s *Store) abort(ctx context.Context, ref string) error {
+	for pause := 2 * time.Millisecond; ; pause *= 2 {
+		err := s.content.Abort(ctx, ref)
+		if err == nil || errdefs.IsNotFound(err) {
+			return nil
+		}
+		if pause > time.Second || ctx.Err() != nil {
+			return daemon.Error("abort ingest "+ref, err)
+		}
+		time.Sleep(pause)
+	}
+}
+
+// Partial is how many bytes of blobs earlier attempts of the owner have left in ingests.
+func (s *Session) Partial(ctx context.Context) (map[digest.Digest]int64, error) {
+	prefix := ingestPrefix(s.owner.UID)
+	list, err := s.store.content.ListStatuses(ctx, fmt.Sprintf("ref~=%q", "^"+regexp.QuoteMeta(prefix)))
+	if err != nil {
+		return nil, daemon.Error("list ingests", err)
+	}
+	partial := map[digest.Digest]int64{}
+	for _, st := range list {
+		partial[digest.Digest(strings.TrimPrefix(st.Ref, prefix))] = st.Offset
+	}
+	return partial, nil
+}
+
+// Content is the content store as the session may use it: what is written lies below its lease, with ingest references of
+// its own.
+//
+// It adds labels that hold content, and replaces none: containerd numbers the children of an index anew for each platform,
+// so that the import of one would let go of what another import of the same index holds.
+func (s *Session) Content() content.Store { return sessionContent{s.store.content, s} }
+
+type sessionContent struct {
+	content.Store
+	session *Session
+}
+
+// LabelGCContent and a suffix make the labels by which a blob keeps others from being collected.
+const LabelGCContent = "containerd.io/gc.ref.content."
+
+func (c sessionContent) Update(ctx context.Context, info content.Info, paths ...string) (content.Info, error) {
+	now, err := c.Info(ctx, info.Digest)
+	if err != nil {
+		return now, err //nolint:wrapcheck // a transparent wrapper
+	}
+	labels := maps.Clone(info.Labels)
+	for k, v := range info.Labels {
+		held := now.Labels[k]
+		if !strings.HasPrefix(k, LabelGCContent) || held == "" || held == v {
+			continue
+		}
+		free := k + "." + digest.Digest(v).Encoded()[:12]
+		delete(labels, k)
+		labels[free] = v
+		for n, p := range paths {
+			if p == "labels."+k {
+				paths[n] = "labels." + free
+			}
+		}
+	}
+	info.Labels = labels
+	return c.Store.Update(ctx, info, paths...) //nolint:wrapcheck // as above
+}
+
+func (c sessionContent) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	var o content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return nil, err
+		}
+	}
+	w, err := c.session.open(ctx, lockWait, content.WithRef(c.session.privateRef(c.session.ref(o.Ref))), content.WithDescriptor(o.Desc))
+	if err == errPresent { //nolint:errorlint // open's own
+		return nil, fmt.Errorf("content %s: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// Snapshotter is a snapshotter whose new snapshots lie below the session's lease.
+func (s *Session) Snapshotter(sn snapshots.Snapshotter) snapshots.Snapshotter {
+	return sessionSnapshots{sn, s}
+}
+
+type sessionSnapshots struct {
+	snapshots.Snapshotter
+	session *Session
+}
+
+func (s sessionSnapshots) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) (mounts []mount.Mount, err error) {
+	ctx, _, release, err := s.session.hold(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return s.Snapshotter.Prepare(ctx, key, parent, opts...) //nolint:wrapcheck // a transparent wrapper
+}
+
+func (s sessionSnapshots) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	ctx, _, release, err := s.session.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return s.Snapshotter.Commit(ctx, name, key, opts...) //nolint:wrapcheck // as above
+}
+
+// Remove lets go of a snapshot below the lease that holds it.
+func (s sessionSnapshots) Remove(ctx context.Context, key string) error {
+	ctx, _, release, err := s.session.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return s.Snapshotter.Remove(ctx, key) //nolint:wrapcheck // as above
+}
