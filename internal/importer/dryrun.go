@@ -59,8 +59,8 @@ func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRu
 	}
 	d.Disks, err = i.Disks(ctx, d.Plan, req)
 	for _, disk := range d.Disks {
-		if d.Refusal == nil && disk.Blobs+disk.Unpacked > 0 {
-			d.Refusal = disk.room()
+		if d.Refusal == nil {
+			d.Refusal = disk.Check()
 		}
 	}
 	return d, err

@@ -88,7 +88,6 @@ type Importer struct {
 
 	reserve        Reserve
 	containerdRoot string
-	askRoots       func(ctx context.Context, snapshotter string) ([]root, error)
 
 	applies   *semaphore.Weighted // of layers, in all imports together
 	store     *store.Store
@@ -159,7 +158,6 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 		reserve:        o.Reserve,
 		containerdRoot: o.ContainerdRoot,
 	}
-	i.askRoots = i.askContainerd
 	i.connect()
 	return i
 }

@@ -41,7 +41,13 @@ type node struct {
 }
 
 // inProcess options keep no reserve: there is no containerd that could say where it writes to.
-var inProcess = Options{Namespace: "k8s.io", Reserve: Reserve{set: true}}
+var inProcess = func() Options {
+	o := Options{Namespace: "k8s.io"}
+	if err := o.Reserve.Set("0"); err != nil {
+		panic(err)
+	}
+	return o
+}()
 
 func newNode(t testing.TB, platform string) *node {
 	t.Helper()

@@ -1,4 +1,4 @@
-package importer
+package disk
 
 import (
 	"errors"
@@ -53,8 +53,8 @@ func (r *Reserve) String() string {
 // Type is what usage texts call the value.
 func (r *Reserve) Type() string { return "size" }
 
-// of is how much that is, in bytes, of a file system of this many.
-func (r Reserve) of(total int64) int64 {
+// bytesOf is how much that is, in bytes, of a file system of this many.
+func (r Reserve) bytesOf(total int64) int64 {
 	switch {
 	case !r.set:
 		return int64(float64(total) * DefaultReserve / 100)
@@ -64,4 +64,5 @@ func (r Reserve) of(total int64) int64 {
 	return r.bytes
 }
 
-func (r Reserve) none() bool { return r.set && r.percent == 0 && r.bytes == 0 }
+// None says that nothing is to be left free.
+func (r Reserve) None() bool { return r.set && r.percent == 0 && r.bytes == 0 }

@@ -1,0 +1,161 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	"github.com/containerd/containerd/v2/core/introspection"
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/tarlift/tarlift/internal/importer/daemon"
+)
+
+func TestReserve(t *testing.T) {
+	const total = 1000 << 30
+	for _, tc := range []struct {
+		text, shown string
+		want        int64 // of total
+	}{
+		{"15%", "15%", 150 << 30},
+		{"0.5%", "0.5%", 5 << 30},
+		{"10Gi", "10GiB", 10 << 30},
+		{"1500M", "1.4GiB", 1500e6},
+		{"0", "0", 0},
+		{"0%", "0", 0},
+	} {
+		var r Reserve
+		if err := r.Set(tc.text); err != nil || r.bytesOf(total) != tc.want || r.String() != tc.shown || r.None() != (tc.want == 0) {
+			t.Errorf("%s: %d bytes, shown as %s, error %v", tc.text, r.bytesOf(total), r.String(), err)
+		}
+	}
+	for _, bad := range []string{"", "lots", "15", "0.5", "-1", "100%", "-5%", "NaN%", "%", "9Ei0", "99999999999Gi"} {
+		r := Reserve{set: true, bytes: 7}
+		if err := r.Set(bad); err == nil || r.bytes != 7 {
+			t.Errorf("%q: %+v, error %v", bad, r, err)
+		}
+	}
+	if zero := (Reserve{}); zero.bytesOf(total) != 150<<30 || zero.String() != "15%" || zero.None() {
+		t.Errorf("by default %d, %s", zero.bytesOf(total), zero.String())
+	}
+}
+
+func TestOverlayUpper(t *testing.T) {
+	const pod = `1 0 0:30 / / rw,relatime master:1 - overlay overlay rw,lowerdir=/c/snapshots/3/fs,upperdir=/c/snapshots/55/fs,workdir=/c/snapshots/55/work,uuid=on
+2 1 0:31 / /proc rw,nosuid - proc proc rw
+3 1 0:32 / /data rw - overlay overlay rw,lowerdir=/x,upperdir=/other/fs,workdir=/y
+`
+	for name, tc := range map[string]struct{ mounts, want string }{
+		"a container's root":  {pod, "/c/snapshots/55/fs"},
+		"a machine's root":    {"1 0 254:0 / / rw,relatime - ext4 /dev/vda rw\n" + strings.SplitN(pod, "\n", 2)[1], ""},
+		"a read-only overlay": {"1 0 0:30 / / ro - overlay overlay ro,lowerdir=/a:/b\n", ""},
+		"mounted over":        {pod + "9 1 0:40 / / rw - overlay overlay rw,upperdir=/top/fs\n", "/top/fs"},
+		"nonsense":            {"\n1\n - \n1 0 0:30 / / rw - overlay\n", ""},
+	} {
+		path := filepath.Join(t.TempDir(), "mountinfo")
+		if err := os.WriteFile(path, []byte(tc.mounts), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := overlayUpper(path); got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+	if got := overlayUpper("/does/not/exist"); got != "" {
+		t.Errorf("without a list: %q", got)
+	}
+}
+
+// Where a plugin's directory is not to be seen nothing is said of it, rather than something wrong.
+func TestInvisibleRootIsUnknown(t *testing.T) {
+	dir := t.TempDir()
+	for name, tc := range map[string]struct {
+		path, containerdRoot string
+		unknown              bool
+	}{
+		"seen":                  {dir, "", false},
+		"not there":             {"/does/not/exist", "", true},
+		"not written to so far": {dir + "/io.containerd.content.v1.content", "", false}, // as before containerd 2.3
+		"a file":                {"/proc/self/mountinfo", "", true},
+		"not reported":          {"", "", true},
+		"said by the user":      {"/does/not/exist", dir, false},
+		"said wrongly":          {"/does/not/exist", "/nor/does/this", true},
+	} {
+		f := Options{Root: tc.containerdRoot}.fileSystem("the content store", tc.path, "/some/snapshotter")
+		if (f.Unknown != "") != tc.unknown || (f.Total > 0) == tc.unknown {
+			t.Errorf("%s: unknown %q, %d of %d bytes free", name, f.Unknown, f.Free, f.Total)
+		}
+	}
+}
+
+// containerd is an introspection service that knows where plugins write to.
+type containerd struct {
+	introspection.Service
+	content, overlayfs string
+}
+
+func (c containerd) Plugins(context.Context, ...string) (*introspectionapi.PluginsResponse, error) {
+	return &introspectionapi.PluginsResponse{Plugins: []*introspectionapi.Plugin{
+		{Type: string(plugins.ContentPlugin), ID: "content", Exports: map[string]string{"root": c.content}},
+		{Type: string(plugins.SnapshotPlugin), ID: "overlayfs", Exports: map[string]string{"root": c.overlayfs}},
+	}}, nil
+}
+
+func TestFind(t *testing.T) {
+	dir := t.TempDir()
+	for name, tc := range map[string]struct {
+		daemon containerd
+		want   []FileSystem // Roots, Blobs and Unpacked only
+	}{
+		"one": {containerd{content: dir, overlayfs: dir}, []FileSystem{{Roots: []string{dir, dir}, Blobs: 1, Unpacked: 2}}},
+		"two": {
+			containerd{content: "/proc", overlayfs: dir},
+			[]FileSystem{{Roots: []string{"/proc"}, Blobs: 1}, {Roots: []string{dir}, Unpacked: 2}},
+		},
+		"two that are not visible": {
+			containerd{content: "/does/not", overlayfs: "/not/either"},
+			[]FileSystem{{Roots: []string{"/does/not"}, Blobs: 1}, {Roots: []string{"/not/either"}, Unpacked: 2}},
+		},
+	} {
+		all, err := Find(t.Context(), tc.daemon, Options{Snapshotter: "overlayfs"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []FileSystem
+		for _, f := range all {
+			f.Plan(1, 2)
+			got = append(got, FileSystem{Roots: f.Roots, Blobs: f.Blobs, Unpacked: f.Unpacked})
+		}
+		if diff := cmp.Diff(tc.want, got, cmpopts.IgnoreUnexported(FileSystem{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+func TestRoom(t *testing.T) {
+	const gi = 1 << 30
+	for name, tc := range map[string]struct {
+		disk FileSystem
+		full bool
+		says string
+	}{
+		"enough":             {FileSystem{Free: 20 * gi, Total: 100 * gi, Reserve: 15 * gi, Blobs: 1 * gi, Unpacked: 4 * gi}, false, ""},
+		"a byte too little":  {FileSystem{Free: 20 * gi, Total: 100 * gi, Reserve: 15 * gi, Blobs: 1 * gi, Unpacked: 4*gi + 1}, true, "20 GiB free of 100 GiB, of which 15 GiB"},
+		"below, and writing": {FileSystem{Free: 14 * gi, Total: 100 * gi, Reserve: 15 * gi}, true, "what is being written"},
+		"no inodes":          {FileSystem{Free: 90 * gi, Total: 100 * gi, Inodes: Inodes{Free: 60, Total: 1000, Reserve: 50, Needed: 11}}, true, "60 inodes free of 1000"},
+		"inodes enough":      {FileSystem{Free: 90 * gi, Total: 100 * gi, Inodes: Inodes{Free: 60, Total: 1000, Reserve: 50, Needed: 10}}, false, ""},
+		"no fixed inodes":    {FileSystem{Free: 90 * gi, Total: 100 * gi, Inodes: Inodes{Needed: 10}}, false, ""},
+		"unknown":            {FileSystem{Unknown: "not visible"}, false, ""},
+	} {
+		tc.disk.Roots = []string{"/var/lib/containerd"}
+		err := tc.disk.room("what is being written")
+		if errors.Is(err, daemon.ErrNoSpace) != tc.full || tc.full && !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -1,0 +1,122 @@
+package disk
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/introspection"
+	"github.com/containerd/containerd/v2/plugins"
+	"golang.org/x/sys/unix"
+
+	"github.com/tarlift/tarlift/internal/importer/daemon"
+)
+
+// Options say which file systems Find looks for.
+type Options struct {
+	// Snapshotter that layers are unpacked into.
+	Snapshotter string
+	// Reserve is how much stays free of each file system.
+	Reserve Reserve
+	// Root is a directory on the file system of containerd's root, for where that cannot be seen under the path that
+	// containerd reports. Empty: found out.
+	Root string
+}
+
+// Find returns the file systems of containerd's content store and of its snapshotter: one if they share it, else the
+// content store's first. One that this process does not see is returned with the reason, and passes every check.
+func Find(ctx context.Context, containerd introspection.Service, o Options) ([]*FileSystem, error) {
+	resp, err := containerd.Plugins(ctx,
+		fmt.Sprintf("type==%s", plugins.ContentPlugin), fmt.Sprintf("type==%s,id==%s", plugins.SnapshotPlugin, o.Snapshotter))
+	if err != nil {
+		return nil, daemon.Error("ask for containerd's directories", err)
+	}
+	var blobs, layers string
+	for _, p := range resp.GetPlugins() {
+		if p.GetType() == string(plugins.SnapshotPlugin) {
+			layers = p.GetExports()["root"]
+		} else {
+			blobs = p.GetExports()["root"]
+		}
+	}
+	first, second := o.fileSystem("the content store", blobs, layers), o.fileSystem("snapshotter "+o.Snapshotter, layers, layers)
+	first.blobs, second.layers = true, true
+	if sameFileSystem(first.path, second.path) {
+		first.Roots, first.layers = append(first.Roots, layers), true
+		return []*FileSystem{first}, nil
+	}
+	return []*FileSystem{first, second}, nil
+}
+
+// fileSystem is the one that a plugin's root lies on; layers is the snapshotter's root.
+func (o Options) fileSystem(plugin, root, layers string) *FileSystem {
+	if root == "" {
+		return &FileSystem{Unknown: "containerd does not say where " + plugin + " lies"}
+	}
+	f := &FileSystem{Roots: []string{root}, path: o.visible(root, layers), reserve: o.Reserve}
+	if f.path == "" {
+		f.Unknown = root + " is not visible here"
+	} else if err := f.measure(); err != nil {
+		f.Unknown = err.Error()
+	}
+	return f
+}
+
+// visible is a path of this process on the file system of root, empty if there is none: what the user says, root itself,
+// or the root of this process's container, which containerd's overlayfs has unpacked there.
+func (o Options) visible(root, layers string) string {
+	if o.Root != "" {
+		return o.Root
+	}
+	info, err := os.Stat(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Before version 2.3 containerd makes the content store's directory when it first writes. A mount point would exist.
+		root = filepath.Dir(root)
+		info, err = os.Stat(root)
+	}
+	if err == nil && info.IsDir() {
+		return root
+	}
+	if layers != "" && filepath.Dir(layers) == filepath.Dir(root) && strings.HasPrefix(overlayUpper("/proc/self/mountinfo"), layers+"/") {
+		return "/"
+	}
+	return ""
+}
+
+// overlayUpper is the directory that an overlay at "/" writes to, as the one who mounted it named it; empty if there is
+// none. The format is that of proc_pid_mountinfo(5).
+func overlayUpper(mountinfo string) string {
+	f, err := os.Open(mountinfo) //nolint:gosec // a file of procfs
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	upper := ""
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		mount, rest, _ := strings.Cut(lines.Text(), " - ")
+		fields, super := strings.Fields(mount), strings.Fields(rest)
+		if len(fields) < 5 || fields[4] != "/" || len(super) < 3 || super[0] != "overlay" {
+			continue
+		}
+		for option := range strings.SplitSeq(super[2], ",") {
+			if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
+				upper = dir
+			}
+		}
+	}
+	return upper
+}
+
+// sameFileSystem says whether two paths of this process lie on the same file system.
+func sameFileSystem(a, b string) bool {
+	if a == "" || b == "" {
+		return false
+	}
+	var x, y unix.Statfs_t
+	return a == b || unix.Statfs(a, &x) == nil && unix.Statfs(b, &y) == nil && x.Fsid == y.Fsid && x.Blocks == y.Blocks
+}
