@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tarlift/tarlift/internal/importer/cri"
 )
 
 // assemble lets containerd's own importer build the images from the blobs that are in the store: it links the
@@ -71,8 +73,8 @@ func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", runtimeError("ask for the default snapshotter", err)
 	}
-	if i.namespace == kubeletNamespace {
-		if name, err := i.criSnapshotter(ctx); err == nil && name != "" {
+	if i.namespace == cri.Namespace {
+		if name, err := i.cri.Snapshotter(ctx); err == nil && name != "" {
 			return name, nil
 		}
 	}

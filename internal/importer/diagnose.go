@@ -2,9 +2,7 @@ package importer
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -12,9 +10,9 @@ import (
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"github.com/tarlift/tarlift/internal/importer/cri"
 	"github.com/tarlift/tarlift/internal/importer/ownership"
 	"github.com/tarlift/tarlift/internal/importer/store"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // What is asked here is for `agent doctor`: it changes nothing.
@@ -53,73 +51,7 @@ func ValidateNamespace(name string) error {
 }
 
 // IsKubelets says whether the kubelet looks into a namespace.
-func IsKubelets(namespace string) bool { return namespace == kubeletNamespace }
-
-// CRI is how the kubelet sees a containerd.
-type CRI struct {
-	Serving     bool
-	Problem     string // why it does not serve
-	Version     string
-	Snapshotter string // empty where it does not say
-	// NotReady are the conditions that are not met, each with its reason, the network's apart: it has no part in imports.
-	NotReady        []string
-	NetworkNotReady string
-}
-
-// CRI asks the CRI on containerd's socket.
-func (i *Importer) CRI(ctx context.Context) (CRI, error) {
-	if i.cri.runtime == nil {
-		return CRI{Problem: errNoCRI.Error()}, nil
-	}
-	v, err := i.cri.runtime.Version(ctx, &runtimeapi.VersionRequest{})
-	if err != nil {
-		if err = criError("ask CRI's version", err); !errors.Is(err, errNoCRI) {
-			return CRI{}, err
-		}
-		problem, err := i.whyNoCRI(ctx)
-		return CRI{Problem: problem}, err
-	}
-	c := CRI{Serving: true, Version: v.GetRuntimeApiVersion()}
-	st, err := i.cri.runtime.Status(ctx, &runtimeapi.StatusRequest{})
-	if err != nil {
-		return c, criError("ask CRI's status", err)
-	}
-	for _, cond := range st.GetStatus().GetConditions() {
-		why := strings.TrimSuffix(cond.GetType()+": "+cond.GetReason(), ": ")
-		switch {
-		case cond.GetStatus():
-		case cond.GetType() == runtimeapi.NetworkReady:
-			c.NetworkNotReady = why
-		case cond.GetType() == runtimeapi.RuntimeReady:
-			c.NotReady = append(c.NotReady, why)
-		}
-	}
-	c.Snapshotter, err = i.criSnapshotter(ctx)
-	return c, err
-}
-
-// whyNoCRI looks for a plugin of CRI's that could not start.
-func (i *Importer) whyNoCRI(ctx context.Context) (string, error) {
-	resp, err := i.client.IntrospectionService().Plugins(ctx, fmt.Sprintf("type==%s", plugins.CRIServicePlugin), fmt.Sprintf("type==%s,id==cri", plugins.GRPCPlugin))
-	if err != nil {
-		return "", runtimeError("ask for CRI's plugins", err)
-	}
-	var others string
-	for _, p := range resp.GetPlugins() {
-		message := p.GetInitErr().GetMessage()
-		switch {
-		case message == "":
-		case strings.Contains(message, "skip plugin"): // one that another one is missing for
-			others = message
-		default:
-			return fmt.Sprintf("plugin %s.%s did not start: %s", p.GetType(), p.GetID(), message), nil
-		}
-	}
-	if others != "" {
-		return "its plugin did not start: " + others, nil
-	}
-	return "its plugin is disabled", nil
-}
+func IsKubelets(namespace string) bool { return namespace == cri.Namespace }
 
 // Held is a name that was published, as its newest record says.
 type Held = ownership.Held

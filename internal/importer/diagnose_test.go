@@ -10,10 +10,9 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/opencontainers/go-digest"
-	"google.golang.org/grpc"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/importer/cri"
 )
 
 // A session that lives, one that was killed and what it left are told apart, and looking changes nothing.
@@ -114,11 +113,11 @@ func TestHeld(t *testing.T) {
 	if held, _, _ = ask(); !slices.Equal(unpinned(held), []string{appName}) {
 		t.Errorf("unpinned %q", unpinned(held))
 	}
-	known := &fakeCRI{ids: map[string]digest.Digest{}}
+	known := fakeImages{ids: map[string]digest.Digest{}}
 	for _, h := range held {
 		known.ids[h.Name] = built.Images[0].Platforms[0].Config.Digest
 	}
-	n.cri = cri{images: known}
+	n.cri = cri.Client{Images: known}
 	if names, unknown, err := n.Unseen(t.Context(), held); len(names) != 0 || unknown != "" || err != nil {
 		t.Errorf("unseen %q, unknown %q, %v", names, unknown, err)
 	}
@@ -166,41 +165,5 @@ func TestNewest(t *testing.T) {
 	n.services.leases = future{n.services.leases, time.Hour}
 	if what, when, err := n.Newest(t.Context()); what != "lease l" || time.Until(when) < 50*time.Minute || err != nil {
 		t.Errorf("%q, %s, %v", what, when, err)
-	}
-}
-
-// fakeRuntime is the other service of CRI.
-type fakeRuntime struct {
-	runtimeapi.RuntimeServiceClient
-	conditions []*runtimeapi.RuntimeCondition
-	fail       error
-}
-
-func (f fakeRuntime) Version(context.Context, *runtimeapi.VersionRequest, ...grpc.CallOption) (*runtimeapi.VersionResponse, error) {
-	return &runtimeapi.VersionResponse{RuntimeApiVersion: "v1"}, f.fail
-}
-
-func (f fakeRuntime) Status(context.Context, *runtimeapi.StatusRequest, ...grpc.CallOption) (*runtimeapi.StatusResponse, error) {
-	return &runtimeapi.StatusResponse{Status: &runtimeapi.RuntimeStatus{Conditions: f.conditions}}, nil
-}
-
-func TestCRIConditions(t *testing.T) {
-	n := newNode(t, "linux/amd64")
-	n.cri = cri{images: &fakeCRI{}, runtime: fakeRuntime{conditions: []*runtimeapi.RuntimeCondition{
-		{Type: runtimeapi.RuntimeReady, Reason: "Broken"},
-		{Type: runtimeapi.NetworkReady, Reason: "NetworkPluginNotReady"},
-		{Type: "ContainerdHasNoDeprecationWarnings", Reason: "ContainerdHasDeprecationWarnings"},
-	}}}
-	got, err := n.CRI(t.Context())
-	if err != nil || !got.Serving || got.Version != "v1" || !slices.Equal(got.NotReady, []string{"RuntimeReady: Broken"}) || got.NetworkNotReady != "NetworkReady: NetworkPluginNotReady" {
-		t.Errorf("%+v, %v", got, err)
-	}
-	n.cri.runtime = fakeRuntime{fail: errNotYet}
-	if got, err := n.CRI(t.Context()); err == nil || got.Serving {
-		t.Errorf("%+v, %v", got, err)
-	}
-	n.cri = cri{}
-	if got, err := n.CRI(t.Context()); err != nil || got.Serving || got.Problem == "" {
-		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -36,6 +36,7 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer/check"
+	"github.com/tarlift/tarlift/internal/importer/cri"
 	"github.com/tarlift/tarlift/internal/importer/daemon"
 	"github.com/tarlift/tarlift/internal/importer/ownership"
 	"github.com/tarlift/tarlift/internal/importer/store"
@@ -80,7 +81,7 @@ type Options struct {
 type Importer struct {
 	client      *client.Client
 	services    services
-	cri         cri
+	cri         cri.Client
 	namespace   string
 	snapshotter string
 	platform    ocispec.Platform
@@ -127,7 +128,7 @@ func New(o Options) (*Importer, error) {
 		platform = platforms.Normalize(p)
 	}
 	if o.Namespace == "" {
-		o.Namespace = kubeletNamespace
+		o.Namespace = cri.Namespace
 	}
 	if o.Address == "" {
 		o.Address = defaults.DefaultAddress
@@ -148,7 +149,7 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 	i := &Importer{
 		client:      c,
 		services:    services{c.ContentStore(), c.ImageService(), c.LeasesService(), c.ContainerService()},
-		cri:         newCRI(c),
+		cri:         cri.New(c),
 		namespace:   o.Namespace,
 		snapshotter: o.Snapshotter,
 		platform:    platform,

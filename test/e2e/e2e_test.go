@@ -381,7 +381,7 @@ func reserved(t *testing.T, e *env) {
 			if s == nil || s.LastError == nil {
 				return n.Name + " has not tried"
 			}
-			if s.LastError.Reason != v1alpha1.ReasonInsufficientDisk || !strings.Contains(s.LastError.Message, "are to stay so") {
+			if s.LastError.Reason != v1alpha1.ReasonInsufficientDisk || !strings.Contains(s.LastError.Message, "must stay free") {
 				return n.Name + " says " + asJSON(s.LastError)
 			}
 			return ""

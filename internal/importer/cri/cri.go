@@ -1,0 +1,175 @@
+// Package cri sees a containerd as the kubelet does: through the CRI plugin on the same socket.
+//
+//	c := cri.New(client)
+//	names, unknown := c.NotVisible(ctx, map[string]digest.Digest{"docker.io/library/app:1": config})
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/introspection"
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/tarlift/tarlift/internal/importer/daemon"
+)
+
+// Namespace is the only one that CRI, and so the kubelet, looks into.
+const Namespace = "k8s.io"
+
+const (
+	// startWait is how long CRI may take to be ready after containerd answers: it reads all containers first.
+	startWait = 3 * time.Second
+	// nameWait is how long a name may take to be known to CRI, after the one before. CRI reads containerd's events one
+	// after the other, each within milliseconds; an image that it could not read it tries again after a second.
+	nameWait = 3 * time.Second
+)
+
+// ErrNotServed is a containerd whose CRI plugin is disabled, or could not start.
+var ErrNotServed = errors.New("containerd does not serve CRI")
+
+// Client asks the CRI of one containerd. The zero Client has no connection: its calls fail with ErrNotServed.
+type Client struct {
+	Images  runtimeapi.ImageServiceClient
+	Runtime runtimeapi.RuntimeServiceClient
+	Plugins introspection.Service // of the same containerd
+}
+
+// New uses the connection of containerd's client. The Client is zero when that client's services are in this process.
+func New(c *client.Client) Client {
+	conn, ok := c.Conn().(*grpc.ClientConn)
+	if !ok || conn == nil {
+		return Client{}
+	}
+	return Client{runtimeapi.NewImageServiceClient(conn), runtimeapi.NewRuntimeServiceClient(conn), c.IntrospectionService()}
+}
+
+// callError is daemon.Error, or ErrNotServed when there is no CRI to call.
+func callError(doing string, err error) error {
+	if errdefs.IsNotImplemented(errgrpc.ToNative(err)) {
+		return ErrNotServed
+	}
+	return daemon.Error(doing, err)
+}
+
+// imageID asks for the image that a name stands for, as the kubelet does: the digest of its config, empty if there is none.
+func (c Client) imageID(ctx context.Context, name string) (string, error) {
+	if c.Images == nil {
+		return "", ErrNotServed
+	}
+	resp, err := c.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+	if err != nil {
+		return "", callError("ask CRI for "+name, err)
+	}
+	return resp.GetImage().GetId(), nil
+}
+
+// snapshotterRoot is the root of the snapshotter that CRI uses by default: CRI reports its place only.
+func (c Client) snapshotterRoot(ctx context.Context) (string, error) {
+	if c.Images == nil {
+		return "", ErrNotServed
+	}
+	for deadline, pause := time.Now().Add(startWait), 5*time.Millisecond; ; pause *= 2 {
+		resp, err := c.Images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
+		if err == nil {
+			if all := resp.GetImageFilesystems(); len(all) > 0 { // the default snapshotter's comes first
+				return all[0].GetFsId().GetMountpoint(), nil
+			}
+			return "", nil
+		}
+		if err = callError("ask CRI for its file systems", err); !errors.Is(err, daemon.ErrUnavailable) || time.Now().After(deadline) {
+			return "", err
+		}
+		select {
+		case <-ctx.Done():
+			return "", ctx.Err() //nolint:wrapcheck // the caller's own
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Snapshotter is the name of the snapshotter that CRI uses unless a runtime class says otherwise; empty if CRI does not say.
+// It waits a few seconds for a CRI that is starting.
+func (c Client) Snapshotter(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*startWait)
+	defer cancel()
+	root, err := c.snapshotterRoot(ctx)
+	if err != nil || root == "" {
+		return "", err
+	}
+	resp, err := c.Plugins.Plugins(ctx, fmt.Sprintf("type==%s", plugins.SnapshotPlugin))
+	if err != nil {
+		return "", daemon.Error("ask for containerd's snapshotters", err)
+	}
+	for _, p := range resp.GetPlugins() {
+		if p.GetExports()["root"] == root {
+			return p.GetID(), nil
+		}
+	}
+	// For a snapshotter that does not report its root CRI makes up a path that ends with its name.
+	name, _ := strings.CutPrefix(filepath.Base(root), plugins.SnapshotPlugin.String()+".")
+	for _, p := range resp.GetPlugins() {
+		if p.GetID() == name {
+			return name, nil
+		}
+	}
+	return "", nil
+}
+
+// NotVisible asks CRI for names in Namespace, and returns those behind which it does not find the image with that config
+// digest, sorted; or why CRI could not be asked. CRI learns of a name by an event, some milliseconds after it was written,
+// so each is waited for a few seconds.
+func (c Client) NotVisible(ctx context.Context, configs map[string]digest.Digest) (names []string, unknown string) {
+	names = slices.Sorted(maps.Keys(configs))
+	deadline := time.Now().Add(nameWait)
+	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		left, err := c.stillNotVisible(ctx, names, configs)
+		switch {
+		case errors.Is(err, ErrNotServed):
+			return nil, err.Error()
+		case err == nil && len(left) == 0:
+			return nil, ""
+		case len(left) < len(names):
+			deadline = time.Now().Add(nameWait)
+		case ctx.Err() != nil:
+			return nil, "interrupted before CRI was asked"
+		case time.Now().After(deadline) && err != nil:
+			return nil, err.Error()
+		case time.Now().After(deadline):
+			return left, ""
+		}
+		names = left
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// stillNotVisible asks once for each name. After an error the rest is not asked for.
+func (c Client) stillNotVisible(ctx context.Context, names []string, configs map[string]digest.Digest) (left []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, nameWait)
+	defer cancel()
+	for k, name := range names {
+		id, err := c.imageID(ctx, name)
+		if err != nil {
+			return append(left, names[k:]...), err
+		}
+		if id != configs[name].String() {
+			left = append(left, name)
+		}
+	}
+	return left, nil
+}
