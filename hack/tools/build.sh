@@ -4,13 +4,15 @@
 # Builds tools from their pinned modules, once per machine, and links their
 # programs in bin/tools. What a build depends on (module files, flags, Go
 # release) is hashed into the name of its cache entry, so an entry is never
-# stale, and a fresh clone finds the entries of its siblings.
+# stale, and a fresh clone finds the entries of its siblings. The programs of an
+# older release, a tool such as containerd-1.7, have the same names as those of
+# the present one: they are linked in a directory of their own, bin/tools/TOOL.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/tarlift/tools
 bin=$(cd ../.. && pwd)/bin/tools
-all=(containerd runc etcd kubernetes helm crane controller-gen golangci-lint)
+all=(containerd containerd-1.7 runc etcd kubernetes helm crane controller-gen golangci-lint)
 
 # version MODULE-PATH prints the version that the tool's go.mod pins.
 version() { awk -v path="$1" '$1 == path { print $2; exit } $2 == path { print $3; exit }' "$tool/go.mod"; }
@@ -22,9 +24,11 @@ stamp() { ldflags+=" -X $1=$2"; }
 settings() {
 	cgo=0 tags='' ldflags='-s -w' packages=tool
 	case $tool in
-	containerd)
+	containerd | containerd-*)
 		tags=no_btrfs,no_zfs,no_devmapper,no_aufs
-		stamp github.com/containerd/containerd/v2/version.Version "$(version github.com/containerd/containerd/v2)"
+		local module=github.com/containerd/containerd/v2
+		[[ $tool != containerd-1.* ]] || module=${module%/v2}
+		stamp "$module/version.Version" "$(version "$module")"
 		;;
 	runc) # cgo: without libseccomp it refuses every pod, since the kubelet always asks for a profile
 		cgo=1 tags=seccomp,netgo,osusergo
@@ -82,7 +86,7 @@ build() {
 	exec 9>&-
 }
 
-mkdir -p "$cache" "$bin"
+mkdir -p "$cache"
 release=$(go env GOVERSION GOOS GOARCH)
 for tool in "${@:-${all[@]}}"; do
 	if [[ ! -f $tool/go.mod ]]; then
@@ -93,5 +97,8 @@ for tool in "${@:-${all[@]}}"; do
 	key=$({ echo "$release $cgo $tags $ldflags" && cat "$tool"/go.mod "$tool"/go.sum $(find "$tool" -name '*.go' | sort); } | sha256sum)
 	entry=$cache/$tool-${key:0:12}
 	[[ -d $entry ]] || build "$entry"
-	ln -sf "$entry"/* "$bin/"
+	links=$bin
+	[[ $tool != *-[0-9]* ]] || links=$bin/$tool
+	mkdir -p "$links"
+	ln -sf "$entry"/* "$links/"
 done
