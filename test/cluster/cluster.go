@@ -286,9 +286,9 @@ func (c *Cluster) Env() []string {
 func (c *Cluster) daemonEnv() []string { return daemonEnv(c.tools) }
 
 // daemonEnv is all the environment that a daemon has: nothing of the user's.
-func daemonEnv(tools string) []string {
+func daemonEnv(tools ...string) []string {
 	return []string{
-		"PATH=" + tools + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"PATH=" + strings.Join(tools, ":") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=" + workDir, "TMPDIR=" + os.TempDir(),
 	}
 }

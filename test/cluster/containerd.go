@@ -20,7 +20,17 @@ import (
 const pauseImage = "tarlift.test/pause:1"
 
 // containerdPaths are where a containerd has its things, as it sees them itself.
-type containerdPaths struct{ root, state, config, cni, bin string }
+// tools has the programs of all releases, release names the one that runs, as
+// [ContainerdOptions] do.
+type containerdPaths struct{ root, state, config, cni, tools, release string }
+
+// containerdTool is a program of a release, below the directory of tools.
+func containerdTool(release, name string) string {
+	if release == "" {
+		return name
+	}
+	return filepath.Join("containerd-"+release, name)
+}
 
 func (p containerdPaths) address() string { return filepath.Join(p.state, "containerd.sock") }
 
@@ -60,43 +70,74 @@ func (p containerdPaths) toml(cri bool) string {
 	if !cri {
 		disabled = append(disabled[:len(disabled):len(disabled)], pluginsCRI...)
 	}
-	return fmt.Sprintf(`version = 3
-root = '%[1]s'
-state = '%[2]s'
+	version, plugins := 3, p.criPlugins()
+	if strings.HasPrefix(p.release, "1.") {
+		version, plugins = 2, p.criPlugin()
+	}
+	return fmt.Sprintf(`version = %[1]d
+root = '%[2]s'
+state = '%[3]s'
 imports = []
-disabled_plugins = ['%[3]s']
+disabled_plugins = ['%[4]s']
 [grpc]
-  address = '%[4]s'
+  address = '%[5]s'
 [ttrpc]
-  address = '%[4]s.ttrpc'
+  address = '%[5]s.ttrpc'
 [plugins.'io.containerd.internal.v1.opt']
-  path = '%[5]s/opt'
+  path = '%[6]s/opt'
 [plugins.'io.containerd.grpc.v1.cri']
   stream_server_address = '127.0.0.1'
   stream_server_port = '0'
-[plugins.'io.containerd.cri.v1.images']
+`, version, p.root, p.state, strings.Join(disabled, "', '"), p.address(), p.config) + plugins
+}
+
+// criPlugins is the configuration of CRI's plugins since containerd 2.0.
+func (p containerdPaths) criPlugins() string {
+	return fmt.Sprintf(`[plugins.'io.containerd.cri.v1.images']
   snapshotter = 'overlayfs'
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
-    sandbox = '%[6]s'
+    sandbox = '%[1]s'
 [plugins.'io.containerd.cri.v1.runtime']
   disable_apparmor = true
   restrict_oom_score_adj = true
   [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = ['%[7]s']
-    conf_dir = '%[7]s'
+    bin_dirs = ['%[2]s']
+    conf_dir = '%[2]s'
     use_internal_loopback = true
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
     runtime_type = 'io.containerd.runc.v2'
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-      BinaryName = '%[8]s/runc'
-      Root = '%[2]s/runc'
+      BinaryName = '%[3]s/runc'
+      Root = '%[4]s/runc'
       SystemdCgroup = false
-`, p.root, p.state, strings.Join(disabled, "', '"), p.address(), p.config, pauseImage, p.cni, p.bin)
+`, pauseImage, p.cni, p.tools, p.state)
+}
+
+// criPlugin is the same for 1.7, where all of CRI is one plugin.
+func (p containerdPaths) criPlugin() string {
+	return fmt.Sprintf(`  sandbox_image = '%[1]s'
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins.'io.containerd.grpc.v1.cri'.cni]
+    bin_dir = '%[2]s'
+    conf_dir = '%[2]s'
+  [plugins.'io.containerd.grpc.v1.cri'.containerd]
+    snapshotter = 'overlayfs'
+    [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]
+      runtime_type = 'io.containerd.runc.v2'
+      [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]
+        BinaryName = '%[3]s/runc'
+        Root = '%[4]s/runc'
+        SystemdCgroup = false
+`, pauseImage, p.cni, p.tools, p.state)
 }
 
 // ContainerdOptions of a bare containerd. The zero value is without CRI.
 type ContainerdOptions struct {
 	CRI bool
+	// Release is an older one, such as "1.7", of those that `make tools` puts
+	// into bin/tools/containerd-RELEASE; empty for the present one.
+	Release string
 	// Root is containerd's root directory instead of one in the work directory:
 	// for a file system that is small, or fails. It is not removed.
 	Root string
@@ -115,7 +156,7 @@ func StartContainerd(ctx context.Context, o ContainerdOptions) (*Node, error) {
 	if workDir == "" {
 		return nil, errNotIsolated
 	}
-	tools, err := toolsDir("containerd", "containerd-shim-runc-v2", "runc")
+	tools, err := toolsDir(containerdTool(o.Release, "containerd"), containerdTool(o.Release, "containerd-shim-runc-v2"), "runc")
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +164,7 @@ func StartContainerd(ctx context.Context, o ContainerdOptions) (*Node, error) {
 	n := &Node{Name: name, Dir: filepath.Join(workDir, name)}
 	p := containerdPaths{
 		root: filepath.Join(n.Dir, "root"), state: filepath.Join(n.Dir, "run"),
-		config: n.Dir, cni: filepath.Join(n.Dir, "cni"), bin: tools,
+		config: n.Dir, cni: filepath.Join(n.Dir, "cni"), tools: tools, release: o.Release,
 	}
 	if o.Root != "" {
 		p.root = o.Root
@@ -145,10 +186,11 @@ func StartContainerd(ctx context.Context, o ContainerdOptions) (*Node, error) {
 }
 
 func containerdDaemon(n *Node, p containerdPaths, cri bool, logs string, progress *progress) *Daemon {
+	program := filepath.Join(p.tools, containerdTool(p.release, "containerd"))
 	return &Daemon{
 		Name: n.Name + " containerd", Log: filepath.Join(logs, n.Name+"-containerd.log"),
-		path: filepath.Join(p.bin, "containerd"), args: []string{"--config", p.configFile()},
-		env: daemonEnv(p.bin), start: n.Start,
+		path: program, args: []string{"--config", p.configFile()},
+		env: daemonEnv(filepath.Dir(program), p.tools), start: n.Start, // its own shim is found first
 		waitsFor: n.ContainerdAddress,
 		ready:    func(ctx context.Context) error { return containerdServes(ctx, n.ContainerdAddress, cri) },
 		progress: progress,

@@ -74,7 +74,7 @@ func (c *Cluster) newNode(number int) (*Node, error) {
 	n.ContainerdRoot = filepath.Join(n.Dir, "containerd")
 	p := containerdPaths{
 		root: "/var/lib/containerd", state: "/run/containerd",
-		config: filepath.Join(n.Dir, "etc"), cni: filepath.Join(n.Dir, "etc", "cni"), bin: c.tools,
+		config: filepath.Join(n.Dir, "etc"), cni: filepath.Join(n.Dir, "etc", "cni"), tools: c.tools,
 	}
 	if err := p.write(true, !c.options.Bare); err != nil {
 		return nil, err
