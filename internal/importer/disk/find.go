@@ -3,9 +3,7 @@ package disk
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,19 +71,23 @@ func (o Options) visible(root, layers string) string {
 	if o.Root != "" {
 		return o.Root
 	}
-	info, err := os.Stat(root)
-	if errors.Is(err, fs.ErrNotExist) {
-		// Before version 2.3 containerd makes the content store's directory when it first writes. A mount point would exist.
-		root = filepath.Dir(root)
-		info, err = os.Stat(root)
-	}
-	if err == nil && info.IsDir() {
+	if isDir(root) {
 		return root
+	}
+	// Before containerd 2.3 a content store makes its directory for the first blob. The metadata store beside it, which is
+	// there since containerd's first start, tells that this is containerd's root and not what a container has in its place.
+	if parent := filepath.Dir(root); isDir(filepath.Join(parent, plugins.MetadataPlugin.String()+".bolt")) {
+		return parent
 	}
 	if layers != "" && filepath.Dir(layers) == filepath.Dir(root) && strings.HasPrefix(overlayUpper("/proc/self/mountinfo"), layers+"/") {
 		return "/"
 	}
 	return ""
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // overlayUpper is the directory that an overlay at "/" writes to, as the one who mounted it named it; empty if there is
