@@ -3,6 +3,8 @@ package faults
 import (
 	"testing"
 	"time"
+
+	"github.com/tarlift/tarlift/test/cluster"
 )
 
 // downtime is the most that passes until containerd is started again; systemd waits 100 ms, or as it is told.
@@ -11,7 +13,7 @@ const downtime = 200 * time.Millisecond
 // A containerd that is killed under an import comes back with nothing broken, and the agent says why it failed.
 func TestContainerdIsKilled(t *testing.T) {
 	former := application(1)
-	s := newScenario(t, "containerd killed under agent import", newRig(t, nil), application(2), &former)
+	s := newScenario(t, "containerd killed under agent import", newRig(t, cluster.ContainerdOptions{}), application(2), &former)
 	dice := dice(t)
 	for k, c := range pick(plan{2, 4, 2, 0}, plan{all, 75, 20, 0}).crashes(dice, s.messages, s.usual) {
 		s.restore(t)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tarlift/tarlift/internal/importer"
+	"github.com/tarlift/tarlift/test/cluster"
 )
 
 // slow serves an archive, and sends no more than some bytes of it until it is released.
@@ -69,7 +70,7 @@ func TestLivingImportIsLeftAlone(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newScenario(t, name+" alive while others start", newRig(t, nil), application(2), &former)
+			s := newScenario(t, name+" alive while others start", newRig(t, cluster.ContainerdOptions{}), application(2), &former)
 			s.control = "the same when it has been killed: cleared up"
 			dice := dice(t)
 			for k := range pick(4, 20) {

@@ -37,7 +37,7 @@ func TestPowerIsCut(t *testing.T) {
 		}
 	})
 	former := application(1)
-	s := newScenario(t, "power cut under agent import", newRig(t, disk), application(2), &former)
+	s := newScenario(t, "power cut under agent import", newRig(t, cluster.ContainerdOptions{Root: disk.Dir}), application(2), &former)
 	dice := dice(t)
 	for k := range pick(8, 120) {
 		// One in three is cut when it has been acknowledged.

@@ -36,13 +36,11 @@ type rig struct {
 	theirs  string // all there is to know about what is somebody else's
 }
 
-// newRig starts it. Without a disk of its own it is in memory: a process that is killed leaves the page cache as it is.
-func newRig(t *testing.T, disk *cluster.Disk) *rig {
+// newRig starts it. Without a root directory it is in memory: a process that is killed leaves the page cache as it is.
+func newRig(t *testing.T, o cluster.ContainerdOptions) *rig {
 	t.Helper()
-	r := &rig{ctx: namespaces.WithNamespace(t.Context(), "k8s.io"), sockets: socketDir(t)}
-	if disk != nil {
-		r.root = disk.Dir
-	} else {
+	r := &rig{ctx: namespaces.WithNamespace(t.Context(), "k8s.io"), root: o.Root, sockets: socketDir(t)}
+	if r.root == "" {
 		r.root = t.TempDir()
 		if err := unix.Mount("tmpfs", r.root, "tmpfs", 0, ""); err != nil {
 			t.Fatal(err)
@@ -53,8 +51,9 @@ func newRig(t *testing.T, disk *cluster.Disk) *rig {
 			}
 		})
 	}
+	o.Root = r.root
 	var err error
-	r.Node, err = cluster.StartContainerd(t.Context(), cluster.ContainerdOptions{Root: r.root})
+	r.Node, err = cluster.StartContainerd(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
