@@ -74,6 +74,9 @@ func TestOverlayUpper(t *testing.T) {
 // Where a plugin's directory is not to be seen nothing is said of it, rather than something wrong.
 func TestInvisibleRootIsUnknown(t *testing.T) {
 	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "io.containerd.metadata.v1.bolt"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for name, tc := range map[string]struct {
 		path, containerdRoot string
 		unknown              bool
@@ -81,6 +84,7 @@ func TestInvisibleRootIsUnknown(t *testing.T) {
 		"seen":                  {dir, "", false},
 		"not there":             {"/does/not/exist", "", true},
 		"not written to so far": {dir + "/io.containerd.content.v1.content", "", false}, // as before containerd 2.3
+		"of another system":     {t.TempDir() + "/io.containerd.content.v1.content", "", true},
 		"a file":                {"/proc/self/mountinfo", "", true},
 		"not reported":          {"", "", true},
 		"said by the user":      {"/does/not/exist", dir, false},
