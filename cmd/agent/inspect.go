@@ -133,7 +133,7 @@ func inspect(ctx context.Context, blob source.Blob, a *importer.Archive, baseNam
 	if in.Size < 0 {
 		in.Size = blob.BytesRead() // a stream that was read to its end
 	}
-	walk := &archive.Walk{Fetch: fetch(a)}
+	walk := &archive.Resolver{Fetch: fetch(a)}
 	for _, d := range a.Manifests {
 		name, err := inspectName(ctx, a, walk, d, baseName)
 		if err != nil {
@@ -145,7 +145,7 @@ func inspect(ctx context.Context, blob source.Blob, a *importer.Archive, baseNam
 }
 
 // inspectName describes one entry of index.json.
-func inspectName(ctx context.Context, a *importer.Archive, walk *archive.Walk, d ocispec.Descriptor, baseName string) (inspectedName, error) {
+func inspectName(ctx context.Context, a *importer.Archive, walk *archive.Resolver, d ocispec.Descriptor, baseName string) (inspectedName, error) {
 	n := inspectedName{Digest: d.Digest}
 	switch named, err := (archive.Selection{BaseName: baseName}).Select([]ocispec.Descriptor{d}); {
 	case err != nil:
@@ -153,7 +153,7 @@ func inspectName(ctx context.Context, a *importer.Archive, walk *archive.Walk, d
 	case len(named) > 0:
 		n.Name = named[0].Name
 	}
-	leaves, err := walk.Leaves(ctx, d)
+	leaves, err := walk.PlatformManifests(ctx, d)
 	if errors.Is(err, archive.ErrMissing) {
 		n.Problem = oneLine(err.Error())
 		return n, nil
@@ -162,7 +162,7 @@ func inspectName(ctx context.Context, a *importer.Archive, walk *archive.Walk, d
 		return n, err
 	}
 	for _, leaf := range leaves {
-		p, err := inspectLeaf(ctx, a, leaf)
+		p, err := inspectPlatform(ctx, a, leaf)
 		if err != nil {
 			return n, err
 		}
@@ -171,8 +171,8 @@ func inspectName(ctx context.Context, a *importer.Archive, walk *archive.Walk, d
 	return n, nil
 }
 
-// inspectLeaf sums up one platform's image. Blobs of other platforms are often left out of an archive.
-func inspectLeaf(ctx context.Context, a *importer.Archive, leaf archive.Leaf) (inspectedPlatform, error) {
+// inspectPlatform sums up one platform's image. Blobs of other platforms are often left out of an archive.
+func inspectPlatform(ctx context.Context, a *importer.Archive, leaf archive.PlatformManifest) (inspectedPlatform, error) {
 	p := inspectedPlatform{Platform: oneLine(platforms.FormatAll(*leaf.Platform)), Digest: leaf.Digest}
 	m, err := archive.ReadManifest(ctx, fetch(a), leaf.Descriptor)
 	if errors.Is(err, archive.ErrMissing) {

@@ -43,12 +43,12 @@ func (b *bytesAt) Section(_ context.Context, off, n int64) (io.ReadCloser, error
 // modes are the two ways to an archive: each test of what is in one takes both.
 var modes = []struct {
 	name string
-	tree func(ctx context.Context, data []byte) (archive.Tree, error)
+	tree func(ctx context.Context, data []byte) (*archive.Tree, error)
 }{
-	{"random", func(ctx context.Context, data []byte) (archive.Tree, error) {
+	{"random", func(ctx context.Context, data []byte) (*archive.Tree, error) {
 		return archive.ReadTree(ctx, atBytes(data), int64(len(data)))
 	}},
-	{"stream", func(ctx context.Context, data []byte) (archive.Tree, error) {
+	{"stream", func(ctx context.Context, data []byte) (*archive.Tree, error) {
 		return archive.StreamTree(ctx, bytes.NewReader(data), newStore())
 	}},
 }
@@ -88,13 +88,13 @@ func (s store) Get(_ context.Context, d digest.Digest, limit int64) ([]byte, err
 
 // use does with an archive what an import does to all of its images: read all
 // metadata, and see that each blob is there.
-func use(ctx context.Context, tree archive.Tree) error {
+func use(ctx context.Context, tree *archive.Tree) error {
 	l, err := archive.Decode(ctx, tree)
 	if err != nil {
 		return err
 	}
 	for _, target := range l.Manifests {
-		leaves, err := archive.Leaves(ctx, fetchFrom(l), target)
+		leaves, err := (&archive.Resolver{Fetch: fetchFrom(l)}).PlatformManifests(ctx, target)
 		if err != nil {
 			return err
 		}
@@ -120,7 +120,7 @@ func fetchFrom(l *archive.Layout) archive.Fetch {
 }
 
 // present tells whether a blob is there: by its place, or after a stream pass by its bytes.
-func present(ctx context.Context, l *archive.Layout, tree archive.Tree, d ocispec.Descriptor) error {
+func present(ctx context.Context, l *archive.Layout, tree *archive.Tree, d ocispec.Descriptor) error {
 	if _, ok := l.Locate(d.Digest); ok {
 		return nil
 	}
@@ -133,7 +133,7 @@ func present(ctx context.Context, l *archive.Layout, tree archive.Tree, d ocispe
 	return archive.ErrMissing
 }
 
-func open(ctx context.Context, tree func(context.Context, []byte) (archive.Tree, error), data []byte) error {
+func open(ctx context.Context, tree func(context.Context, []byte) (*archive.Tree, error), data []byte) error {
 	t, err := tree(ctx, data)
 	if err != nil {
 		return err

@@ -90,9 +90,9 @@ func readCase(ctx context.Context, d *corpus.Data, pass bool) error {
 	if err != nil {
 		return err
 	}
-	walk := &archive.Walk{Fetch: fetchFrom(l)}
+	walk := &archive.Resolver{Fetch: fetchFrom(l)}
 	for _, n := range selected {
-		leaves, err := walk.Leaves(ctx, n.Target)
+		leaves, err := walk.PlatformManifests(ctx, n.Target)
 		if err != nil {
 			return err
 		}
@@ -107,7 +107,7 @@ func readCase(ctx context.Context, d *corpus.Data, pass bool) error {
 	return nil
 }
 
-func readLeaf(ctx context.Context, l *archive.Layout, sink *archive.MemorySink, leaf archive.Leaf) error {
+func readLeaf(ctx context.Context, l *archive.Layout, sink *archive.MemorySink, leaf archive.PlatformManifest) error {
 	m, err := archive.ReadManifest(ctx, fetchFrom(l), leaf.Descriptor)
 	if err != nil {
 		return err
@@ -129,7 +129,7 @@ func readLeaf(ctx context.Context, l *archive.Layout, sink *archive.MemorySink, 
 }
 
 // treeOf reads a compressed archive, and any other in a pass, as a stream.
-func treeOf(ctx context.Context, d *corpus.Data, pass bool, sink archive.Sink) (archive.Tree, error) {
+func treeOf(ctx context.Context, d *corpus.Data, pass bool, sink archive.Sink) (*archive.Tree, error) {
 	in := bufio.NewReader(d.Reader())
 	head, err := in.Peek(archive.SniffLen)
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -28,7 +28,7 @@ func TestNoTarIsCutUnnoticed(t *testing.T) {
 }
 
 // checkCut opens the first n bytes of an archive whose last member ends at end.
-func checkCut(t *testing.T, tree func(context.Context, []byte) (archive.Tree, error), data []byte, n, end int) {
+func checkCut(t *testing.T, tree func(context.Context, []byte) (*archive.Tree, error), data []byte, n, end int) {
 	t.Helper()
 	err := open(t.Context(), tree, data[:n])
 	switch {

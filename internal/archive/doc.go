@@ -36,7 +36,7 @@
 //	tree, err := archive.ReadTree(ctx, blob, size)    // or StreamTree
 //	layout, err := archive.Decode(ctx, tree)
 //	images, err := selection.Select(layout.Manifests)
-//	leaves, err := archive.Leaves(ctx, fetch, images[0].Target)
+//	leaves, err := (&archive.Resolver{Fetch: fetch}).PlatformManifests(ctx, images[0].Target)
 //	manifest, err := archive.ReadManifest(ctx, fetch, leaves[0].Descriptor)
 //	where, ok := layout.Locate(manifest.Layers[0].Digest)
 //

@@ -22,10 +22,9 @@ type dockerImage struct {
 	Layers   []string
 }
 
-// decodeDocker makes of each image a manifest, and of all an index.json: byte for
-// byte those that containerd makes (core/images/archive/importer.go), which
-// never compresses or replaces a layer here, so that the digests depend on the
-// archive alone.
+// decodeDocker makes a manifest of each image, and an index.json of all: byte for byte those that containerd makes
+// (core/images/archive/importer.go), but never with a layer that is compressed or replaced by one in the store, so that
+// the digests depend on the archive alone.
 func (l *Layout) decodeDocker(ctx context.Context) error {
 	l.Format = FormatDocker
 	data, err := l.readFile(ctx, dockerManifestFile, MaxManifestBytes)
@@ -54,7 +53,7 @@ func (l *Layout) decodeDocker(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make index.json: %w", err)
 	}
-	return l.charge(int64(len(l.Index)))
+	return l.countMetadata(int64(len(l.Index)))
 }
 
 func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
@@ -83,7 +82,7 @@ func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
 			return err
 		}
 		d := d
-		d.Annotations = map[string]string{annotationImageName: name.String(), ocispec.AnnotationRefName: tagOf(name)}
+		d.Annotations = map[string]string{AnnotationImageName: name.String(), ocispec.AnnotationRefName: tagOf(name)}
 		l.Manifests = append(l.Manifests, d)
 	}
 	if len(l.Manifests) > MaxNames {
@@ -92,7 +91,7 @@ func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
 	return nil
 }
 
-// tagOf is the value of org.opencontainers.image.ref.name that containerd gives.
+// tagOf is the value that containerd gives org.opencontainers.image.ref.name.
 func tagOf(name reference.Named) string {
 	if t, ok := name.(reference.Tagged); ok {
 		return t.Tag()
@@ -100,7 +99,7 @@ func tagOf(name reference.Named) string {
 	return name.String()
 }
 
-// dockerConfig reads an image's config and tells its descriptor.
+// dockerConfig reads an image's config.
 func (l *Layout) dockerConfig(ctx context.Context, img dockerImage) (ocispec.Descriptor, config, error) {
 	name, err := l.member(img.Config)
 	if err != nil {
@@ -112,20 +111,21 @@ func (l *Layout) dockerConfig(ctx context.Context, img dockerImage) (ocispec.Des
 	}
 	cfg, err := decodeConfig(data)
 	if err == nil {
-		err = cfg.tellsPlatform()
+		err = cfg.checkArchitecture()
 	}
 	if err != nil {
 		return ocispec.Descriptor{}, config{}, fmt.Errorf("read %.200q: %w", name, err)
 	}
 	if len(cfg.RootFS.DiffIDs) != len(img.Layers) {
-		return ocispec.Descriptor{}, config{}, fmt.Errorf("%d layers, but %d diff_ids in %.200q: %w", len(img.Layers), len(cfg.RootFS.DiffIDs), name, ErrInvalid)
+		return ocispec.Descriptor{}, config{}, fmt.Errorf("%d layers, but %d diff_ids in %.200q: %w",
+			len(img.Layers), len(cfg.RootFS.DiffIDs), name, ErrInvalid)
 	}
 	d := ocispec.Descriptor{MediaType: mediaTypeDockerConfig, Digest: digest.FromBytes(data), Size: int64(len(data))}
-	return d, cfg, l.isMember(d, name)
+	return d, cfg, l.addBlob(d, name)
 }
 
 func (l *Layout) dockerLayer(ctx context.Context, file string, diffID digest.Digest) (ocispec.Descriptor, error) {
-	// containerd names blobs by SHA-256 when nothing else tells, and so does this.
+	// containerd names blobs by SHA-256 where no descriptor names them.
 	if err := diffID.Validate(); err != nil || diffID.Algorithm() != digest.Canonical {
 		return ocispec.Descriptor{}, fmt.Errorf("diff_id %.200q: %w", diffID, ErrInvalid)
 	}
@@ -137,14 +137,15 @@ func (l *Layout) dockerLayer(ctx context.Context, file string, diffID digest.Dig
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return d, l.isMember(d, name)
+	return d, l.addBlob(d, name)
 }
 
-// isMember notes which member a blob is. Two of one digest are the same bytes, of
-// which one is read: sizes that differ give a wrong name away at no cost.
-func (l *Layout) isMember(d ocispec.Descriptor, name string) error {
+// addBlob records which member a blob is. Only the first member of a digest is read: a second one of another size shows
+// that one of their names is wrong.
+func (l *Layout) addBlob(d ocispec.Descriptor, name string) error {
 	if m, ok := l.members[d.Digest]; ok && m.size != d.Size {
-		return fmt.Errorf("members %.200q of %d bytes and %.200q of %d cannot both be %s: %w", m.name, m.size, name, d.Size, d.Digest, ErrDigestMismatch)
+		return fmt.Errorf("members %.200q of %d bytes and %.200q of %d cannot both be %s: %w",
+			m.name, m.size, name, d.Size, d.Digest, ErrDigestMismatch)
 	}
 	if _, ok := l.members[d.Digest]; !ok {
 		l.members[d.Digest] = blobMember{name, d.Size}
@@ -159,7 +160,7 @@ func (l *Layout) member(p string) (string, error) {
 		return "", fmt.Errorf("path %.200q: %w", p, ErrInvalid)
 	}
 	if !l.tree.has(name) {
-		return "", fmt.Errorf("member %.200q: %w", name, l.absent(ErrMissing))
+		return "", fmt.Errorf("member %.200q: %w", name, l.orTruncated(ErrMissing))
 	}
 	return name, nil
 }
@@ -180,5 +181,5 @@ func (l *Layout) makeManifest(config ocispec.Descriptor, layers []ocispec.Descri
 		return d, nil
 	}
 	l.made[d.Digest] = data
-	return d, l.charge(int64(len(data)))
+	return d, l.countMetadata(int64(len(data)))
 }

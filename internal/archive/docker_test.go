@@ -201,7 +201,7 @@ func TestPartialArchive(t *testing.T) {
 	img.Platforms[1].Absent = true
 	b := build(t, builder.Archive{Images: []builder.Image{img}})
 	l := decodeRandom(t, bytesOf(t, b))
-	leaves, err := archive.Leaves(t.Context(), fetchFrom(l), l.Manifests[0])
+	leaves, err := (&archive.Resolver{Fetch: fetchFrom(l)}).PlatformManifests(t.Context(), l.Manifests[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -192,7 +192,7 @@ func FuzzNames(f *testing.F) {
 	})
 }
 
-func openAndSelect(ctx context.Context, tree func(context.Context, []byte) (archive.Tree, error), data []byte) error {
+func openAndSelect(ctx context.Context, tree func(context.Context, []byte) (*archive.Tree, error), data []byte) error {
 	t, err := tree(ctx, data)
 	if err != nil {
 		return err

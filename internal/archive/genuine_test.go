@@ -113,7 +113,7 @@ type decoded struct {
 }
 
 // decodeGenuine checks all but the images; ok is false where there are none.
-func decodeGenuine(t *testing.T, a genuine.Archive, tree archive.Tree) (g decoded, ok bool) {
+func decodeGenuine(t *testing.T, a genuine.Archive, tree *archive.Tree) (g decoded, ok bool) {
 	t.Helper()
 	layout, err := archive.Decode(t.Context(), tree)
 	if a.Refused {
@@ -170,7 +170,7 @@ func (g decoded) checkContent(read func(ocispec.Descriptor) ([]byte, error)) {
 		want[img.Name] = img.Present
 	}
 	for _, n := range g.named {
-		var present []archive.Leaf
+		var present []archive.PlatformManifest
 		for _, leaf := range g.leaves(n.Target) {
 			err := g.readImage(leaf, read)
 			switch {
@@ -186,7 +186,7 @@ func (g decoded) checkContent(read func(ocispec.Descriptor) ([]byte, error)) {
 	}
 }
 
-func (g decoded) readImage(leaf archive.Leaf, read func(ocispec.Descriptor) ([]byte, error)) error {
+func (g decoded) readImage(leaf archive.PlatformManifest, read func(ocispec.Descriptor) ([]byte, error)) error {
 	manifest, err := archive.ReadManifest(g.Context(), g.fetch, leaf.Descriptor)
 	if err != nil {
 		return fmt.Errorf("manifest: %w", err)
@@ -203,9 +203,9 @@ func (g decoded) readImage(leaf archive.Leaf, read func(ocispec.Descriptor) ([]b
 	return nil
 }
 
-func (g decoded) leaves(target ocispec.Descriptor) []archive.Leaf {
+func (g decoded) leaves(target ocispec.Descriptor) []archive.PlatformManifest {
 	g.Helper()
-	list, err := archive.Leaves(g.Context(), g.fetch, target)
+	list, err := (&archive.Resolver{Fetch: g.fetch}).PlatformManifests(g.Context(), target)
 	if err != nil {
 		g.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func (g decoded) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, error
 	return data, nil
 }
 
-func platformsOf(list []archive.Leaf) string {
+func platformsOf(list []archive.PlatformManifest) string {
 	var out []string
 	for _, l := range list {
 		out = append(out, platforms.Format(platforms.Normalize(*l.Platform)))

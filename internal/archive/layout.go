@@ -17,7 +17,7 @@ const (
 	FormatDocker = "docker"
 )
 
-// Layout is an archive that was understood.
+// Layout is the content of an archive: an OCI layout, or what a docker archive is as a layout.
 type Layout struct {
 	// Format is FormatOCI or FormatDocker.
 	Format string
@@ -30,17 +30,17 @@ type Layout struct {
 	// nothing is missing.
 	Complete bool
 
-	tree Tree
-	// images are those of manifest.json that Manifests were made of; nil for an OCI layout.
-	images []int
-	// made are blobs that docker archives lack, members those that are its blobs.
+	tree *Tree
+	// Of a docker archive: the images of manifest.json that Manifests were made of, the manifests that it lacks, and the
+	// members that are its blobs.
+	images  []int
 	made    map[digest.Digest][]byte
 	members map[digest.Digest]blobMember
 
 	mu       sync.Mutex
 	read     map[digest.Digest][]byte // metadata that was read, so that a remote archive is asked once
 	metadata int64                    // bytes in read, Index and made
-	given    int64                    // by ReadBlob so far, as MaxReadBytes counts
+	decoded  int64                    // what MaxReadBytes bounds
 }
 
 // blobMember is a docker archive's member that is a blob.
@@ -49,7 +49,7 @@ type blobMember struct {
 	size int64
 }
 
-// Extent is where a blob's bytes are.
+// Extent is where a blob's bytes are: at Offset in the archive, in a member, or in Data.
 type Extent struct {
 	Member string // "" when Data is set
 	Offset int64
@@ -60,7 +60,7 @@ type Extent struct {
 
 // Decode reads oci-layout and index.json, or else manifest.json and the configs
 // of its images. Of an archive with both the OCI layout counts, as for containerd.
-func Decode(ctx context.Context, t Tree) (*Layout, error) {
+func Decode(ctx context.Context, t *Tree) (*Layout, error) {
 	l := &Layout{
 		Complete: t.Complete(),
 		tree:     t,
@@ -79,7 +79,7 @@ func Decode(ctx context.Context, t Tree) (*Layout, error) {
 	case t.has(ocispec.ImageIndexFile):
 		err = fmt.Errorf("%s without %s: %w", ocispec.ImageIndexFile, ocispec.ImageLayoutFile, ErrInvalid)
 	default:
-		err = fmt.Errorf("a tar without %s and %s is no image archive: %w", ocispec.ImageLayoutFile, dockerManifestFile, ErrInvalid)
+		err = fmt.Errorf("a tar without %s and %s is not an image archive: %w", ocispec.ImageLayoutFile, dockerManifestFile, ErrInvalid)
 	}
 	if err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func Decode(ctx context.Context, t Tree) (*Layout, error) {
 func (l *Layout) decodeOCI(ctx context.Context) error {
 	l.Format = FormatOCI
 	for _, name := range []string{ocispec.ImageLayoutFile, ocispec.ImageIndexFile, blobsDir} {
-		if link := l.tree.linkIn(name); link != "" {
+		if link := l.tree.firstLink(name); link != "" {
 			return fmt.Errorf("member %.200q is a link: %w", link, ErrInvalid)
 		}
 	}
@@ -120,7 +120,7 @@ func (l *Layout) decodeOCI(ctx context.Context) error {
 	return nil
 }
 
-// Select applies a selection to Manifests. Its errors say where a name stands.
+// Select applies a selection to Manifests. Its errors name the place of a manifest.
 func (l *Layout) Select(s Selection) ([]Named, error) {
 	return s.SelectAt(l.Manifests, l.Place)
 }
@@ -129,24 +129,32 @@ func (l *Layout) Select(s Selection) ([]Named, error) {
 func (l *Layout) readFile(ctx context.Context, name string, limit int64) ([]byte, error) {
 	data, err := l.tree.ReadFile(ctx, name, limit)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("not in the archive: %w", l.absent(ErrInvalid))
+		err = fmt.Errorf("not in the archive: %w", l.orTruncated(ErrInvalid))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read %.200q: %w", name, err)
 	}
-	return data, l.charge(int64(len(data)))
+	return data, l.countMetadata(int64(len(data)))
 }
 
-// absent is the error for something that is not there: err, or the tar was cut.
-func (l *Layout) absent(err error) error {
+// orTruncated is err, the error for a member that is not there, or ErrTruncated if the tar was cut.
+func (l *Layout) orTruncated(err error) error {
 	if l.Complete {
 		return err
 	}
 	return ErrTruncated
 }
 
-// charge counts n more bytes of metadata.
-func (l *Layout) charge(n int64) error {
+// Place says, for errors, where Manifests[i] stands.
+func (l *Layout) Place(i int) string {
+	if l.Format == FormatDocker {
+		return fmt.Sprintf("read %s: image %d", dockerManifestFile, l.images[i])
+	}
+	return inIndex(i)
+}
+
+// countMetadata counts n more bytes of metadata that are kept.
+func (l *Layout) countMetadata(n int64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.metadata += n; l.metadata > MaxMetadataBytes {
@@ -155,9 +163,9 @@ func (l *Layout) charge(n int64) error {
 	return nil
 }
 
-// ReadBlob gives a metadata blob, verified against the digest and size of d. The
-// error is ErrMissing, ErrLimit above limit bytes, MaxMetadataBytes or MaxReadBytes in all,
-// ErrDigestMismatch, or ErrInvalid for a wrong size. Callers must not change the bytes.
+// ReadBlob returns a metadata blob, verified against the digest and size of d. Callers must not change the bytes. The
+// error is ErrMissing, ErrLimit above limit bytes, MaxMetadataBytes or MaxReadBytes in all, ErrDigestMismatch, or
+// ErrInvalid for a wrong size.
 func (l *Layout) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error) {
 	if err := d.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("read blob: digest %.200q: %s: %w", d.Digest, reason(err), ErrInvalid)
@@ -167,7 +175,7 @@ func (l *Layout) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 		err = fmt.Errorf("size: its descriptor says %d, it has %d bytes: %w", d.Size, len(data), ErrInvalid)
 	}
 	if err == nil {
-		err = l.Give(data)
+		err = l.CountDecoded(data)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read blob %s: %w", d.Digest, err)
@@ -175,12 +183,12 @@ func (l *Layout) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 	return data, nil
 }
 
-// Give counts a document that will be decoded, also one that was read elsewhere: a small archive can ask for the same large
-// one a hundred thousand times. The error is ErrLimit beyond MaxReadBytes in all.
-func (l *Layout) Give(data []byte) error {
+// CountDecoded counts a document that will be decoded, also one that was read elsewhere: a small archive can name the
+// same large one a hundred thousand times. The error is ErrLimit beyond MaxReadBytes in all.
+func (l *Layout) CountDecoded(data []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.given += int64(len(data) + ValueBytes*min(countValues(data), MaxValues)); l.given > MaxReadBytes {
+	if l.decoded += int64(len(data) + ValueBytes*min(countValues(data), MaxValues)); l.decoded > MaxReadBytes {
 		return fmt.Errorf("more than %d MiB of indexes, manifests and configs, each as often as it is named: %w", MaxReadBytes>>20, ErrLimit)
 	}
 	return nil
@@ -193,10 +201,10 @@ func (l *Layout) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]
 		data, ok = l.read[d]
 	}
 	l.mu.Unlock()
+	if ok && int64(len(data)) > limit {
+		return nil, tooLarge(l.path(d), int64(len(data)), limit)
+	}
 	if ok {
-		if int64(len(data)) > limit {
-			return nil, tooLarge(l.path(d), int64(len(data)), limit)
-		}
 		return data, nil
 	}
 	data, err := l.tree.ReadFile(ctx, l.path(d), limit)
@@ -211,7 +219,7 @@ func (l *Layout) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]
 	if got := d.Algorithm().FromBytes(data); got != d {
 		return nil, fmt.Errorf("member %.200q has digest %s: %w", l.path(d), got, ErrDigestMismatch)
 	}
-	if err := l.charge(int64(len(data))); err != nil {
+	if err := l.countMetadata(int64(len(data))); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
@@ -228,8 +236,8 @@ func (l *Layout) path(d digest.Digest) string {
 	return blobsDir + d.Algorithm().String() + "/" + d.Encoded()
 }
 
-// Locate tells where a blob's bytes are. ok is false when it is not in the
-// archive, and after a stream pass for all but blobs that were made.
+// Locate returns where a blob's bytes are. ok is false when it is not in the archive, and after a stream pass for all
+// but blobs that were made.
 func (l *Layout) Locate(d digest.Digest) (e Extent, ok bool) {
 	if data, ok := l.made[d]; ok {
 		return Extent{Size: int64(len(data)), Data: data}, true

@@ -57,12 +57,12 @@ func TestWalkReadsOnce(t *testing.T) {
 		targets := []ocispec.Descriptor{docs.add(ocispec.MediaTypeImageIndex, indexOf(children...))}
 		targets = append(targets, docs.add(ocispec.MediaTypeImageIndex, indexOf(append(children, targets[0])...)))
 		read := map[digest.Digest]int{}
-		walk := archive.Walk{Fetch: func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+		walk := archive.Resolver{Fetch: func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 			read[d.Digest]++
 			return docs.fetch(ctx, d)
 		}}
 		for _, target := range targets {
-			if _, err := walk.Leaves(t.Context(), target); err != nil {
+			if _, err := walk.PlatformManifests(t.Context(), target); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
 		}
@@ -84,11 +84,11 @@ func TestRepetitionIsBounded(t *testing.T) {
 	platform := builder.Platform("linux/amd64")
 	image.Platform, image.Size = &platform, archive.MaxManifestBytes
 	for name, children := range map[string][]ocispec.Descriptor{"an index": repeat(idx, 10), "a manifest": repeat(image, 10)} {
-		walk, n, err := archive.Walk{Fetch: docs.fetch}, 0, error(nil)
+		walk, n, err := archive.Resolver{Fetch: docs.fetch}, 0, error(nil)
 		for err == nil && n < 100 {
 			other := indexOf(children...)
 			other.Annotations = map[string]string{"n": fmt.Sprint(n)}
-			_, err = walk.Leaves(t.Context(), docs.add(ocispec.MediaTypeImageIndex, other))
+			_, err = walk.PlatformManifests(t.Context(), docs.add(ocispec.MediaTypeImageIndex, other))
 			n++
 		}
 		wantError(t, err, archive.ErrLimit)
@@ -108,7 +108,7 @@ func TestWalkChecksEachDescriptor(t *testing.T) {
 	for name, second := range map[string]ocispec.Descriptor{"size": longer, "media type": other} {
 		target := docs.add(ocispec.MediaTypeImageIndex, indexOf(idx, second))
 		l := layoutOf(t, docs)
-		if _, err := archive.Leaves(t.Context(), fetchFrom(l), target); err == nil {
+		if _, err := (&archive.Resolver{Fetch: fetchFrom(l)}).PlatformManifests(t.Context(), target); err == nil {
 			t.Errorf("another %s is accepted", name)
 		} else {
 			wantError(t, err, archive.ErrInvalid)
@@ -149,7 +149,7 @@ func TestLeavesAreBare(t *testing.T) {
 	image.Platform, image.Annotations, image.Data, image.URLs = &platform, map[string]string{"a": "b"}, []byte("x"), []string{"https://a.example"}
 	target := docs.add(ocispec.MediaTypeImageIndex, indexOf(image))
 	target.Annotations = map[string]string{"a": "b"}
-	leaves, err := archive.Leaves(t.Context(), docs.fetch, target)
+	leaves, err := (&archive.Resolver{Fetch: docs.fetch}).PlatformManifests(t.Context(), target)
 	if err != nil || len(leaves) != 1 || len(leaves[0].Parents) != 1 {
 		t.Fatalf("%v, %v", leaves, err)
 	}
@@ -176,7 +176,7 @@ func TestPlatformsAreBounded(t *testing.T) {
 		said.Platform = &p
 		for where, d := range map[string]ocispec.Descriptor{"config": image, "descriptor": said} {
 			target := docs.add(ocispec.MediaTypeImageIndex, indexOf(d))
-			if _, err := archive.Leaves(t.Context(), docs.fetch, target); err == nil {
+			if _, err := (&archive.Resolver{Fetch: docs.fetch}).PlatformManifests(t.Context(), target); err == nil {
 				t.Errorf("%s in a %s is accepted", name, where)
 			} else {
 				wantError(t, err, archive.ErrLimit)
@@ -186,7 +186,7 @@ func TestPlatformsAreBounded(t *testing.T) {
 	windows := ocispec.Platform{OS: "windows", Architecture: "amd64", OSVersion: "10.0.20348.2762", OSFeatures: []string{"win32k"}}
 	docs := documents{}
 	image := docs.add(ocispec.MediaTypeImageManifest, manifestWith(docs.add(ocispec.MediaTypeImageConfig, ocispec.Image{Platform: windows})))
-	if leaves, err := archive.Leaves(t.Context(), docs.fetch, image); err != nil || len(leaves) != 1 {
+	if leaves, err := (&archive.Resolver{Fetch: docs.fetch}).PlatformManifests(t.Context(), image); err != nil || len(leaves) != 1 {
 		t.Errorf("%v, %v", leaves, err)
 	}
 }
@@ -198,12 +198,12 @@ func TestLeavesEndWithContext(t *testing.T) {
 	idx := docs.add(ocispec.MediaTypeImageIndex, indexOf())
 	target := docs.add(ocispec.MediaTypeImageIndex, indexOf(repeat(idx, 10)...))
 	n := 0
-	_, err := archive.Leaves(ctx, func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	_, err := (&archive.Resolver{Fetch: func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 		if n++; n == 2 {
 			cancel()
 		}
 		return docs.fetch(ctx, d)
-	}, target)
+	}}).PlatformManifests(ctx, target)
 	wantError(t, err, context.Canceled)
 	if n != 2 {
 		t.Errorf("%d documents were read", n)

@@ -44,9 +44,6 @@ type Named struct {
 	DigestReference string
 }
 
-// annotationImageName is containerd's images.AnnotationImageName.
-const annotationImageName = "io.containerd.image.name"
-
 // Validate tells whether the selection can be used. The error is ErrInvalidName.
 func (s Selection) Validate() error {
 	_, err := s.compile()
@@ -213,7 +210,7 @@ const needsBaseName = "set images.baseName (--base-name) to name it"
 
 // sourceName is an image's full name before renaming; nil for what is no image.
 func (c compiled) sourceName(d ocispec.Descriptor) (name reference.Named, nameless bool, err error) {
-	if full := d.Annotations[annotationImageName]; full != "" {
+	if full := d.Annotations[AnnotationImageName]; full != "" {
 		name, err = parseName(full, d)
 		return name, false, err
 	}

@@ -205,7 +205,7 @@ func reads(t testing.TB, data []byte) map[string]string {
 	}
 	fetch := func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) { return in.ReadBlob(ctx, d, d.Size) }
 	for _, n := range named {
-		leaves, err := archive.Leaves(t.Context(), fetch, n.Target)
+		leaves, err := (&archive.Resolver{Fetch: fetch}).PlatformManifests(t.Context(), n.Target)
 		if err != nil {
 			t.Fatal(err)
 		}

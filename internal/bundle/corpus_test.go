@@ -93,7 +93,7 @@ func bundled(ctx context.Context, dir string, data []byte, pass bool, names ...s
 	return out.Bytes(), err
 }
 
-func treeOf(ctx context.Context, r inMemory, pass bool, spool *bundle.Spool) (archive.Tree, error) {
+func treeOf(ctx context.Context, r inMemory, pass bool, spool *bundle.Spool) (*archive.Tree, error) {
 	in := bufio.NewReader(r)
 	head, err := in.Peek(archive.SniffLen)
 	if err != nil && !errors.Is(err, io.EOF) {

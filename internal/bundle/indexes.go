@@ -11,7 +11,7 @@ import (
 )
 
 // takeIndexes takes the indexes above the chosen leaves, and the attestations that stand in them.
-func (p *planner) takeIndexes(ctx context.Context, img *image, list []archive.Leaf) error {
+func (p *planner) takeIndexes(ctx context.Context, img *image, list []archive.PlatformManifest) error {
 	seen := map[digest.Digest]bool{}
 	for _, l := range list {
 		if !img.has(l.Digest) {
@@ -37,7 +37,7 @@ func (p *planner) takeIndexes(ctx context.Context, img *image, list []archive.Le
 
 // takeOthers takes what is in an index beside platforms: all where no platform is left out, else what is about a chosen
 // one. What is not there whole nobody misses: an import does not read it.
-func (p *planner) takeOthers(ctx context.Context, img *image, index ocispec.Descriptor, list []archive.Leaf) error {
+func (p *planner) takeOthers(ctx context.Context, img *image, index ocispec.Descriptor, list []archive.PlatformManifest) error {
 	idx, err := archive.ReadIndex(ctx, p.fetch, index)
 	if err != nil {
 		return err

@@ -19,7 +19,7 @@ import (
 type planner struct {
 	inputs  []Input
 	options Options
-	walk    archive.Walk
+	walk    archive.Resolver
 	from    int // the input of the image that is looked at
 	images  map[digest.Digest]*image
 	leaves  map[leafKey]*leaf
@@ -154,7 +154,7 @@ func (p *planner) image(ctx context.Context, n *named) error {
 
 // choose takes the platforms of a target, and the indexes above them.
 func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*image, error) {
-	list, err := p.walk.Leaves(ctx, target)
+	list, err := p.walk.PlatformManifests(ctx, target)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +174,7 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*image
 }
 
 // takeWhole takes all platforms of which everything is there. `ctr images export` and a pull leave the others out.
-func (p *planner) takeWhole(ctx context.Context, img *image, list []archive.Leaf) error {
+func (p *planner) takeWhole(ctx context.Context, img *image, list []archive.PlatformManifest) error {
 	var missing error
 	for _, l := range list {
 		made, err := p.leaf(ctx, l)
@@ -198,7 +198,7 @@ func (p *planner) takeWhole(ctx context.Context, img *image, list []archive.Leaf
 }
 
 // takeChosen takes for each platform what a node of it would run. It must be whole.
-func (p *planner) takeChosen(ctx context.Context, img *image, list []archive.Leaf) error {
+func (p *planner) takeChosen(ctx context.Context, img *image, list []archive.PlatformManifest) error {
 	for _, platform := range p.options.Platforms {
 		best := bestFor(platform, list)
 		if best == nil {
@@ -225,9 +225,9 @@ func (p *planner) takeChosen(ctx context.Context, img *image, list []archive.Lea
 }
 
 // bestFor is the leaf that the CRI of a node would choose; nil where there is none.
-func bestFor(platform ocispec.Platform, list []archive.Leaf) *archive.Leaf {
+func bestFor(platform ocispec.Platform, list []archive.PlatformManifest) *archive.PlatformManifest {
 	match := platforms.Only(platform)
-	var best *archive.Leaf
+	var best *archive.PlatformManifest
 	for i := range list {
 		l := &list[i]
 		if match.Match(*l.Platform) && (best == nil || match.Less(*l.Platform, *best.Platform)) {
@@ -248,7 +248,7 @@ func (img *image) take(l *leaf) {
 }
 
 // leaf reads a manifest and config and finds the layers, once for all images that share them.
-func (p *planner) leaf(ctx context.Context, l archive.Leaf) (*leaf, error) {
+func (p *planner) leaf(ctx context.Context, l archive.PlatformManifest) (*leaf, error) {
 	made := &leaf{platform: platforms.FormatAll(platforms.Normalize(*l.Platform)), spec: l.Platform}
 	key := leafKey{l.Digest, made.platform}
 	if made, ok := p.leaves[key]; ok {
@@ -265,7 +265,7 @@ func (p *planner) leaf(ctx context.Context, l archive.Leaf) (*leaf, error) {
 	return made, nil
 }
 
-func (p *planner) readLeaf(ctx context.Context, l archive.Leaf, made *leaf) error {
+func (p *planner) readLeaf(ctx context.Context, l archive.PlatformManifest, made *leaf) error {
 	m, err := archive.ReadManifest(ctx, p.fetch, l.Descriptor)
 	if err != nil {
 		return err

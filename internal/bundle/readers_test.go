@@ -104,7 +104,7 @@ func bundleOf(t *testing.T, ids map[string]map[string]bool, o bundle.Options, fi
 			ids[img.Name] = map[string]bool{}
 		}
 		ids[img.Name][img.Digest.String()] = true
-		leaves, err := archive.Leaves(t.Context(), fetch, in.Manifests[i])
+		leaves, err := (&archive.Resolver{Fetch: fetch}).PlatformManifests(t.Context(), in.Manifests[i])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -149,7 +149,7 @@ func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want di
 }
 
 // streamTree reads the tar in r. It calls interrupt when it needs no more of r.
-func streamTree(ctx context.Context, r io.Reader, c archive.Compression, sink archive.Sink, interrupt func()) (archive.Tree, error) {
+func streamTree(ctx context.Context, r io.Reader, c archive.Compression, sink archive.Sink, interrupt func()) (*archive.Tree, error) {
 	if c == archive.Uncompressed {
 		return archive.StreamTree(ctx, r, sink)
 	}

@@ -73,7 +73,7 @@ type PlannedBytes struct {
 type planner struct {
 	importer *Importer
 	archive  *Archive
-	walk     archive.Walk
+	walk     archive.Resolver
 	match    platforms.MatchComparer
 	needed   map[digest.Digest]bool
 	images   map[digest.Digest]image
@@ -147,8 +147,8 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 
 // image is what a plan knows of one target; several names may stand for it.
 type image struct {
-	leaf   *archive.Leaf // for this node's platform, nil if there is none
-	others []string      // the platforms that there are
+	leaf   *archive.PlatformManifest // for this node's platform, nil if there is none
+	others []string                  // the platforms that there are
 }
 
 // image plans what one target needs, once.
@@ -166,7 +166,7 @@ func (p *planner) image(ctx context.Context, name string, target ocispec.Descrip
 
 // choose finds the manifest below target that the CRI would choose for this platform.
 func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (image, error) {
-	leaves, err := p.walk.Leaves(ctx, target)
+	leaves, err := p.walk.PlatformManifests(ctx, target)
 	if errors.Is(err, archive.ErrMissing) && !errors.Is(err, archive.ErrTruncated) {
 		return image{}, fmt.Errorf("%w: %w", ErrContentIncomplete, err)
 	}
@@ -226,7 +226,7 @@ type bytesReaderAt struct{ *bytes.Reader }
 func (bytesReaderAt) Close() error { return nil }
 
 // add plans the blobs of one image: the indexes above its manifest, the manifest, its config and its layers.
-func (p *planner) add(ctx context.Context, name string, leaf archive.Leaf) error {
+func (p *planner) add(ctx context.Context, name string, leaf archive.PlatformManifest) error {
 	m, err := archive.ReadManifest(ctx, p.fetch, leaf.Descriptor)
 	if errors.Is(err, archive.ErrMissing) {
 		return p.incomplete(leaf.Descriptor)
@@ -266,7 +266,7 @@ func (p *planner) stored(ctx context.Context, d ocispec.Descriptor) ([]byte, err
 func (p *planner) readStored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	data, err := check.ReadBlob(ctx, p.importer.services.content, d.Digest, archive.MaxConfigBytes)
 	if err == nil {
-		err = p.archive.Give(data)
+		err = p.archive.CountDecoded(data)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", d.Digest, err)

@@ -35,7 +35,7 @@ const (
 // stored that they do not need, and they are unpacked while they arrive.
 type streamSink struct {
 	*attempt
-	tree   archive.Tree
+	tree   *archive.Tree
 	tried  int                    // foresights
 	news   bool                   // metadata has passed since the last one
 	needed map[digest.Digest]bool // nil while unknown
@@ -45,7 +45,7 @@ type streamSink struct {
 }
 
 // Follow takes the tree of what has passed.
-func (s *streamSink) Follow(t archive.Tree) { s.tree = t }
+func (s *streamSink) Follow(t *archive.Tree) { s.tree = t }
 
 // Put stores one member. A digest that the member's name claims is verified; a blob that is present is skipped, and so
 // is one that is known to be of no use.

@@ -193,7 +193,7 @@ func index(ctx context.Context, opts source.HTTPOptions) error {
 		return layout.ReadBlob(ctx, d, archive.MaxConfigBytes)
 	}
 	for _, target := range layout.Manifests {
-		leaves, err := archive.Leaves(ctx, fetch, target)
+		leaves, err := (&archive.Resolver{Fetch: fetch}).PlatformManifests(ctx, target)
 		if err != nil {
 			return err
 		}

@@ -17,9 +17,9 @@ import (
 	"github.com/tarlift/tarlift/internal/archive/builder"
 )
 
-func leavesOf(t *testing.T, l *archive.Layout, target ocispec.Descriptor) []archive.Leaf {
+func leavesOf(t *testing.T, l *archive.Layout, target ocispec.Descriptor) []archive.PlatformManifest {
 	t.Helper()
-	leaves, err := archive.Leaves(t.Context(), fetchFrom(l), target)
+	leaves, err := (&archive.Resolver{Fetch: fetchFrom(l)}).PlatformManifests(t.Context(), target)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestLeavesRefuse(t *testing.T) {
 		{"above the bound of size", large, 0, archive.ErrLimit},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			leaves, err := archive.Leaves(t.Context(), docs.fetch, tc.target)
+			leaves, err := (&archive.Resolver{Fetch: docs.fetch}).PlatformManifests(t.Context(), tc.target)
 			wantError(t, err, tc.want)
 			if tc.leaves >= 0 && len(leaves) != tc.leaves {
 				t.Errorf("%d leaves, want %d", len(leaves), tc.leaves)

@@ -24,8 +24,8 @@ var magics = []struct{ magic, what string }{
 	{"version https://git-lfs", "a Git LFS pointer"},
 }
 
-// looksLike names what a file with this head, which is no tar, seems to be.
-func looksLike(head []byte) string {
+// describe says what a file that is not a tar seems to be, by its first bytes.
+func describe(head []byte) string {
 	for _, m := range magics {
 		if bytes.HasPrefix(head, []byte(m.magic)) {
 			return m.what
@@ -60,9 +60,8 @@ func isText(head []byte) bool {
 	return true
 }
 
-// looksLikeTar is for less than a block: a name, then zeros to the end of its
-// field, then an octal mode.
-func looksLikeTar(head []byte) bool {
+// isTarStart says whether less than a block may begin a tar header: a name, zeros to the end of its field, an octal mode.
+func isTarStart(head []byte) bool {
 	const nameLen, modeEnd = 100, 108
 	name := head[:min(len(head), nameLen)]
 	end := bytes.IndexByte(name, 0)

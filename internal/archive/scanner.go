@@ -15,8 +15,8 @@ import (
 
 const blockSize = 512 // of a tar
 
-// scanner walks over a tar's headers. Unlike archive/tar alone it tells where
-// bytes lie, bounds what it reads, and notices a cut.
+// scanner reads a tar's headers. Unlike archive/tar alone it knows where bytes lie, bounds what it reads, and notices
+// a cut.
 type scanner struct {
 	in *tarInput
 	tr *tar.Reader
@@ -31,12 +31,12 @@ type scanner struct {
 type entry struct {
 	name string // clean
 	kind byte   // tar.TypeReg, tar.TypeDir, tar.TypeSymlink or tar.TypeLink
-	link string // clean, relative to the archive's root; "" when it leads out of it
+	link string // clean, relative to the archive's root; "" when the target is outside of it
 	data int64  // offset of the bytes
 	size int64
 }
 
-// newScanner reads a tar from r. Where r is an io.Seeker, bodies are not read.
+// newScanner reads a tar from r. Of an io.Seeker it does not read bodies.
 func newScanner(r io.Reader) *scanner {
 	s := &scanner{in: &tarInput{r: r}}
 	if sk, ok := r.(io.Seeker); ok {
@@ -47,7 +47,7 @@ func newScanner(r io.Reader) *scanner {
 	return s
 }
 
-// next gives the next member, or io.EOF at the end of the tar.
+// next returns the next member, or io.EOF at the end of the tar.
 func (s *scanner) next(ctx context.Context) (entry, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -166,7 +166,7 @@ func typeName(flag byte) string {
 	}
 }
 
-// explain says what an error of archive/tar means.
+// explain turns an error of archive/tar into one of this package.
 func (s *scanner) explain(err error) error {
 	in := s.in
 	switch {
@@ -176,14 +176,14 @@ func (s *scanner) explain(err error) error {
 		return fmt.Errorf("tar headers at byte %d have more than %d bytes: %w", in.end, MaxTarHeaderBytes, ErrLimit)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return s.explainEnd()
-	case in.off <= blockSize && !looksLikeTar(in.head):
-		return fmt.Errorf("%s, not a tar archive: %w", looksLike(in.head), ErrInvalid)
+	case in.off <= blockSize && !isTarStart(in.head):
+		return fmt.Errorf("%s, not a tar archive: %w", describe(in.head), ErrInvalid)
 	default:
 		return fmt.Errorf("tar header at byte %d: %w: %w", in.end, err, ErrInvalid)
 	}
 }
 
-// explainEnd tells the ends of a tar apart. Only the first is in archive/tar's eyes.
+// explainEnd tells the end marker from a cut; archive/tar reports both as io.EOF.
 func (s *scanner) explainEnd() error {
 	in := s.in
 	beyond := in.off - in.end
@@ -195,8 +195,8 @@ func (s *scanner) explainEnd() error {
 		return fmt.Errorf("an empty file: %w", ErrInvalid)
 	case beyond == 0:
 		return io.EOF
-	case s.members == 0 && !looksLikeTar(in.head):
-		return fmt.Errorf("%s, not a tar archive: %w", looksLike(in.head), ErrInvalid)
+	case s.members == 0 && !isTarStart(in.head):
+		return fmt.Errorf("%s, not a tar archive: %w", describe(in.head), ErrInvalid)
 	default:
 		return fmt.Errorf("the tar ends at byte %d within a member: %w", in.off, ErrTruncated)
 	}
@@ -205,7 +205,7 @@ func (s *scanner) explainEnd() error {
 // errHeaderTooLong ends archive/tar's reading of one member's headers.
 var errHeaderTooLong = errors.New("tar headers too long")
 
-// tarInput counts and watches what archive/tar reads.
+// tarInput counts what archive/tar reads, and keeps what errors need.
 type tarInput struct {
 	r   io.Reader
 	off int64
@@ -251,7 +251,7 @@ func (t *tarInput) Read(p []byte) (int, error) {
 	return n, err //nolint:wrapcheck // a reader hands errors on
 }
 
-// seekInput lets archive/tar pass over bodies.
+// seekInput lets archive/tar skip bodies.
 type seekInput struct {
 	*tarInput
 	sk io.Seeker
@@ -272,24 +272,4 @@ func isZero(p []byte) bool {
 		}
 	}
 	return true
-}
-
-// expectZeros reads r to its end, which is beyond the tar's.
-func expectZeros(r io.Reader) error {
-	buf := make([]byte, 32<<10)
-	for n := 0; ; {
-		m, err := r.Read(buf)
-		if !isZero(buf[:m]) {
-			return fmt.Errorf("data after the end of the tar: %w", ErrInvalid)
-		}
-		if n += m; n > MaxPaddingBytes {
-			return fmt.Errorf("more than %d MiB of zeros after the end of the tar: %w", MaxPaddingBytes>>20, ErrLimit)
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
 }

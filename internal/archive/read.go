@@ -1,0 +1,208 @@
+package archive
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Random is an archive with random access.
+type Random interface {
+	io.ReaderAt
+	// Section streams n bytes from off.
+	Section(ctx context.Context, off, n int64) (io.ReadCloser, error)
+}
+
+// Sink takes the members of a stream. One that has a method Follow(*Tree) gets the tree before the first member, and
+// may look into it, as far as the stream has come, at each Put.
+type Sink interface {
+	// Put stores size bytes of r and returns their digest. claimed is the digest that the member's name claims, or "".
+	// Bytes that are present already need not be read; otherwise Put compares.
+	Put(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error)
+	// Get returns the bytes that Put took. The error is fs.ErrNotExist, or ErrLimit above limit bytes.
+	Get(ctx context.Context, d digest.Digest, limit int64) ([]byte, error)
+}
+
+// ReadTree reads the tar in the first size bytes of r: headers, control files such as index.json, and the padding at
+// the end. A member that would end beyond size is ErrTruncated.
+func ReadTree(ctx context.Context, r Random, size int64) (*Tree, error) {
+	t := newTree()
+	t.random = r
+	s := newScanner(headers(r, size))
+	err := t.readMembers(ctx, s, func(e entry, _ *body) (member, error) {
+		if e.size > size-e.data {
+			return member{}, fmt.Errorf("member %.200q ends beyond the end of the file, at byte %d: %w", e.name, size, ErrTruncated)
+		}
+		return member{offset: e.data, size: e.size}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s.complete && s.in.off < size {
+		return t, checkPadding(ctx, r, s.in.off, size-s.in.off)
+	}
+	return t, nil
+}
+
+// StreamTree reads a tar to the end of r in one pass. It keeps control files such as index.json in memory, and puts all
+// other regular members into sink.
+func StreamTree(ctx context.Context, r io.Reader, sink Sink) (*Tree, error) {
+	t := newTree()
+	t.sink = sink
+	if f, ok := sink.(interface{ Follow(*Tree) }); ok {
+		f.Follow(t)
+	}
+	s := newScanner(struct{ io.Reader }{r}) // no Seek: a file as stdin must be read, not skipped
+	err := t.readMembers(ctx, s, func(e entry, b *body) (member, error) { return t.putMember(ctx, e, b) })
+	if err != nil {
+		return nil, err
+	}
+	return t, expectZeros(r)
+}
+
+func newTree() *Tree {
+	return &Tree{files: map[string]member{}, links: map[string]string{}, control: map[string][]byte{}}
+}
+
+// readMembers reads a tar to its end; take makes a member of a regular file that is not a control file.
+func (t *Tree) readMembers(ctx context.Context, s *scanner, take func(entry, *body) (member, error)) error {
+	for {
+		e, err := s.next(ctx)
+		if errors.Is(err, io.EOF) {
+			t.complete = s.complete
+			return nil
+		}
+		if err == nil {
+			err = t.readMember(s, e, take)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (t *Tree) readMember(s *scanner, e entry, take func(entry, *body) (member, error)) error {
+	b := &body{s: s, name: e.name}
+	switch {
+	case e.kind == tar.TypeSymlink || e.kind == tar.TypeLink:
+		return t.addLink(e.name, e.link)
+	case e.kind != tar.TypeReg:
+		return nil
+	case controlFiles[e.name]:
+		return t.readControl(e, b)
+	}
+	m, err := take(e, b)
+	if err != nil {
+		return err
+	}
+	return t.addFile(e.name, m)
+}
+
+func (t *Tree) readControl(e entry, b *body) error {
+	if e.size > MaxManifestBytes {
+		return tooLarge(e.name, e.size, MaxManifestBytes)
+	}
+	if t.kept += e.size; t.kept > MaxMetadataBytes {
+		return fmt.Errorf("copies of %s have more than %d bytes: %w", e.name, MaxMetadataBytes, ErrLimit)
+	}
+	data := make([]byte, e.size)
+	if _, err := io.ReadFull(b, data); err != nil {
+		return b.fault(err)
+	}
+	return t.addControl(e.name, member{offset: e.data, size: e.size}, data)
+}
+
+// putMember puts a member of a stream into the sink.
+func (t *Tree) putMember(ctx context.Context, e entry, b *body) (member, error) {
+	m := member{size: e.size}
+	head := make([]byte, min(e.size, SniffLen))
+	if _, err := io.ReadFull(b, head); err != nil {
+		return m, b.fault(err)
+	}
+	m.compression = Sniff(head)
+	claimed := claimedDigest(e.name)
+	var err error
+	if m.digest, err = t.sink.Put(ctx, claimed, e.size, io.MultiReader(bytes.NewReader(head), b)); err != nil {
+		return m, b.fault(err)
+	}
+	if claimed != "" && m.digest != claimed {
+		return m, fmt.Errorf("member %.200q has digest %s: %w", e.name, m.digest, ErrDigestMismatch)
+	}
+	// archive/tar would count what is left as headers.
+	if _, err := io.Copy(io.Discard, b); err != nil {
+		return m, b.fault(err)
+	}
+	return m, nil
+}
+
+// body is a member's bytes. It keeps its own error, which counts more than what a sink makes of it.
+type body struct {
+	s    *scanner
+	name string
+	err  error
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.s.tr.Read(p)
+	switch {
+	case err == nil || err == io.EOF:
+		return n, err //nolint:wrapcheck // a reader hands errors on
+	case b.s.in.err != nil:
+		b.err = b.s.in.err
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		b.err = fmt.Errorf("the tar ends at byte %d within member %.200q: %w", b.s.in.off, b.name, ErrTruncated)
+	default:
+		b.err = fmt.Errorf("read member %.200q: %w: %w", b.name, err, ErrInvalid)
+	}
+	return n, b.err
+}
+
+// fault is the error of reading, or else err.
+func (b *body) fault(err error) error {
+	if b.err != nil {
+		return b.err
+	}
+	return fmt.Errorf("member %.200q: %w", b.name, err)
+}
+
+// checkPadding reads the n bytes from off, behind the end marker of the tar.
+func checkPadding(ctx context.Context, r Random, off, n int64) (err error) {
+	rc, err := r.Section(ctx, off, n)
+	if err != nil {
+		return err
+	}
+	defer closeInto(rc, &err)
+	return expectZeros(rc)
+}
+
+// expectZeros reads r to its end, which is behind the tar's.
+func expectZeros(r io.Reader) error {
+	buf := make([]byte, 32<<10)
+	for n := 0; ; {
+		m, err := r.Read(buf)
+		if !isZero(buf[:m]) {
+			return fmt.Errorf("data after the end of the tar: %w", ErrInvalid)
+		}
+		if n += m; n > MaxPaddingBytes {
+			return fmt.Errorf("more than %d MiB of zeros after the end of the tar: %w", MaxPaddingBytes>>20, ErrLimit)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// closeInto closes c; its error counts when there is no other.
+func closeInto(c io.Closer, err *error) {
+	if cerr := c.Close(); *err == nil {
+		*err = cerr
+	}
+}
