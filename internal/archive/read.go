@@ -34,7 +34,7 @@ func ReadTree(ctx context.Context, r Random, size int64) (*Tree, error) {
 	t := newTree()
 	t.random = r
 	s := newScanner(headers(r, size))
-	err := t.readMembers(ctx, s, func(e entry, _ *body) (member, error) {
+	err := t.readMembers(ctx, s, func(e entry) (member, error) {
 		if e.size > size-e.data {
 			return member{}, fmt.Errorf("member %.200q ends beyond the end of the file, at byte %d: %w", e.name, size, ErrTruncated)
 		}
@@ -58,7 +58,7 @@ func StreamTree(ctx context.Context, r io.Reader, sink Sink) (*Tree, error) {
 		f.Follow(t)
 	}
 	s := newScanner(struct{ io.Reader }{r}) // no Seek: a file as stdin must be read, not skipped
-	err := t.readMembers(ctx, s, func(e entry, b *body) (member, error) { return t.putMember(ctx, e, b) })
+	err := t.readMembers(ctx, s, func(e entry) (member, error) { return t.putMember(ctx, s, e) })
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func newTree() *Tree {
 }
 
 // readMembers reads a tar to its end; take makes a member of a regular file that is not a control file.
-func (t *Tree) readMembers(ctx context.Context, s *scanner, take func(entry, *body) (member, error)) error {
+func (t *Tree) readMembers(ctx context.Context, s *scanner, take func(entry) (member, error)) error {
 	for {
 		e, err := s.next(ctx)
 		if errors.Is(err, io.EOF) {
@@ -86,31 +86,30 @@ func (t *Tree) readMembers(ctx context.Context, s *scanner, take func(entry, *bo
 	}
 }
 
-func (t *Tree) readMember(s *scanner, e entry, take func(entry, *body) (member, error)) error {
-	b := &body{s: s, name: e.name}
+func (t *Tree) readMember(s *scanner, e entry, take func(entry) (member, error)) error {
 	switch {
 	case e.kind == tar.TypeSymlink || e.kind == tar.TypeLink:
 		return t.addLink(e.name, e.link)
 	case e.kind != tar.TypeReg:
 		return nil
 	case controlFiles[e.name]:
-		return t.readControl(e, b)
+		return t.readControl(s, e)
 	}
-	m, err := take(e, b)
+	m, err := take(e)
 	if err != nil {
 		return err
 	}
 	return t.addFile(e.name, m)
 }
 
-func (t *Tree) readControl(e entry, b *body) error {
+func (t *Tree) readControl(s *scanner, e entry) error {
 	if e.size > MaxManifestBytes {
 		return tooLarge(e.name, e.size, MaxManifestBytes)
 	}
 	if t.kept += e.size; t.kept > MaxMetadataBytes {
 		return fmt.Errorf("copies of %s have more than %d bytes: %w", e.name, MaxMetadataBytes, ErrLimit)
 	}
-	data := make([]byte, e.size)
+	b, data := &body{s: s, name: e.name}, make([]byte, e.size)
 	if _, err := io.ReadFull(b, data); err != nil {
 		return b.fault(err)
 	}
@@ -118,8 +117,8 @@ func (t *Tree) readControl(e entry, b *body) error {
 }
 
 // putMember puts a member of a stream into the sink.
-func (t *Tree) putMember(ctx context.Context, e entry, b *body) (member, error) {
-	m := member{size: e.size}
+func (t *Tree) putMember(ctx context.Context, s *scanner, e entry) (member, error) {
+	m, b := member{size: e.size}, &body{s: s, name: e.name}
 	head := make([]byte, min(e.size, SniffLen))
 	if _, err := io.ReadFull(b, head); err != nil {
 		return m, b.fault(err)

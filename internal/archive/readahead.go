@@ -5,9 +5,10 @@ import (
 	"slices"
 )
 
-// leastRead is what one read of a local archive takes at least, in bytes: the last byte of a member, its padding and the
-// next header, which archive/tar reads one after the other.
-const leastRead = 2 * blockSize
+// leastRead is what one read of a local archive takes at least, in bytes: a page, which costs the disk no more than a
+// part of it. archive/tar reads the last byte of a member, its padding and the next header one after the other, and
+// small members lie between them.
+const leastRead = 4 << 10
 
 // readAhead reads leastRead bytes where fewer are asked for, and keeps what it read last.
 type readAhead struct {
