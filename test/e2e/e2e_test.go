@@ -145,12 +145,16 @@ func pods(t *testing.T, e *env) {
 	if byDigest == "" {
 		t.Fatal("no name@digest")
 	}
-	for name, image := range map[string]string{"by-tag": stage.Greeter + ":1.0", "by-digest": byDigest} {
-		if err := e.Apply(t.Context(), stage.DaemonSet(name, image)); err != nil {
+	for _, manifest := range []string{
+		stage.DaemonSet("by-tag", stage.Greeter+":1.0"),
+		stage.DaemonSet("by-digest", byDigest),
+		stage.WithImageVolume("image-volume", stage.Greeter+":1.0", stage.Toolbox+":1.0", "go"),
+	} {
+		if err := e.Apply(t.Context(), manifest); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"by-tag", "by-digest"} {
+	for _, name := range []string{"by-tag", "by-digest", "image-volume"} {
 		eventually(t, func(ctx context.Context) string {
 			var ds appsv1.DaemonSet
 			if err := e.kube.Get(ctx, client.ObjectKey{Namespace: "default", Name: name}, &ds); err != nil {

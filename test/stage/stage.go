@@ -192,3 +192,14 @@ spec:
           env: [{name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
 `, name, image)
 }
+
+// WithImageVolume is a DaemonSet of the greeter whose pods mount another image as a volume. They are Ready when this file of
+// it is there.
+func WithImageVolume(name, greeter, volume, file string) string {
+	return DaemonSet(name, greeter) + fmt.Sprintf(`          volumeMounts: [{name: files, mountPath: /files}]
+          readinessProbe: {exec: {command: [/greeter, has, /files/%[2]s]}, periodSeconds: 1}
+      volumes:
+        - name: files
+          image: {reference: "%[1]s", pullPolicy: Never}
+`, volume, file)
+}
