@@ -2,12 +2,6 @@ package importer
 
 import (
 	"context"
-	"fmt"
-	"slices"
-
-	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/tarlift/tarlift/internal/importer/disk"
 )
@@ -18,11 +12,6 @@ type (
 	Inodes  = disk.Inodes
 	Reserve = disk.Reserve
 )
-
-// unpackFactor is how many times larger than its blob a compressed layer is estimated to be. Layers of distributions and
-// language runtimes are 2.5 to 3.5 times as large as what gzip and zstd make of them. What the estimate misses, the watch
-// finds.
-const unpackFactor = 3
 
 // disks finds the file systems that containerd writes to, none where no reserve is kept.
 func (i *Importer) disks(ctx context.Context) ([]*Disk, error) {
@@ -53,37 +42,6 @@ func (i *Importer) Disks(ctx context.Context, p *Plan, req Request) ([]*Disk, er
 		d.Plan(p.Bytes.Move, unpacked)
 	}
 	return all, nil
-}
-
-// toUnpack estimates the size of the layers that have no snapshot, in bytes.
-func (i *Importer) toUnpack(ctx context.Context, p *Plan) (int64, error) {
-	name, err := i.snapshotterName(ctx)
-	if err != nil {
-		return 0, err
-	}
-	sum, counted := int64(0), map[digest.Digest]bool{}
-	for _, fs := range p.rootfs {
-		chain := identity.ChainIDs(slices.Clone(fs.diffIDs))
-		for k, id := range slices.Backward(chain) {
-			if counted[id] {
-				break
-			}
-			_, err := i.client.SnapshotService(name).Stat(ctx, id.String())
-			if err == nil {
-				break
-			}
-			if !errdefs.IsNotFound(err) {
-				return 0, runtimeError(fmt.Sprintf("snapshotter %q", name), err)
-			}
-			counted[id] = true
-			size := fs.layers[k].Size
-			if fs.layers[k].Digest.Encoded() != fs.diffIDs[k].Encoded() { // else it is not compressed
-				size *= unpackFactor
-			}
-			sum += size
-		}
-	}
-	return sum, nil
 }
 
 // preflight refuses to begin what would not fit.

@@ -124,11 +124,11 @@ func (p *Plan) ImageBytes() []PlannedBytes {
 func (p *Plan) blobsOf(img PlannedImage) []digest.Digest {
 	all := []digest.Digest{img.Digest}
 	for _, fs := range p.rootfs {
-		if fs.manifest.Digest != img.Manifest {
+		if fs.Manifest.Digest != img.Manifest {
 			continue
 		}
-		all = append(all, fs.manifest.Digest, fs.config.Digest)
-		for _, l := range fs.layers {
+		all = append(all, fs.Manifest.Digest, fs.Config.Digest)
+		for _, l := range fs.Layers {
 			all = append(all, l.Digest)
 		}
 		break

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tarlift/tarlift/internal/importer/ownership"
 	"github.com/tarlift/tarlift/internal/importer/store"
+	"github.com/tarlift/tarlift/internal/importer/unpack"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
@@ -82,9 +83,10 @@ type attempt struct {
 	session  *store.Session
 	content  content.Store // the session's
 	progress *reporter
-	unpacker *unpacker // nil when nothing is to be unpacked
+	unpacker *unpack.Unpacker // nil when nothing is to be unpacked
 	cancel   context.CancelCauseFunc
-	writing  atomic.Int32 // how much of containerd's is writing now
+	ready    unpack.ReadySet // blobs
+	writing  atomic.Int32    // how much of containerd's is writing now
 	endWatch func()
 }
 
@@ -97,7 +99,7 @@ func (i *Importer) begin(ctx context.Context, src source.Blob, req Request) (a *
 	}
 	ctx, a.cancel = context.WithCancelCause(ctx)
 	a.session, err = i.store.Open(ctx, store.Owner{UID: uid, Spec: req.Owner.SpecHash}, store.Hooks{
-		Done: a.progress.done, Skipped: a.progress.skipped, Writing: &a.writing, Failed: func(err error) { a.cancel(err) },
+		Done: a.progress.done, Skipped: a.progress.skipped, Ready: a.ready.Add, Writing: &a.writing, Failed: func(err error) { a.cancel(err) },
 	})
 	if err != nil {
 		a.cancel(err)
@@ -126,7 +128,7 @@ func (a *attempt) end(ctx context.Context, err error) error {
 		err = cause
 	}
 	a.cancel(err)
-	a.unpacker.wait()
+	a.unpacker.Wait()
 	a.endWatch()
 	keep := err != nil && a.req.Keep && !errors.Is(err, ErrInsufficientDisk)
 	// After a success the names stand; what could not be cleared up expires with the lease.
@@ -142,7 +144,7 @@ func (a *attempt) unpack(ctx context.Context) error {
 		return nil
 	}
 	a.progress.phase(PhaseUnpacking)
-	a.unpacker.wait()
+	a.unpacker.Wait()
 	return context.Cause(ctx) //nolint:wrapcheck // the unpacker's
 }
 
@@ -172,7 +174,7 @@ func (p *Plan) claim(req Request, rec ownership.Import) ownership.Claim {
 func (i *Importer) recorded(a *attempt, opened *Archive, p *Plan) ownership.Import {
 	return ownership.Import{
 		Source: a.src.String(), Validator: a.src.Validator(), Digest: opened.Digest, Index: p.IndexDigest, Size: a.src.Size(),
-		Snapshotter: a.unpacker.name(),
+		Snapshotter: a.unpacker.Into(),
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer/check"
+	"github.com/tarlift/tarlift/internal/importer/unpack"
 )
 
 // Plan is what an import of an archive would do here, found without changing anything.
@@ -29,7 +30,7 @@ type Plan struct {
 	Bytes       PlannedBytes   `json:"bytes"`
 
 	matcher platforms.MatchComparer // of exactly the chosen platforms
-	rootfs  []*rootfs               // of the images, in the order of transfer
+	rootfs  []*unpack.Image         // of the images, in the order of transfer
 }
 
 // PlannedImage is one name that an import would publish.
@@ -44,14 +45,6 @@ type PlannedImage struct {
 	ID              string        `json:"id,omitempty"`
 
 	target ocispec.Descriptor
-}
-
-// rootfs is what is unpacked of an image.
-type rootfs struct {
-	name             string
-	manifest, config ocispec.Descriptor
-	layers           []ocispec.Descriptor
-	diffIDs          []digest.Digest // of layers
 }
 
 // PlannedBlob is one blob that the images need.
@@ -128,7 +121,7 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 	}
 	configs := map[digest.Digest]digest.Digest{}
 	for _, fs := range p.plan.rootfs {
-		configs[fs.manifest.Digest] = fs.config.Digest
+		configs[fs.Manifest.Digest] = fs.Config.Digest
 	}
 	for k, img := range p.plan.Images {
 		p.plan.Images[k].Config, p.plan.Images[k].ID = configs[img.Manifest], configs[img.Manifest].String()
@@ -248,7 +241,7 @@ func (p *planner) add(ctx context.Context, name string, leaf archive.PlatformMan
 			return err
 		}
 	}
-	p.plan.rootfs = append(p.plan.rootfs, &rootfs{name: name, manifest: leaf.Descriptor, config: m.Config, layers: m.Layers, diffIDs: diffIDs})
+	p.plan.rootfs = append(p.plan.rootfs, &unpack.Image{Name: name, Manifest: leaf.Descriptor, Config: m.Config, Layers: m.Layers, DiffIDs: diffIDs})
 	return nil
 }
 

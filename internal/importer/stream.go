@@ -143,7 +143,7 @@ func (s *streamSink) foresee(ctx context.Context) {
 		s.needed[b.Digest] = true
 	}
 	if s.req.Digest == "" { // else nobody has vouched for these bytes yet
-		s.unpacker.begin(p)
+		s.startUnpack(p)
 	}
 }
 

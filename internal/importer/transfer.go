@@ -31,7 +31,7 @@ func (a *attempt) transfer(ctx context.Context, p *Plan) error {
 	if err := atOnce(ctx, workers, inline, a.writeInline); err != nil {
 		return err
 	}
-	a.unpacker.begin(p)
+	a.startUnpack(p)
 	if a.src.Remote() {
 		return newFetcher(a.src, workers).each(ctx, runs(members), a.writeRange)
 	}

@@ -64,38 +64,3 @@ func (f *flight) leave() {
 	}
 	close(f.landed)
 }
-
-// ready tells which blobs are below the session's lease.
-type ready struct {
-	mu    sync.Mutex
-	blobs map[digest.Digest]chan struct{} // closed when they are
-}
-
-func (r *ready) of(d digest.Digest) chan struct{} {
-	if r.blobs[d] == nil {
-		r.blobs[d] = make(chan struct{})
-	}
-	return r.blobs[d]
-}
-
-func (r *ready) set(d digest.Digest) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	select {
-	case <-r.of(d):
-	default:
-		close(r.of(d))
-	}
-}
-
-func (r *ready) wait(ctx context.Context, d digest.Digest) error {
-	r.mu.Lock()
-	c := r.of(d)
-	r.mu.Unlock()
-	select {
-	case <-c:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err() //nolint:wrapcheck // the caller's own
-	}
-}

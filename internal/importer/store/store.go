@@ -55,9 +55,10 @@ type Owner struct {
 
 // Hooks are called by a session as it goes on; any may be nil.
 type Hooks struct {
-	Done    func(int64)   // bytes were written; negative when they turned out to be of no use
-	Skipped func(int64)   // bytes of blobs that were there
-	Writing *atomic.Int32 // how many writes are under way
+	Done    func(int64)         // bytes were written; negative when they turned out to be of no use
+	Skipped func(int64)         // bytes of blobs that were there
+	Ready   func(digest.Digest) // a blob is below the session's lease
+	Writing *atomic.Int32       // how many writes are under way
 	// Failed is called when containerd refuses a write: it ends reads of the source, which may be silent, and not be waited for.
 	Failed func(error)
 }
@@ -84,7 +85,6 @@ type Session struct {
 	store *Store
 	owner Owner
 	hooks Hooks
-	ready ready
 
 	leaseMu sync.Mutex
 	lease   *lease
@@ -103,6 +103,9 @@ func (s *Store) Open(ctx context.Context, o Owner, hooks Hooks) (*Session, error
 	if hooks.Skipped == nil {
 		hooks.Skipped = func(int64) {}
 	}
+	if hooks.Ready == nil {
+		hooks.Ready = func(digest.Digest) {}
+	}
 	if hooks.Failed == nil {
 		hooks.Failed = func(error) {}
 	}
@@ -114,7 +117,7 @@ func (s *Store) Open(ctx context.Context, o Owner, hooks Hooks) (*Session, error
 		return nil, err
 	}
 	return &Session{
-		store: s, owner: o, hooks: hooks, ready: ready{blobs: map[digest.Digest]chan struct{}{}},
+		store: s, owner: o, hooks: hooks,
 		lease: &lease{Lease: l}, refs: map[string]bool{}, written: map[digest.Digest]int64{},
 	}, nil
 }
@@ -125,9 +128,6 @@ func (s *Session) Written() map[digest.Digest]int64 {
 	defer s.mu.Unlock()
 	return s.written
 }
-
-// Ready waits until a blob is below the session's lease.
-func (s *Session) Ready(ctx context.Context, d digest.Digest) error { return s.ready.wait(ctx, d) }
 
 // Close ends the session. With keep, what it has written stays for the next attempt of the same owner, until the lease
 // expires. Otherwise all of it that no image holds is collected before Close returns. It works although ctx was cancelled.
@@ -173,11 +173,11 @@ func (s *Session) EnsureBlob(ctx context.Context, d ocispec.Descriptor, open Ope
 			s.mu.Lock()
 			s.written[d.Digest] = d.Size
 			s.mu.Unlock()
-			s.ready.set(d.Digest)
+			s.hooks.Ready(d.Digest)
 			return nil
 		case errors.Is(err, errPresent):
 			s.hooks.Skipped(d.Size)
-			s.ready.set(d.Digest)
+			s.hooks.Ready(d.Digest)
 			return nil
 		case errors.Is(err, errOvertaken): // it is there, but not below the lease yet
 		case errors.Is(err, errLocked): // by another process
@@ -282,7 +282,7 @@ func (s *Session) WriteUnnamed(ctx context.Context, size int64, r io.Reader) (di
 	case !errdefs.IsAlreadyExists(err):
 		return "", leaseError(daemon.WriterError("commit", err))
 	}
-	s.ready.set(d)
+	s.hooks.Ready(d)
 	return d, nil
 }
 

@@ -19,32 +19,32 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// errNoDirectory is how a containerd tells that it has looked at the snare.
+// errNoDirectory is how a containerd says that it has looked for the parent of a layer where there is none.
 var errNoDirectory = errors.New("lstat /dev/null/home: not a directory")
 
-// lookingApplier is a containerd's diff service, but for the files.
-type lookingApplier struct {
+// probedApplier is a containerd's diff service, but for the files.
+type probedApplier struct {
 	hashingApplier
-	blind    bool            // it does not look at the layers below
+	ignores  bool            // it does not look at the layers below
 	mounts   bool            // it mounts what is to be written to, which needs a directory below
 	unlisted []digest.Digest // layers with files in directories that they do not list; ours is one
 
 	mu      sync.Mutex
-	applied []string // "early", "on top" or "failed", with the layer's digest
+	applied []string // "before", "on top" or "failed", with the layer's digest
 	meets   chan struct{}
 }
 
-func (l *lookingApplier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
-	snare := slices.ContainsFunc(mounts[0].Options, func(o string) bool { return o == "lowerdir=/dev/null" })
-	early := snare || mounts[0].Type == "overlay"
+func (l *probedApplier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	probed := slices.ContainsFunc(mounts[0].Options, func(o string) bool { return o == "lowerdir=/dev/null" })
+	before := probed || mounts[0].Type == "overlay"
 	probe := d.MediaType == ocispec.MediaTypeImageLayer
 	var err error
 	switch {
-	case l.mounts && early:
+	case l.mounts && before:
 		err = errors.New("mount: invalid argument")
-	case snare && probe && !l.blind:
+	case probed && probe && !l.ignores:
 		err = errNoDirectory
-	case snare && slices.Contains(l.unlisted, d.Digest):
+	case probed && slices.Contains(l.unlisted, d.Digest):
 		for l.count() < 3 && ctx.Err() == nil { // the others would all wait for those below them
 			time.Sleep(time.Millisecond)
 		}
@@ -53,7 +53,7 @@ func (l *lookingApplier) Apply(ctx context.Context, d ocispec.Descriptor, mounts
 	if probe {
 		return ocispec.Descriptor{}, err
 	}
-	how := map[bool]string{true: "early ", false: "on top "}[early]
+	how := map[bool]string{true: "before ", false: "on top "}[before]
 	if err != nil {
 		how = "failed "
 	}
@@ -74,14 +74,14 @@ func (l *lookingApplier) Apply(ctx context.Context, d ocispec.Descriptor, mounts
 	return l.hashingApplier.Apply(ctx, d, mounts, opts...)
 }
 
-func (l *lookingApplier) count() int {
+func (l *probedApplier) count() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.applied)
 }
 
-// Layers are applied early only by a containerd that tells which of them need those below.
-func TestLayersAreAppliedEarly(t *testing.T) {
+// Layers are applied before their parents only by a containerd that says which of them need these.
+func TestLayersAreAppliedBeforeTheirParents(t *testing.T) {
 	b := build(t, single(layer("one", 1000), layer("two", 1000), layer("three", 1000), layer("four", 1000)))
 	var layers []digest.Digest
 	for _, l := range b.Images[0].Platforms[0].Layers {
@@ -90,15 +90,15 @@ func TestLayersAreAppliedEarly(t *testing.T) {
 	inOrder := []string{"on top 0", "on top 1", "on top 2", "on top 3"}
 	for name, tc := range map[string]struct {
 		snapshotter string
-		daemon      *lookingApplier
+		daemon      *probedApplier
 		applied     []string // sorted
 		meet        bool
 	}{
-		"early":                  {"overlayfs", &lookingApplier{}, []string{"early 1", "early 2", "early 3", "on top 0"}, true},
-		"another snapshotter":    {"native", &lookingApplier{}, inOrder, false},
-		"it does not look":       {"overlayfs", &lookingApplier{blind: true}, inOrder, false},
-		"it mounts":              {"overlayfs", &lookingApplier{mounts: true}, inOrder, false},
-		"the highest needs more": {"overlayfs", &lookingApplier{unlisted: layers[3:]}, []string{"early 1", "early 2", "failed 3", "on top 0", "on top 3"}, false},
+		"before":                 {"overlayfs", &probedApplier{}, []string{"before 1", "before 2", "before 3", "on top 0"}, true},
+		"another snapshotter":    {"native", &probedApplier{}, inOrder, false},
+		"it does not look":       {"overlayfs", &probedApplier{ignores: true}, inOrder, false},
+		"it mounts":              {"overlayfs", &probedApplier{mounts: true}, inOrder, false},
+		"the highest needs more": {"overlayfs", &probedApplier{unlisted: layers[3:]}, []string{"before 1", "before 2", "failed 3", "on top 0", "on top 3"}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			begin := make(chan struct{})
@@ -163,7 +163,7 @@ func TestLayersBelowAreGivenUp(t *testing.T) {
 	begin := make(chan struct{})
 	close(begin)
 	blobs := b.Images[0].Platforms[0].Layers
-	daemon := &lookingApplier{hashingApplier: hashingApplier{begin: begin}, unlisted: []digest.Digest{blobs[3].Digest}}
+	daemon := &probedApplier{hashingApplier: hashingApplier{begin: begin}, unlisted: []digest.Digest{blobs[3].Digest}}
 	n, _ := newNodeUnpackingWith(t, "overlayfs", func(s content.Store) diff.Applier {
 		daemon.store = s
 		return daemon
@@ -175,28 +175,5 @@ func TestLayersBelowAreGivenUp(t *testing.T) {
 	req.Unpack = true
 	if _, err := n.Import(ctx, blobOf(t, b, false), req); err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), errInjected.Error()) {
 		t.Errorf("error %v", err)
-	}
-}
-
-// failing is a snapshotter that commits nothing on top of others.
-type failing struct{ snapshots.Snapshotter }
-
-func (failing) Commit(context.Context, string, string, ...snapshots.Opt) error {
-	return errors.New("no commit")
-}
-
-// A layer that waits for one below it that cannot be committed does not wait for ever.
-func TestLayersBelowFail(t *testing.T) {
-	var failed error
-	ctx, cancel := context.WithCancel(t.Context())
-	s := newStack(failing{}, []digest.Digest{"sha256:one", "sha256:two"}, func(err error) {
-		failed = err
-		cancel()
-	})
-	if err := s.Commit(ctx, "sha256:one", "extract-one"); err == nil || failed == nil {
-		t.Errorf("error %v, the import's %v", err, failed)
-	}
-	if err := s.committed.wait(ctx, "sha256:one"); !errors.Is(err, context.Canceled) {
-		t.Errorf("who waits gets %v", err)
 	}
 }

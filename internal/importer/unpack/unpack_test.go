@@ -1,4 +1,4 @@
-package importer
+package unpack
 
 import (
 	"context"
@@ -16,11 +16,12 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
 
 func TestKeyedLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := &keyedLocks{held: map[string]chan struct{}{}}
+		k := &keyedLocks{}
 		for _, key := range []string{"a", "b"} { // one does not keep from another
 			if err := k.Lock(t.Context(), key); err != nil {
 				t.Fatal(err)
@@ -43,16 +44,13 @@ func TestKeyedLocks(t *testing.T) {
 			k.Unlock("a")
 		}
 		k.Unlock("b")
-		if len(k.held) != 0 {
-			t.Errorf("%d keys are remembered", len(k.held))
-		}
 	})
 }
 
 // Who gives up has not taken the key.
 func TestKeyedLocksGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := &keyedLocks{held: map[string]chan struct{}{}}
+		k := &keyedLocks{}
 		if err := k.Lock(t.Context(), "a"); err != nil {
 			t.Fatal(err)
 		}
@@ -71,14 +69,14 @@ func TestKeyedLocksGivenUp(t *testing.T) {
 	})
 }
 
-func TestArrivals(t *testing.T) {
+func TestReadySet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &arrivals{blobs: map[digest.Digest]chan struct{}{}}
-		early, other := digest.FromString("early"), digest.FromString("other")
+		var r ReadySet
+		ready, other := digest.FromString("ready"), digest.FromString("other")
 		var came atomic.Int32
 		for range 2 {
 			go func() {
-				if err := a.wait(t.Context(), early); err != nil {
+				if err := r.Wait(t.Context(), ready); err != nil {
 					t.Error(err)
 				}
 				came.Add(1)
@@ -86,18 +84,18 @@ func TestArrivals(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		gave := make(chan error, 1)
-		go func() { gave <- a.wait(ctx, other) }()
+		go func() { gave <- r.Wait(ctx, other) }()
 		synctest.Wait()
 		if came.Load() != 0 {
 			t.Error("a blob that has not come was not waited for")
 		}
-		a.arrived(early)
-		a.arrived(early) // a blob that was there, and was brought by a stream before
+		r.Add(ready)
+		r.Add(ready) // a blob that was there, and was brought by a stream before
 		synctest.Wait()
 		if came.Load() != 2 {
 			t.Errorf("%d of 2 were told", came.Load())
 		}
-		if err := a.wait(t.Context(), early); err != nil {
+		if err := r.Wait(t.Context(), ready); err != nil {
 			t.Errorf("after it has come: %v", err)
 		}
 		select {
@@ -120,11 +118,11 @@ func TestUnpackErrors(t *testing.T) {
 		applied bool
 		want    error // nil for none of ours
 	}{
-		"the daemon is gone":             {grpc(codes.Unavailable, "connection refused"), true, ErrRuntimeUnavailable},
-		"the daemon is gone in between":  {fmt.Errorf("prepare: %w", errdefs.ErrUnavailable), false, ErrRuntimeUnavailable},
-		"the daemon does not answer":     {grpc(codes.DeadlineExceeded, "keepalive"), true, ErrRuntimeUnavailable},
-		"the disk is full":               {grpc(codes.Unknown, "write /etc/passwd: no space left on device"), true, ErrInsufficientDisk},
-		"the disk is full for snapshots": {fmt.Errorf("prepare: %w: mkdir: no space left on device", errdefs.ErrUnknown), false, ErrInsufficientDisk},
+		"the daemon is gone":             {grpc(codes.Unavailable, "connection refused"), true, daemon.ErrUnavailable},
+		"the daemon is gone in between":  {fmt.Errorf("prepare: %w", errdefs.ErrUnavailable), false, daemon.ErrUnavailable},
+		"the daemon does not answer":     {grpc(codes.DeadlineExceeded, "keepalive"), true, daemon.ErrUnavailable},
+		"the disk is full":               {grpc(codes.Unknown, "write /etc/passwd: no space left on device"), true, daemon.ErrNoSpace},
+		"the disk is full for snapshots": {fmt.Errorf("prepare: %w: mkdir: no space left on device", errdefs.ErrUnknown), false, daemon.ErrNoSpace},
 		"another diff_id":                {fmt.Errorf("layer: %w", archive.ErrDigestMismatch), true, archive.ErrDigestMismatch},
 		"cancelled here":                 {fmt.Errorf("apply: %w", context.Canceled), false, context.Canceled},
 		"cancelled there":                {grpc(codes.Canceled, "context canceled"), true, context.Canceled},
@@ -147,7 +145,7 @@ func TestUnpackErrors(t *testing.T) {
 		}
 		got := unpackError(err)
 		for _, kind := range []error{
-			ErrRuntimeUnavailable, ErrInsufficientDisk, archive.ErrDigestMismatch, archive.ErrInvalid, context.Canceled,
+			daemon.ErrUnavailable, daemon.ErrNoSpace, archive.ErrDigestMismatch, archive.ErrInvalid, context.Canceled,
 		} {
 			if is := errors.Is(got, kind); is != (kind == tc.want) { //nolint:errorlint // the row's own
 				t.Errorf("%s: %q is %q: %v", name, got, kind, is)

@@ -1,0 +1,299 @@
+// Package unpack applies images' layers to a snapshotter while later layers are still on their way.
+//
+// containerd's own Unpacker does the work, one for each image, several images at a time. Where it can, this package also
+// lets it apply the layers of one image in parallel: see parallelUnpack.
+//
+//	u := unpack.New(ctx, unpack.Options{…, Ready: ready.Wait, Fail: cancel})
+//	u.Start(images, blobs)
+//	… // write blobs, and ready.Add each
+//	u.Wait()
+package unpack
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	core "github.com/containerd/containerd/v2/core/unpack"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/daemon"
+)
+
+// Image is what is unpacked of an image.
+type Image struct {
+	Name             string // for errors
+	Manifest, Config ocispec.Descriptor
+	Layers           []ocispec.Descriptor
+	DiffIDs          []digest.Digest // of Layers, in their order
+}
+
+// Options say with what an Unpacker works. All are required.
+type Options struct {
+	Content         content.Store
+	Applier         diff.Applier // containerd's diff service
+	Snapshotter     snapshots.Snapshotter
+	SnapshotterName string
+	// Capabilities asks containerd for those of a snapshotter, by name.
+	Capabilities func(context.Context, string) ([]string, error)
+	// Applies bounds how many layers are applied at a time, in all imports that share it.
+	Applies *semaphore.Weighted
+	// Writing counts the layers that are being applied now.
+	Writing *atomic.Int32
+	// Ready waits until a layer's blob is in Content.
+	Ready func(context.Context, digest.Digest) error
+	// Progress is called with the size in bytes of each blob that is dealt with, once for each digest.
+	Progress func(int64)
+	// Fail is called with what went wrong, perhaps several times. It has to cancel the context of New, or Wait may not return.
+	Fail func(error)
+}
+
+// Unpacker unpacks the images of one import. A nil Unpacker does nothing.
+type Unpacker struct {
+	Options
+	ctx      context.Context // of all its work
+	feeding  sync.WaitGroup  // of images, into the group
+	group    errgroup.Group
+	started  map[digest.Digest]bool // manifests
+	counted  sync.Map               // blobs, by digest
+	locks    keyedLocks             // so that images of this import do not unpack the same layer twice
+	parallel func() bool            // whether layers can be applied in parallel
+}
+
+// maxImages are unpacked at a time. They wait most of the time, each layer in a goroutine.
+const maxImages = 4
+
+// silent drops what containerd's Unpacker logs: its errors are returned as well.
+var silent = logrus.NewEntry(&logrus.Logger{Out: io.Discard, Formatter: &logrus.TextFormatter{}, Hooks: logrus.LevelHooks{}})
+
+// New makes an Unpacker whose work ends with ctx.
+//
+// Its locks are its own. One that imports shared would make each wait for the slowest: containerd's Unpacker holds the lock
+// of a layer while it waits for the blob. When two imports unpack the same layer, one snapshot stays.
+func New(ctx context.Context, o Options) *Unpacker {
+	u := &Unpacker{Options: o, ctx: log.WithLogger(ctx, silent), started: map[digest.Digest]bool{}}
+	u.group.SetLimit(maxImages)
+	u.parallel = sync.OnceValue(func() bool { return u.supportsRebase(u.ctx) })
+	return u
+}
+
+// Start starts to unpack those images that it has not started yet, a few at a time. Their manifests and configs are in
+// the store; a layer is waited for. Of blobs, which are all that the images need, those that are no layers count as
+// dealt with.
+func (u *Unpacker) Start(all []*Image, blobs []ocispec.Descriptor) {
+	if u == nil {
+		return
+	}
+	layers := map[digest.Digest]bool{}
+	var todo []*Image
+	for _, img := range all {
+		for _, l := range img.Layers {
+			layers[l.Digest] = true
+		}
+		if !u.started[img.Manifest.Digest] {
+			u.started[img.Manifest.Digest] = true
+			todo = append(todo, img)
+		}
+	}
+	for _, b := range blobs {
+		if !layers[b.Digest] {
+			u.count(b)
+		}
+	}
+	u.feeding.Go(func() {
+		for _, img := range todo {
+			u.group.Go(func() error {
+				if err := u.image(img); err != nil {
+					u.fail(img, err)
+				}
+				return nil
+			})
+		}
+	})
+}
+
+// Wait returns when nothing is being unpacked any more: after all images, or soon after Fail was called.
+func (u *Unpacker) Wait() {
+	if u == nil {
+		return
+	}
+	u.feeding.Wait()
+	_ = u.group.Wait() // what fails is passed to Fail
+}
+
+// Into is the name of the snapshotter, empty for a nil Unpacker.
+func (u *Unpacker) Into() string {
+	if u == nil {
+		return ""
+	}
+	return u.SnapshotterName
+}
+
+// fail ends the import.
+func (u *Unpacker) fail(img *Image, err error) {
+	u.Fail(fmt.Errorf("image %q: %w", img.Name, unpackError(err)))
+}
+
+// image unpacks one image.
+func (u *Unpacker) image(img *Image) error {
+	platform := core.Platform{Platform: platforms.All /* the plan has chosen */, SnapshotterKey: u.SnapshotterName, Snapshotter: u.Snapshotter}
+	options := []core.UnpackerOpt{core.WithDuplicationSuppressor(&u.locks)}
+	apply, store := applier{Unpacker: u, img: img}, u.Content
+	if u.inParallel(img) {
+		fail := func(err error) { u.fail(img, err) }
+		apply.parallel, store = newParallelUnpack(u.Snapshotter, img.DiffIDs, fail), labeller{store, fail}
+		platform.Snapshotter, platform.SnapshotterCapabilities = apply.parallel, []string{snapshots.RebaseCap}
+		// It is what asks for unpacking in parallel. The bound is the applier's: a layer that is waited for takes nobody's
+		// place.
+		options = append(options, core.WithUnpackLimiter(semaphore.NewWeighted(archive.MaxLayers)))
+	}
+	platform.Applier = apply
+	options = append(options, core.WithUnpackPlatform(platform))
+	unpacker, err := core.NewUnpacker(u.ctx, store, options...)
+	if err != nil {
+		return err //nolint:wrapcheck // fail says of which image
+	}
+	handler := unpacker.Unpack(images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		switch d.Digest {
+		case img.Manifest.Digest:
+			return append([]ocispec.Descriptor{img.Config}, img.Layers...), nil
+		case img.Config.Digest:
+			return nil, nil
+		}
+		return nil, u.Ready(ctx, d.Digest)
+	}))
+	for _, d := range []ocispec.Descriptor{img.Manifest, img.Config} {
+		if _, err := handler.Handle(u.ctx, d); err != nil {
+			return err //nolint:wrapcheck // as above
+		}
+	}
+	if _, err := unpacker.Wait(); err != nil {
+		return err //nolint:wrapcheck // as above
+	}
+	for _, d := range img.Layers {
+		u.count(d) // also what was there
+	}
+	return nil
+}
+
+// inParallel says whether an image's layers are applied in parallel: where more than one is missing, and it can be done.
+func (u *Unpacker) inParallel(img *Image) bool {
+	n := len(img.DiffIDs)
+	if n < 2 || u.SnapshotterName != overlayfs {
+		return false
+	}
+	_, err := u.Snapshotter.Stat(u.ctx, identity.ChainID(slices.Clone(img.DiffIDs[:n-1])).String())
+	return errdefs.IsNotFound(err) && u.parallel()
+}
+
+// count makes progress of a blob that is dealt with, once.
+func (u *Unpacker) count(d ocispec.Descriptor) {
+	if _, again := u.counted.LoadOrStore(d.Digest, true); !again {
+		u.Progress(d.Size)
+	}
+}
+
+// applier applies the layers of one image with containerd, as many at a time as all imports together may. It implements
+// diff.Applier.
+type applier struct {
+	*Unpacker
+	img      *Image
+	parallel *parallelUnpack // nil when they are applied in order
+}
+
+// Apply applies a layer. What fails here ends the import at once: in parallel, containerd's Unpacker would wait for the
+// layers that are still to come before it says so.
+func (a applier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	applied, err := a.apply(ctx, d, mounts, opts...)
+	if err != nil {
+		a.fail(a.img, err)
+		return applied, err
+	}
+	a.count(d)
+	return applied, nil
+}
+
+func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	layer, before := a.parallel.beforeParent(mounts)
+	if !before {
+		return a.applyTo(ctx, d, mounts, opts...)
+	}
+	if !a.parallel.ordered.Load() {
+		applied, err := a.applyTo(ctx, d, probeMounts(directory(mounts)), opts...)
+		if err == nil || !needsParent(err) {
+			return applied, err
+		}
+	}
+	mounts, err := a.parallel.rebase(ctx, layer)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return a.applyTo(ctx, d, mounts, opts...)
+}
+
+func (a applier) applyTo(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	if err := a.Applies.Acquire(ctx, 1); err != nil {
+		return ocispec.Descriptor{}, err //nolint:wrapcheck // the context's
+	}
+	defer a.Applies.Release(1)
+	a.Writing.Add(1)
+	defer a.Writing.Add(-1)
+	// A power cut would else leave a committed snapshot of empty files, which nothing repairs.
+	applied, err := a.Applier.Apply(ctx, d, mounts, append(opts, diff.WithSyncFs(true))...)
+	if err != nil {
+		return applied, &applyError{err}
+	}
+	k := slices.IndexFunc(a.img.Layers, func(l ocispec.Descriptor) bool { return l.Digest == d.Digest })
+	if want := a.img.DiffIDs[k]; applied.Digest != want {
+		return applied, &applyError{fmt.Errorf("layer %s: its content is not that of its diff_id %.200q: %w", d.Digest, want, archive.ErrDigestMismatch)}
+	}
+	return applied, nil
+}
+
+// compression is how many times larger than its blob a compressed layer is estimated to be. Layers of distributions and
+// language runtimes are 2.5 to 3.5 times as large as what gzip and zstd make of them.
+const compression = 3
+
+// Estimate is how many bytes will be unpacked of the images' layers that have no snapshot yet.
+func Estimate(ctx context.Context, s snapshots.Snapshotter, all []*Image) (int64, error) {
+	sum, counted := int64(0), map[digest.Digest]bool{}
+	for _, img := range all {
+		chain := identity.ChainIDs(slices.Clone(img.DiffIDs))
+		for k, id := range slices.Backward(chain) {
+			if counted[id] {
+				break
+			}
+			_, err := s.Stat(ctx, id.String())
+			if err == nil {
+				break
+			}
+			if !errdefs.IsNotFound(err) {
+				return 0, daemon.Error("look for the snapshots of layers", err)
+			}
+			counted[id] = true
+			size := img.Layers[k].Size
+			if img.Layers[k].Digest.Encoded() != img.DiffIDs[k].Encoded() { // else it is not compressed
+				size *= compression
+			}
+			sum += size
+		}
+	}
+	return sum, nil
+}
