@@ -88,6 +88,9 @@ func (a *attempt) open(ctx context.Context) (*Archive, error) {
 // sniffBytes is enough for every magic number that archive.Sniff knows.
 const sniffBytes = archive.SniffLen
 
+// headerBuffer holds the headers and small members of a tar, in bytes; larger reads go past it.
+const headerBuffer = 64 << 10
+
 // access says whether a source has random access, and how its first bytes are compressed; a stream's are not
 // looked at yet.
 func access(src source.Blob) (random bool, c archive.Compression, err error) {
@@ -126,9 +129,9 @@ func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want di
 		algorithm = want.Algorithm()
 	}
 	sum := algorithm.Digester()
-	hashed := store.NewAheadReader(io.TeeReader(raw, sum.Hash()))
+	hashed := store.ReadAhead(io.TeeReader(raw, sum.Hash()))
 	defer func() { cancel(); hashed.Stop() }()
-	buffered := bufio.NewReaderSize(hashed, store.MinPiece)
+	buffered := bufio.NewReaderSize(hashed, headerBuffer)
 	head, err := buffered.Peek(sniffBytes)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the first bytes: %w", err)
@@ -158,7 +161,7 @@ func streamTree(ctx context.Context, r io.Reader, c archive.Compression, sink ar
 		return nil, err
 	}
 	defer plain.Close()
-	ahead := store.NewAheadReader(plain)
+	ahead := store.ReadAhead(plain)
 	tree, err := archive.StreamTree(ctx, ahead, sink)
 	if err != nil {
 		interrupt()

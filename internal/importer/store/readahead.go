@@ -3,29 +3,27 @@ package store
 import (
 	"io"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
 const (
-	// pieceSize is the most that containerd is given at once, in bytes. Each blob that is on its way takes two
-	// of them.
+	// pieceSize is the most that containerd is given at once, in bytes. Each blob that is on its way takes two of them.
 	pieceSize = 512 << 10
-	// MinPiece is the least, in bytes, as long as the source gives that much within pieceTime: each piece costs containerd
-	// a message. Of a slow source each byte is on disk soon, and not read again by the next attempt.
-	MinPiece  = 64 << 10
+	// pieceTime is how long bytes are gathered for a piece. Each costs containerd a message; but of a slow source each byte is
+	// to be on disk soon, and not read again by the next attempt.
 	pieceTime = 50 * time.Millisecond
 )
 
 var pieces = sync.Pool{New: func() any { return new([pieceSize]byte) }}
 
-// Ahead reads on a goroutine of its own, one piece further than what is being used.
+// Ahead reads on a goroutine of its own, one piece further than what is being used. It implements io.Reader.
 type Ahead struct {
 	full    chan piece
 	free    chan *[pieceSize]byte
-	waiting atomic.Bool // somebody waits for the next piece
 	stopped chan struct{}
 	current *[pieceSize]byte
+	rest    []byte // of current, for Read
+	err     error  // that follows rest
 }
 
 type piece struct {
@@ -44,7 +42,6 @@ func ReadAhead(r io.Reader) *Ahead {
 	return a
 }
 
-// run ends after the first error of r.
 func (a *Ahead) run(r io.Reader) {
 	defer close(a.full)
 	for {
@@ -53,14 +50,10 @@ func (a *Ahead) run(r io.Reader) {
 			return
 		case buf := <-a.free:
 			p := piece{buf: buf}
-			start := time.Now()
-			for p.n < len(buf) && p.err == nil {
+			for start := time.Now(); p.n < len(buf) && p.err == nil && (p.n == 0 || time.Since(start) < pieceTime); {
 				var n int
 				n, p.err = r.Read(buf[p.n:])
 				p.n += n
-				if a.waiting.Load() && p.n > 0 && (p.n >= MinPiece || time.Since(start) > pieceTime) {
-					break
-				}
 			}
 			select {
 			case <-a.stopped:
@@ -80,16 +73,25 @@ func (a *Ahead) Next() ([]byte, error) {
 	if a.current != nil {
 		a.free <- a.current
 	}
-	a.waiting.Store(true)
 	p := <-a.full
-	a.waiting.Store(false)
 	a.current = p.buf
 	return p.buf[:p.n], p.err
 }
 
+func (a *Ahead) Read(p []byte) (int, error) {
+	for len(a.rest) == 0 {
+		if a.err != nil {
+			return 0, a.err
+		}
+		a.rest, a.err = a.Next()
+	}
+	n := copy(p, a.rest)
+	a.rest = a.rest[n:]
+	return n, nil
+}
+
 // Stop returns when the reader is not used any more.
 func (a *Ahead) Stop() {
-	a.waiting.Store(true) // what comes slowly is not gathered any more
 	close(a.stopped)
 	for p := range a.full {
 		pieces.Put(p.buf)
@@ -101,26 +103,4 @@ func (a *Ahead) Stop() {
 	if a.current != nil {
 		pieces.Put(a.current)
 	}
-}
-
-// AheadReader is what is read ahead as a stream.
-type AheadReader struct {
-	*Ahead
-	rest []byte
-	err  error
-}
-
-// NewAheadReader begins to read r. Stop ends it.
-func NewAheadReader(r io.Reader) *AheadReader { return &AheadReader{Ahead: ReadAhead(r)} }
-
-func (r *AheadReader) Read(p []byte) (int, error) {
-	for len(r.rest) == 0 {
-		if r.err != nil {
-			return 0, r.err
-		}
-		r.rest, r.err = r.Next()
-	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
 }
