@@ -19,7 +19,6 @@ type agenda struct {
 	records  map[types.UID]*record
 	unclear  []importer.Owner // archives of which nobody can say whether they select this node: what is there stays
 	unknown  unknown          // archives of which nobody can say whether they are there, likewise
-	recovery recovery
 	sweep    sweep
 	releases map[types.UID]*attempt // archives whose leftovers of failed attempts are to go
 	runtime  *v1alpha1.RuntimeInfo  // nil: not known yet
@@ -31,21 +30,13 @@ type agenda struct {
 	jitter        func() float64 // in [0, 1)
 }
 
-// recovery is dealing with what killed importers have left, this agent's earlier processes among them: once, after the
-// start, as soon as it is known which archives there are.
-type recovery struct {
-	attempt
-	done   bool
-	passed bool // it failed though containerd answers: what else there is to do does not wait for it
-}
-
-// sweep is ending the claims on images of archives that want nothing of this node any more: at the start, since some may
-// have gone before it, when one goes, and now and then.
+// sweep is ending the claims on images of archives that want nothing of this node any more, and dropping what failed and
+// killed imports of theirs have left: at the start, since some may have gone before it, when one goes, and now and then.
 type sweep struct {
 	attempt
 	needless bool      // there is nothing to sweep that is known of
 	next     time.Time // when to look nevertheless; zero for never
-	spared   []string  // names of archives for whom the last one left alone what earlier archives of the same name brought
+	skipped  []string  // names of archives for whom the last one kept what earlier archives of the same name brought
 }
 
 func newAgenda(jitter func() float64) *agenda {
@@ -71,7 +62,7 @@ func (a *agenda) restore(status *v1alpha1.NodeImageStateStatus) {
 }
 
 // follow brings the records in line with the archives that select this node. What an earlier process has left of those
-// that are gone is the recovery's, and the first sweep's.
+// that are gone is the first sweep's.
 func (a *agenda) follow(archives []*v1alpha1.ImageArchive, now time.Time) {
 	gone := map[types.UID]bool{}
 	for uid := range a.records {
@@ -191,9 +182,9 @@ func (s *sweep) need() { s.attempt, s.needless = attempt{}, false }
 // next says what the worker is to do besides what it does: start a job, or stop one. After either it is to be asked
 // again; when it says neither, wait is when to ask again, 0 for when something changes.
 //
-// What only asks containerd goes first, one at a time: first what killed importers have left, then leftovers and what
-// nobody wants any more, since they take space, then what is there already. Then imports run, the oldest archive's first,
-// and beside them sources are asked whether they have changed.
+// What only asks containerd goes first, one at a time: leftovers and what nobody wants any more, since they take space,
+// then what is there already. Then imports run, the oldest archive's first, and beside them sources are asked whether they
+// have changed.
 func (a *agenda) next(running []activity, now time.Time) (start, stop *job, wait time.Duration) {
 	for _, r := range running {
 		if !r.stopping && a.outdated(r.job) {
@@ -205,14 +196,6 @@ func (a *agenda) next(running []activity, now time.Time) (start, stop *job, wait
 		return nil, nil, 0
 	}
 	records := a.oldestFirst()
-	if rc := &a.recovery; !rc.done {
-		if t.due(rc.attempt) {
-			return &job{kind: jobRecover, wanted: a.wanted(records), unknown: a.unknown}, nil, 0
-		}
-		if !rc.passed {
-			return nil, nil, t.wait
-		}
-	}
 	for _, look := range []func([]*record, *turn) *job{a.nextClearing, a.nextQuestion, a.nextImport, a.nextProbe} {
 		if start = look(records, t); start != nil {
 			return start, nil, t.wait
@@ -233,7 +216,7 @@ func (a *agenda) nextClearing(records []*record, t *turn) *job {
 			return nil
 		}
 	}
-	if s := &a.sweep; s.needless && slices.ContainsFunc(s.spared, func(name string) bool { return !slices.Contains(a.expected(), name) }) {
+	if s := &a.sweep; s.needless && slices.ContainsFunc(s.skipped, func(name string) bool { return !slices.Contains(a.expected(), name) }) {
 		s.need()
 	}
 	if !a.sweep.needless && t.due(a.sweep.attempt) || t.reached(a.sweep.next) {
@@ -323,7 +306,7 @@ func (a *agenda) wanted(records []*record) []importer.Owner {
 func (a *agenda) outdated(running *job) bool {
 	rec := a.records[running.uid]
 	switch running.kind {
-	case jobRecover, jobRelease, jobSweep:
+	case jobRelease, jobSweep:
 		return false
 	case jobImport:
 		if rec != nil && (rec.archive.Spec.Suspend || !rec.mayGoOn()) {

@@ -351,7 +351,7 @@ func TestRestartWithEverythingDone(t *testing.T) {
 	for _, step := range []struct {
 		job string
 		o   outcome
-	}{{"recover", down}, {"recover", absent}, {"sweep", absent}, {"check a", down}, {"check a", whole}} { // containerd may come up later than the agent
+	}{{"sweep", down}, {"sweep", absent}, {"check a", down}, {"check a", whole}} { // containerd may come up later than the agent
 		b.expect(step.job)
 		if c := compare(written, b.status(b.running, b.now)); c != noChange {
 			t.Errorf("would write %v before containerd has answered", c)
@@ -373,7 +373,7 @@ func TestRestartContinues(t *testing.T) {
 	b.expect("import poison") // and the process dies
 
 	b, _ = b.restart(a, poison)
-	b.recover()
+	b.firstSweep()
 	b.expect("check a")
 	b.end(absent)
 	b.expect("import a")
@@ -413,11 +413,10 @@ func TestRestartAfterChanges(t *testing.T) {
 		b.end(whole)
 	}
 	b, _ = b.restart(edited(a, func(a *v1alpha1.ImageArchive) { a.Spec.Pin = new(bool) }))
-	if got := b.expect("recover").wanted; len(got) != 1 || got[0] != b.records["uid-a"].owner {
+	owner := b.records["uid-a"].owner
+	if got := b.expect("sweep").wanted; !slices.Equal(got, []importer.Owner{owner, {Name: "a"}}) {
 		t.Errorf("wanted %+v", got)
 	}
-	b.end(absent)
-	b.expect("sweep")
 	b.end(absent)
 	b.expect("check a")
 	b.end(absent)

@@ -22,11 +22,11 @@ func (u unknown) among(uid string) bool {
 	return !u.archives
 }
 
-// recognise takes in of which archives nobody has told. When that is other than before, what killed importers have left and
-// what nobody wants is looked at again.
+// recognise takes in of which archives nobody has told. When that is other than before, what nobody wants is looked at
+// again.
 func (a *agenda) recognise(u unknown) {
 	if a.unknown != u {
-		a.unknown, a.recovery = u, recovery{}
+		a.unknown = u
 		a.sweep.need()
 	}
 }

@@ -26,7 +26,7 @@ import (
 const (
 	eventHealed        = "Healed"
 	eventSourceChanged = "SourceChanged"
-	eventSwept         = "Swept"
+	eventReleased      = "Released"
 )
 
 // The kinds of tarlift_heals_total.
@@ -49,13 +49,13 @@ func (r *NodeReconciler) announce(ctx context.Context, o *outcome, n news) {
 		log.Info(message, "summary", text)
 		r.note(note{name: o.job.owner.Name, archive: o.job.archive, typ: typ, reason: reason, text: text})
 	}
-	for _, s := range o.swept {
-		if len(s.Spared) > 0 {
+	for _, was := range o.released {
+		if len(was.Skipped) > 0 {
 			continue // until there is something to tell
 		}
-		log.Info("Swept", "archive", s.Owner.Name, "uid", s.Owner.UID, "retained", s.Retained, "unpinned", s.Unpinned,
-			"deleted", s.Deleted, "inUse", s.InUse)
-		r.note(note{name: s.Owner.Name, typ: corev1.EventTypeNormal, reason: eventSwept, text: sweptText(s)})
+		log.Info("Released", "archive", was.Owner.Name, "uid", was.Owner.UID, "retained", was.Retained, "unpinned", was.Unpinned,
+			"deleted", was.Deleted, "inUse", was.InUse)
+		r.note(note{name: was.Owner.Name, typ: corev1.EventTypeNormal, reason: eventReleased, text: releasedText(was)})
 	}
 	if o.err != nil && !o.stopped {
 		reason, terminal := Classify(o.err)
@@ -80,8 +80,8 @@ func (r *NodeReconciler) announce(ctx context.Context, o *outcome, n news) {
 	case newlyStale:
 		tell(corev1.EventTypeNormal, eventSourceChanged, "Source changed", "the source holds another archive than before")
 	}
-	if text := unseenText(o.result); text != "" && (n == newlyImported || n == newlyHealed) {
-		tell(corev1.EventTypeWarning, eventUnseen, "Not visible to the kubelet", text)
+	if text := notVisibleText(o.result); text != "" && (n == newlyImported || n == newlyHealed) {
+		tell(corev1.EventTypeWarning, eventNotVisible, "Not visible to the kubelet", text)
 	}
 }
 
@@ -253,14 +253,14 @@ func summary(o *outcome) string {
 		o.duration.Round(100*time.Millisecond), size(b.Read), size(b.Written), size(b.Skipped))
 }
 
-// sweptText says what became of the images of an archive that wants them no more.
-func sweptText(s importer.Swept) string {
+// releasedText says what became of the images of an archive that wants them no more.
+func releasedText(r importer.Released) string {
 	var parts []string
 	for _, p := range []struct {
 		names []string
 		did   string
 	}{
-		{s.Deleted, "deleted"}, {s.Unpinned, "unpinned"}, {s.InUse, "unpinned and not deleted, since containers use them"}, {s.Retained, "left as they are"},
+		{r.Deleted, "deleted"}, {r.Unpinned, "unpinned"}, {r.InUse, "unpinned and not deleted, since containers use them"}, {r.Retained, "left as they are"},
 	} {
 		if len(p.names) > 0 {
 			parts = append(parts, count(len(p.names), "name")+" "+p.did)

@@ -76,10 +76,10 @@ func TestAnnounce(t *testing.T) {
 		{"a stop", jobImport, outcome{err: errors.New("stopped"), stopped: true}, nothingNew, nil, ""},
 		{"a source that cannot be asked", jobProbe, unreachable, nothingNew, nil, ""},
 		{"one that has changed", jobProbe, differs, newlyStale, []string{"Normal SourceChanged a: the source holds another archive than before"}, ""},
-		{"a sweep", jobSweep, outcome{swept: []importer.Swept{
+		{"a sweep", jobSweep, outcome{released: []importer.Released{
 			{Owner: importer.Owner{Name: "gone"}, Deleted: []string{"x", "y"}, InUse: []string{"z"}}, {Owner: importer.Owner{Name: "old"}, Unpinned: []string{"v"}},
 		}}, nothingNew, []string{
-			"Normal Swept 2 messages: gone: 2 names deleted, 1 name unpinned and not deleted, since containers use them; old: 1 name unpinned",
+			"Normal Released 2 messages: gone: 2 names deleted, 1 name unpinned and not deleted, since containers use them; old: 1 name unpinned",
 		}, ""},
 	} {
 		server := &eventLog{}
@@ -140,7 +140,7 @@ func TestNotesWaitForTheAPIServer(t *testing.T) {
 	} {
 		server := &eventLog{fails: test.fails}
 		r := &NodeReconciler{Client: server}
-		r.note(note{name: "a", typ: "Normal", reason: eventSwept, text: "one"})
+		r.note(note{name: "a", typ: "Normal", reason: eventReleased, text: "one"})
 		r.note(note{name: "b", typ: "Normal", reason: eventHealed, text: "two"})
 		if err := r.sendNotes(t.Context(), "uid"); (err != nil) != (test.waits > 0) || r.hasNews() != (test.waits > 0) {
 			t.Errorf("%s: something waits: %v, error %v", test.why, r.hasNews(), err)
@@ -184,7 +184,7 @@ func TestOldEvents(t *testing.T) {
 	}{{apierrors.NewInternalError(errors.New("no")), false}, {apierrors.NewTooManyRequests("later", 1), false}, {errors.New("connection refused"), true}} {
 		synctest.Test(t, func(t *testing.T) {
 			r := &NodeReconciler{Client: &eventLog{fails: test.fails}}
-			r.note(note{name: "a", typ: "Normal", reason: eventSwept, text: "one"})
+			r.note(note{name: "a", typ: "Normal", reason: eventReleased, text: "one"})
 			time.Sleep(maxEventAge)
 			if err := r.sendNotes(t.Context(), "uid"); err == nil || !r.hasNews() {
 				t.Errorf("%v: given up early", test.fails)

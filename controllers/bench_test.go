@@ -48,20 +48,18 @@ type bench struct {
 	last     news
 }
 
-// newBench begins after the recovery.
+// newBench begins after the first sweep.
 func newBench(t *testing.T, archives ...*v1alpha1.ImageArchive) *bench {
 	t.Helper()
 	b := &bench{t: t, agenda: newAgenda(noJitter), now: epoch}
 	b.see(archives...)
-	b.recover()
+	b.firstSweep()
 	return b
 }
 
-// recover is what comes first.
-func (b *bench) recover() {
+// firstSweep is what comes first.
+func (b *bench) firstSweep() {
 	b.t.Helper()
-	b.expect("recover")
-	b.end(absent)
 	b.expect("sweep")
 	b.end(absent)
 }
@@ -72,7 +70,7 @@ func (b *bench) see(archives ...*v1alpha1.ImageArchive) {
 	b.follow(archives, b.now)
 }
 
-// expect takes the next step, which must be this one: "recover", "check a", "import a", "release a", "stop a", or
+// expect takes the next step, which must be this one: "sweep", "check a", "import a", "release a", "stop a", or
 // "wait 2s".
 func (b *bench) expect(want string) *job {
 	b.t.Helper()

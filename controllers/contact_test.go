@@ -273,7 +273,7 @@ func TestEventsThatHangHoldUpNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lo, server := newRolloutLoop(t, "slow")
 		server.events = time.Minute
-		lo.note(note{name: "other", typ: "Normal", reason: eventSwept, text: "one"})
+		lo.note(note{name: "other", typ: "Normal", reason: eventReleased, text: "one"})
 		a := lo.view.archives[0]
 		a.Spec.Rollout.ProgressDeadline = &metav1.Duration{Duration: 18 * time.Second}
 		server.admits(lo, true, admission(a))

@@ -3,6 +3,7 @@ package controllers
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,7 +119,7 @@ func TestLossWithoutSource(t *testing.T) {
 	b.end(absent)
 
 	b, _ = b.restart(a)
-	b.recover()
+	b.firstSweep()
 	b.wantState("a", "Ready=False/Drifted Stalled=True/ArchiveInvalid")
 	if r := b.records[a.UID]; r.loss != lost || !r.failure.terminal {
 		t.Errorf("after a restart lost %q, failed %+v", r.loss, r.failure)
@@ -138,7 +139,7 @@ func TestIgnoredLossIsOnlyReported(t *testing.T) {
 	b.expect("wait 0s")
 
 	b, _ = b.restart(a)
-	b.recover()
+	b.firstSweep()
 	b.pass(time.Minute)
 	b.expect("check a")
 	b.ends(absent, nothingNew)
@@ -312,7 +313,7 @@ func TestConflictEnds(t *testing.T) {
 	b.expect("release a")
 	b.end(absent)
 	b, _ = b.restart(a) // that name is known from the report then
-	b.recover()
+	b.firstSweep()
 	b.pass(time.Minute)
 	b.expect("check a")
 	b.end(absent)
@@ -322,4 +323,60 @@ func TestConflictEnds(t *testing.T) {
 	b.expect("wait 12m0s")
 	b.changed("docker.io/library/x:1")
 	b.expect("import a")
+}
+
+// Two archives that may replace a name take it from each other until the importer refuses it to the younger one. That one
+// stalls, says why, and is tried no more often than anything that stalls.
+func TestContestEnds(t *testing.T) {
+	const name = "docker.io/library/a:1"
+	taken := outcome{found: true, loss: name + " stands for another digest", result: imported}
+	replace := func(a *v1alpha1.ImageArchive) { a.Spec.ConflictPolicy = v1alpha1.ConflictReplace }
+	b := newBench(t, edited(newArchive("old", time.Hour), replace), edited(newArchive("young", 0), replace))
+	for _, archive := range []string{"old", "young"} {
+		b.expect("check " + archive)
+		b.end(absent)
+	}
+	b.expect("import old")
+	b.end(good)
+	b.expect("import young")
+	b.pass(time.Second)
+	b.end(good)
+	takeBack := func(archive string) {
+		t.Helper()
+		b.changed(name) // by the import that has ended now
+		b.pass(time.Second)
+		b.expect("check " + archive)
+		b.ends(taken, newlyLost)
+		b.pass(relapseLimit)
+		if j := b.expect("check " + archive); !j.repair {
+			t.Error("did not try without the source")
+		}
+		b.end(taken)
+		b.expect("import " + archive)
+	}
+	for range 2 {
+		for _, archive := range []string{"old", "young"} {
+			takeBack(archive)
+			b.ends(good, newlyHealed)
+		}
+	}
+	takeBack("old")
+	b.ends(good, newlyHealed)
+	takeBack("young")
+	conflict := outcome{opened: true, validator: "v1", err: fmt.Errorf("name %q: this archive and ImageArchive %q, which is older: %w", name, "old", importer.ErrNameConflict)}
+	b.ends(conflict, newlyFailed)
+	b.expect("release young")
+	b.end(absent)
+	b.wantState("old", "Ready=True/Imported")
+	b.wantState("young", "Ready=False/Drifted Stalled=True/NameConflict")
+	if e := b.report("young").LastError; e == nil || !strings.Contains(e.Message, `ImageArchive "old"`) {
+		t.Errorf("last error %+v", e)
+	}
+	b.expect("wait 12m0s")
+	b.pass(12 * time.Minute)
+	b.expect("import young")
+	b.ends(conflict, nothingNew)
+	b.expect("release young")
+	b.end(absent)
+	b.expect("wait 12m0s")
 }

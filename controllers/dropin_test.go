@@ -190,7 +190,8 @@ func TestDropInBound(t *testing.T) {
 func TestDropInIdentity(t *testing.T) {
 	a := dropInArchive("a.tar", fileVersion{size: 10240, modified: 1_900_000_000_123_456_789, changed: 5, inode: 7})
 	want := importer.Owner{
-		Name: "drop-in/a.tar", UID: "drop-in-6c6180db4b25f66c277092b87cdcde6f", SpecHash: "cfe9c3022f9441c4b39ba1a7f761ea78", Deletion: importer.DeletionUnpin,
+		Name: "drop-in/a.tar", UID: "drop-in-6c6180db4b25f66c277092b87cdcde6f", Created: time.Unix(0, 1_900_000_000_123_456_789),
+		SpecHash: "cfe9c3022f9441c4b39ba1a7f761ea78", Deletion: importer.DeletionUnpin,
 	}
 	if got := ownerOf(a); got != want {
 		t.Errorf("owner %+v, want %+v", got, want)
@@ -229,11 +230,7 @@ func TestUnknownArchives(t *testing.T) {
 	b.expect("wait 0s")
 	b.recognise(unknown{archives: true})
 	b.see(d)
-	if j := b.expect("recover"); j.unknown != (unknown{archives: true}) || len(j.wanted) != 1 {
-		t.Errorf("recovers %+v", j)
-	}
-	b.end(absent)
-	if j := b.expect("sweep"); j.unknown != (unknown{archives: true}) {
+	if j := b.expect("sweep"); j.unknown != (unknown{archives: true}) || len(j.wanted) != 2 {
 		t.Errorf("sweeps %+v", j)
 	}
 	b.end(absent)
@@ -242,11 +239,7 @@ func TestUnknownArchives(t *testing.T) {
 	b.expect("import " + name)
 	b.recognise(unknown{})
 	b.see(d, a)
-	if j := b.expect("recover"); j.unknown != (unknown{}) || len(j.wanted) != 2 {
-		t.Errorf("recovers %+v", j)
-	}
-	b.end(absent)
-	if j := b.expect("sweep"); j.unknown != (unknown{}) {
+	if j := b.expect("sweep"); j.unknown != (unknown{}) || len(j.wanted) != 4 {
 		t.Errorf("sweeps %+v", j)
 	}
 	b.end(absent)
@@ -262,19 +255,17 @@ func TestUnknownArchives(t *testing.T) {
 	b.expect("wait 0s")
 }
 
-// Of archives that came to be known while they ran, neither a recovery nor a sweep has taken care.
+// A sweep has not taken care of archives that came to be known while it ran.
 func TestKnownMeanwhile(t *testing.T) {
 	b := &bench{t: t, agenda: newAgenda(noJitter), now: epoch}
 	b.recognise(unknown{archives: true})
-	b.expect("recover")
+	b.expect("sweep")
 	b.recognise(unknown{})
-	b.end(absent)
-	b.expect("recover")
 	b.end(absent)
 	b.expect("sweep")
 	b.recognise(unknown{dropIns: true})
 	b.end(absent)
-	b.recover()
+	b.firstSweep()
 	b.expect("wait 0s")
 }
 
@@ -295,7 +286,7 @@ func TestDropInRestart(t *testing.T) {
 	n := &bench{t: t, agenda: newAgenda(noJitter), now: b.now.Add(time.Hour)}
 	n.recognise(unknown{archives: true})
 	n.see(d)
-	n.recover()
+	n.firstSweep()
 	n.expect("check " + name)
 	n.end(whole)
 	n.restore(written)
@@ -304,7 +295,7 @@ func TestDropInRestart(t *testing.T) {
 	if c := compare(written, n.status(nil, n.now)); c != noChange {
 		t.Errorf("would write %v", c)
 	}
-	n.recover()
+	n.firstSweep()
 	n.expect("check " + name)
 	n.end(whole)
 	if c := compare(written, n.status(nil, n.now)); c != noChange {
@@ -349,16 +340,16 @@ func TestDropInAlone(t *testing.T) {
 			t.Errorf("imported after %s", importedAt)
 		}
 		only := "archives false, drop-ins true"
-		if among, _ := lo.f.asked(); !slices.Equal(among, []string{only, only}) {
-			t.Errorf("recovered and swept among %q", among)
+		if known, _ := lo.f.asked(); !slices.Equal(known, []string{only}) {
+			t.Errorf("sweeps knew %q", known)
 		}
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if among, wanted := lo.f.asked(); !slices.Equal(among, []string{only, only, only}) || len(wanted) != 0 {
-			t.Errorf("recovered and swept among %q, last all but %v", among, wanted)
+		if known, wanted := lo.f.asked(); !slices.Equal(known, []string{only, only}) || len(wanted) != 0 {
+			t.Errorf("sweeps knew %q, the last swept all but %v", known, wanted)
 		}
 
 		lo.NodeReconciler.mu.Lock()
@@ -376,8 +367,8 @@ func TestDropInAlone(t *testing.T) {
 		}
 		lo.mu.Unlock()
 		all := "archives true, drop-ins true"
-		if among, _ := lo.f.asked(); !slices.Equal(among, []string{only, only, only, all, all}) {
-			t.Errorf("recovered and swept among %q", among)
+		if known, _ := lo.f.asked(); !slices.Equal(known, []string{only, only, all}) {
+			t.Errorf("sweeps knew %q", known)
 		}
 		cancel()
 		if err := <-over; err != nil {

@@ -91,7 +91,7 @@ func TestProbeAfterRestart(t *testing.T) {
 	b, a := newDone(t, withInterval(10*time.Minute))
 	b, _ = b.restart(a)
 	b.jitter = func() float64 { return 0.25 }
-	b.recover()
+	b.firstSweep()
 	b.expect("check a")
 	b.end(whole)
 	b.expect("wait 2m30s")

@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"time"
 
@@ -32,10 +33,6 @@ func (a *agenda) learn(o *outcome, now time.Time) news {
 		rec.suspect = false
 	}
 	switch {
-	case o.job.kind == jobRecover && o.job.unknown != a.unknown:
-		// There is another to come.
-	case o.job.kind == jobRecover:
-		a.learnRecovery(o, now)
 	case o.job.kind == jobSweep:
 		a.learnSweep(o, now)
 	case o.job.kind == jobRelease:
@@ -58,25 +55,6 @@ func (a *agenda) learn(o *outcome, now time.Time) news {
 	return nothingNew
 }
 
-// learnRecovery notes how a recovery ended. Of a containerd that does not answer all archives tell, since they wait.
-func (a *agenda) learnRecovery(o *outcome, now time.Time) {
-	rc := &a.recovery
-	if rc.done = o.err == nil; rc.done {
-		return
-	}
-	reason, _ := Classify(o.err)
-	if rc.passed = reason != v1alpha1.ReasonRuntimeUnavailable; rc.passed {
-		rc.failed(now, retryLimit, a.jitter)
-		return
-	}
-	rc.failed(now, runtimeRetryLimit, a.jitter)
-	for _, rec := range a.records {
-		if !rec.done {
-			rec.failure = &failure{ImportError: v1alpha1.ImportError{Reason: reason, Message: errorText(o.err)}}
-		}
-	}
-}
-
 // learnSweep notes how a sweep ended. One that an archive went during swept without knowing.
 func (a *agenda) learnSweep(o *outcome, now time.Time) {
 	s := &a.sweep
@@ -85,13 +63,17 @@ func (a *agenda) learnSweep(o *outcome, now time.Time) {
 	}
 	if o.err != nil {
 		s.needless = false
-		s.failed(now, retryLimit, a.jitter)
+		limit := retryLimit
+		if errors.Is(o.err, importer.ErrRuntimeUnavailable) {
+			limit = runtimeRetryLimit
+		}
+		s.failed(now, limit, a.jitter)
 		return
 	}
-	s.attempt, s.needless, s.spared = attempt{}, o.job.unknown == a.unknown, nil
-	for _, w := range o.swept {
-		if len(w.Spared) > 0 {
-			s.spared = append(s.spared, w.Owner.Name)
+	s.attempt, s.needless, s.skipped = attempt{}, o.job.unknown == a.unknown, nil
+	for _, r := range o.released {
+		if len(r.Skipped) > 0 {
+			s.skipped = append(s.skipped, r.Owner.Name)
 		}
 	}
 	for _, w := range o.job.wanted {

@@ -12,15 +12,15 @@ import (
 )
 
 // An import whose images the kubelet would not find is a success, with a warning beside it.
-func TestUnseenIsAnnounced(t *testing.T) {
+func TestNotVisibleIsAnnounced(t *testing.T) {
 	for name, test := range map[string]struct {
 		r    importer.Result
 		want string // in the warning
 	}{
-		"all are seen": {importer.Result{}, ""},
-		"one is not":   {importer.Result{Unseen: []string{"a.example/a:1"}}, "NotVisible a: the kubelet does not find 1 name: a.example/a:1"},
-		"many are not": {importer.Result{Unseen: []string{"a", "b", "c", "d"}}, "does not find 4 names: a, b, c and others"},
-		"no CRI":       {importer.Result{CRI: "containerd does not serve CRI"}, "not known: containerd does not serve CRI"},
+		"all are visible": {importer.Result{}, ""},
+		"one is not":      {importer.Result{NotVisible: []string{"a.example/a:1"}}, "NotVisible a: the kubelet does not find 1 name: a.example/a:1"},
+		"many are not":    {importer.Result{NotVisible: []string{"a", "b", "c", "d"}}, "does not find 4 names: a, b, c and others"},
+		"no CRI":          {importer.Result{CRI: "containerd does not serve CRI"}, "not known: containerd does not serve CRI"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := &eventLog{}

@@ -147,7 +147,7 @@ func TestPoisonBesideOthers(t *testing.T) {
 	b.expect("import innocent") // and the process dies
 
 	b, _ = b.restart(poison, innocent)
-	b.recover()
+	b.firstSweep()
 	b.pass(2 * time.Second)
 	for _, name := range []string{"poison", "innocent"} {
 		b.expect("check " + name)
@@ -157,7 +157,7 @@ func TestPoisonBesideOthers(t *testing.T) {
 	b.expect("wait 5s") // and it dies again
 
 	b, _ = b.restart(poison, innocent)
-	b.recover()
+	b.firstSweep()
 	b.pass(2 * time.Second)
 	b.expect("check innocent")
 	b.end(absent)

@@ -185,7 +185,10 @@ func ownerOf(a *v1alpha1.ImageArchive) importer.Owner {
 	if isDropIn(a.Name) {
 		hash = dropInHash(a)
 	}
-	return importer.Owner{Name: a.Name, UID: string(a.UID), SpecHash: hash, Deletion: importer.Deletion(a.Spec.DeletionPolicy)}
+	return importer.Owner{
+		Name: a.Name, UID: string(a.UID), Created: a.CreationTimestamp.Time, SpecHash: hash,
+		Deletion: importer.Deletion(a.Spec.DeletionPolicy),
+	}
 }
 
 // specHash identifies what of a spec decides an import. It is recorded in

@@ -97,7 +97,7 @@ func TestRequestFor(t *testing.T) {
 	a.Spec = *fullSpec()
 	a.Spec.DeletionPolicy = v1alpha1.DeletionDelete
 	want := importer.Request{
-		Owner:  importer.Owner{Name: "a", UID: "uid-a", SpecHash: specHash(&a.Spec), Deletion: importer.DeletionDelete},
+		Owner:  importer.Owner{Name: "a", UID: "uid-a", Created: epoch, SpecHash: specHash(&a.Spec), Deletion: importer.DeletionDelete},
 		Digest: "sha256:1", IndexDigest: "sha256:2",
 		Selection: archive.Selection{
 			BaseName: "example.com/a", Include: []string{"**"}, Exclude: []string{"*:debug"}, Rename: []archive.Rename{{From: "a/", To: "b/"}},

@@ -24,17 +24,14 @@ type Importer interface {
 	Imported(ctx context.Context, o importer.Owner) (r importer.Result, loss string, found bool, err error)
 	// Repair gives images that are there back what they have lost and needs no source: pins and labels.
 	Repair(ctx context.Context, o importer.Owner) (repaired int, err error)
-	// Import makes the images of an archive appear, all or none.
+	// Import publishes the images of an archive, each name complete or not at all. A repetition writes what is missing.
 	Import(ctx context.Context, src source.Blob, req importer.Request) (importer.Result, error)
 	// Release drops what failed imports of the archive with this UID have kept.
 	Release(ctx context.Context, uid string) error
-	// Recover deals with what importers that were killed have left: a publishing that had begun is finished for the
-	// wanted owners and undone for others; what a wanted owner's next attempt can adopt stays; all else is cleared.
-	// Living importers are left alone, and owners of whom nobody knows whether they are wanted: whose UID is not among.
-	Recover(ctx context.Context, wanted []importer.Owner, among func(uid string) bool) error
-	// Sweep ends the claims on images of all owners but the wanted, as each one's deletion policy says, and records the
-	// wanted ones' policies. Owners whose UID is not among are left alone, too.
-	Sweep(ctx context.Context, wanted []importer.Owner, among func(uid string) bool) ([]importer.Swept, error)
+	// Sweep ends the claims on images of all owners but the wanted, as each one's deletion policy says, drops what failed
+	// imports of theirs have kept, and records the wanted ones' policies. Owners whose UID known does not say yes to are
+	// skipped, since nobody can say whether they are wanted.
+	Sweep(ctx context.Context, wanted []importer.Owner, known func(uid string) bool) ([]importer.Released, error)
 	// Watch tells the name of each image that is changed or deleted, and "" for each snapshot that is deleted, until ctx
 	// ends or containerd does.
 	Watch(ctx context.Context, changed func(name string)) error
@@ -43,10 +40,10 @@ type Importer interface {
 // job is one thing that a worker does. What asks containerd, but for releases, asks who it is first.
 type job struct {
 	kind      jobKind
-	uid       types.UID              // of the archive, empty for a recovery and a sweep
+	uid       types.UID              // of the archive, empty for a sweep
 	archive   *v1alpha1.ImageArchive // not changed by anybody
 	owner     importer.Owner
-	wanted    []importer.Owner // of a recovery and a sweep
+	wanted    []importer.Owner // of a sweep
 	unknown   unknown          // when it began
 	repair    bool             // before a check: what needs no source
 	names     []string         // that are known to be published for the owner
@@ -56,8 +53,7 @@ type job struct {
 type jobKind int
 
 const (
-	jobRecover jobKind = iota // deals with what killed importers have left
-	jobRelease                // drops leftovers
+	jobRelease jobKind = iota // drops leftovers
 	jobSweep                  // ends claims on images that nobody wants any more
 	jobCheck                  // asks whether the images are there
 	jobImport                 // opens the source and imports
@@ -65,7 +61,7 @@ const (
 )
 
 func (k jobKind) String() string {
-	return [...]string{"recover", "release", "sweep", "check", "import", "probe"}[k]
+	return [...]string{"release", "sweep", "check", "import", "probe"}[k]
 }
 
 // outcome is what became of a job.
@@ -75,10 +71,10 @@ type outcome struct {
 	stopped  bool      // it was told to stop, so that err means nothing
 	at       time.Time // as of when it tells what containerd has: a check's beginning, an import's end
 	runtime  *importer.Runtime
-	found    bool   // of a check: images of the owner are there
-	loss     string // and what of them is missing, empty for nothing
-	repaired int    // images
-	swept    []importer.Swept
+	found    bool                // of a check: images of the owner are there
+	loss     string              // and what of them is missing, empty for nothing
+	repaired int                 // images
+	released []importer.Released // by a sweep
 	result   importer.Result
 	opened   bool  // of an import: the source could be opened
 	read     int64 // bytes taken from it
@@ -247,11 +243,9 @@ func (w *worker) do(ctx context.Context, t *task) *outcome {
 	}
 	o.runtime = &runtime
 	switch t.kind {
-	case jobRecover:
-		o.err = within(ctx, workTimeout, func(ctx context.Context) error { return w.importer.Recover(ctx, t.wanted, t.unknown.among) })
 	case jobSweep:
 		o.err = within(ctx, workTimeout, func(ctx context.Context) (err error) {
-			o.swept, err = w.importer.Sweep(ctx, t.wanted, t.unknown.among)
+			o.released, err = w.importer.Sweep(ctx, t.wanted, t.unknown.among)
 			return err
 		})
 	case jobCheck:

@@ -31,10 +31,9 @@ type fakeImporter struct {
 	repairing time.Duration
 	importing func(context.Context, source.Blob, importer.Request) (importer.Result, error)
 	released  []string
-	recover   error
-	recovered [][]importer.Owner
+	sweep     error
 	swept     [][]importer.Owner
-	among     []string // of recoveries and sweeps
+	known     []string // to sweeps
 	mu        sync.Mutex
 	repaired  int
 	watch     func(ctx context.Context, changed func(string)) error
@@ -49,14 +48,14 @@ func (f *fakeImporter) ask(ctx context.Context, method string) error {
 	return ctx.Err()
 }
 
-// asked is what recoveries and sweeps were among, and what the last sweep spared.
-func (f *fakeImporter) asked() (among []string, wanted []importer.Owner) {
+// asked is of whose archives sweeps knew, and who was wanted at the last one.
+func (f *fakeImporter) asked() (known []string, wanted []importer.Owner) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if n := len(f.swept); n > 0 {
 		wanted = f.swept[n-1]
 	}
-	return slices.Clone(f.among), wanted
+	return slices.Clone(f.known), wanted
 }
 
 func (f *fakeImporter) Runtime(ctx context.Context) (importer.Runtime, error) {
@@ -80,11 +79,11 @@ func (f *fakeImporter) Repair(ctx context.Context, _ importer.Owner) (int, error
 	return 1, f.ask(ctx, "Repair")
 }
 
-func (f *fakeImporter) Sweep(ctx context.Context, wanted []importer.Owner, among func(string) bool) ([]importer.Swept, error) {
+func (f *fakeImporter) Sweep(ctx context.Context, wanted []importer.Owner, known func(string) bool) ([]importer.Released, error) {
 	f.mu.Lock()
-	f.swept, f.among = append(f.swept, wanted), append(f.among, amongText(among))
+	f.swept, f.known = append(f.swept, wanted), append(f.known, knownText(known))
 	f.mu.Unlock()
-	return nil, f.ask(ctx, "Sweep")
+	return nil, errors.Join(f.ask(ctx, "Sweep"), f.sweep)
 }
 
 func (f *fakeImporter) Watch(ctx context.Context, changed func(string)) error {
@@ -98,16 +97,6 @@ func (f *fakeImporter) Watch(ctx context.Context, changed func(string)) error {
 func (f *fakeImporter) Release(ctx context.Context, uid string) error {
 	f.released = append(f.released, uid)
 	return f.ask(ctx, "Release")
-}
-
-func (f *fakeImporter) Recover(ctx context.Context, wanted []importer.Owner, among func(string) bool) error {
-	f.mu.Lock()
-	f.recovered, f.among = append(f.recovered, wanted), append(f.among, amongText(among))
-	f.mu.Unlock()
-	if err := f.ask(ctx, "Recover"); err != nil {
-		return err
-	}
-	return f.recover
 }
 
 // startWorker runs a worker until the test ends. Each value of the channel is a wake.
@@ -162,11 +151,11 @@ func TestWorkerImports(t *testing.T) {
 	if w.begin(importJob()) {
 		t.Error("took a second job of the same archive")
 	}
-	if !w.begin(&job{kind: jobRecover}) {
+	if !w.begin(&job{kind: jobSweep}) {
 		t.Fatal("refused another job")
 	}
 	<-wakes
-	if ended := w.collect(); len(ended) != 1 || ended[0].job.kind != jobRecover {
+	if ended := w.collect(); len(ended) != 1 || ended[0].job.kind != jobSweep {
 		t.Fatalf("ended %+v", ended)
 	}
 	if r := w.running(time.Now()); len(r) != 1 || r[0].kind != jobImport || r[0].stopping {
@@ -253,7 +242,7 @@ func TestWorkerAsksForTheRuntimeFirst(t *testing.T) {
 		t.Error("opened the source without a containerd to import into")
 		return nil, source.ErrUnavailable
 	}
-	for _, kind := range []jobKind{jobRecover, jobSweep, jobCheck, jobImport} {
+	for _, kind := range []jobKind{jobSweep, jobCheck, jobImport} {
 		j := importJob()
 		j.kind = kind
 		w.begin(j)
@@ -262,14 +251,14 @@ func TestWorkerAsksForTheRuntimeFirst(t *testing.T) {
 			t.Errorf("%s: %+v", kind, o)
 		}
 	}
-	if len(f.recovered) > 0 {
-		t.Error("recovered without a containerd")
+	if len(f.swept) > 0 {
+		t.Error("swept without a containerd")
 	}
 }
 
 func TestHungContainerdIsUnavailable(t *testing.T) {
 	for hang, kind := range map[string]jobKind{
-		"Runtime": jobImport, "Recover": jobRecover, "Imported": jobCheck, "Release": jobRelease, "Sweep": jobSweep, "Repair": jobCheck,
+		"Runtime": jobImport, "Imported": jobCheck, "Release": jobRelease, "Sweep": jobSweep, "Repair": jobCheck,
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := &worker{importer: &fakeImporter{hang: hang}}
@@ -402,7 +391,7 @@ func TestWorkerEndsWithItsJob(t *testing.T) {
 	}
 }
 
-// amongText is of whose archives it is known whether they are wanted.
-func amongText(among func(string) bool) string {
-	return fmt.Sprintf("archives %v, drop-ins %v", among("uid-a"), among(string(dropInArchive("a.tar", fileVersion{}).UID)))
+// knownText is of whose archives it is known whether they are wanted.
+func knownText(known func(string) bool) string {
+	return fmt.Sprintf("archives %v, drop-ins %v", known("uid-a"), known(string(dropInArchive("a.tar", fileVersion{}).UID)))
 }

@@ -280,7 +280,7 @@ func (p *patient) checkKubelet(ctx context.Context, held []importer.Held, names 
 		unknown string
 	}
 	s, err := ask(ctx, p.doctor, func(ctx context.Context) (sight, error) {
-		unseen, unknown, err := p.imp.Unseen(ctx, held)
+		unseen, unknown, err := p.imp.NotVisible(ctx, held)
 		return sight{unseen, unknown}, err
 	})
 	switch {
@@ -302,20 +302,16 @@ func (p *patient) checkLeftovers(ctx context.Context) {
 		p.failed(check, "look into containerd's log", err)
 		return
 	}
-	running := fmt.Sprintf("%d imports run now", l.Living)
-	if l.Stopped+l.Ingests+l.Unsettled == 0 {
-		p.ok(check, "none; %s", running)
+	if l.Leases+l.Ingests == 0 {
+		p.ok(check, "none")
 		return
 	}
 	age := ""
 	if !l.Oldest.IsZero() {
 		age = fmt.Sprintf(", the oldest %s ago", time.Since(l.Oldest).Round(time.Second))
 	}
-	found := fmt.Sprintf("%d imports were interrupted%s, with %d partial blobs (%s)", l.Stopped, age, l.Ingests, size(l.Bytes))
-	if l.Unsettled > 0 {
-		found += fmt.Sprintf(", %d of them while they wrote names", l.Unsettled)
-	}
-	p.add(check, verdictWarn, "the agent goes on with these, or clears them away, when it starts; 'agent import' does with its own; containerd drops them within a day", "%s; %s", found, running)
+	p.add(check, verdictWarn, "unless imports run: the agent's next attempts go on with these, and containerd drops them within a day",
+		"%d imports run or were interrupted%s, with %d partial blobs (%s)", l.Leases, age, l.Ingests, size(l.Bytes))
 }
 
 // Times by which clocks may differ. That of the API server's answers has whole seconds only.

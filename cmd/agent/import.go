@@ -103,9 +103,9 @@ func warnUnseen(w io.Writer, r importer.Result) {
 	switch {
 	case r.CRI != "":
 		fmt.Fprintf(w, "warning: whether the kubelet will find these images is not known: %s (see 'agent doctor')\n", oneLine(r.CRI))
-	case len(r.Unseen) > 0:
-		list := strings.Join(r.Unseen[:min(len(r.Unseen), maxWarned)], ", ")
-		if more := len(r.Unseen) - maxWarned; more > 0 {
+	case len(r.NotVisible) > 0:
+		list := strings.Join(r.NotVisible[:min(len(r.NotVisible), maxWarned)], ", ")
+		if more := len(r.NotVisible) - maxWarned; more > 0 {
 			list += fmt.Sprintf(" and %d more", more)
 		}
 		fmt.Fprintf(w, "warning: the images are in containerd, but the kubelet would not find %s (are they for this machine's platform? see 'agent doctor')\n", oneLine(list))
@@ -114,7 +114,7 @@ func warnUnseen(w io.Writer, r importer.Result) {
 
 func printImported(w io.Writer, format string, r importer.Result, took time.Duration) error {
 	if format == outputJSON {
-		return printJSON(w, imported{r.Images, r.Bytes, took.Round(time.Millisecond).Seconds(), r.Unseen, r.CRI})
+		return printJSON(w, imported{r.Images, r.Bytes, took.Round(time.Millisecond).Seconds(), r.NotVisible, r.CRI})
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	printRow(t, "IMAGE", "DIGEST")
