@@ -5,11 +5,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // A flag that the agent does not know would be found out by a crash loop. With
@@ -45,14 +47,8 @@ func TestAgentKnowsItsFlags(t *testing.T) {
 func expand(t *testing.T, c corev1.Container) []string {
 	t.Helper()
 	var env []string
-	for _, e := range c.Env {
-		value := e.Value
-		if from := e.ValueFrom; from != nil {
-			value = map[string]string{
-				"status.podIP": "fd00::1", "spec.nodeName": "node-a", "metadata.namespace": namespace,
-			}[from.FieldRef.FieldPath]
-		}
-		env = append(env, "$("+e.Name+")", value)
+	for name, value := range environment(c) {
+		env = append(env, "$("+name+")", value)
 	}
 	var args []string
 	for _, a := range c.Args {
@@ -63,6 +59,53 @@ func expand(t *testing.T, c corev1.Container) []string {
 		args = append(args, a)
 	}
 	return args
+}
+
+// environment returns a container's variables as the kubelet hands them over.
+func environment(c corev1.Container) map[string]string {
+	env := map[string]string{}
+	for _, e := range c.Env {
+		value := e.Value
+		for name, known := range env {
+			value = strings.ReplaceAll(value, "$("+name+")", known)
+		}
+		switch from := e.ValueFrom; {
+		case from != nil && from.FieldRef != nil:
+			value = map[string]string{
+				"status.podIP": "fd00::1", "spec.nodeName": "node-a", "metadata.namespace": namespace,
+			}[from.FieldRef.FieldPath]
+		case from != nil && from.ResourceFieldRef.Resource == "limits.memory":
+			limit, ok := c.Resources.Limits[corev1.ResourceMemory]
+			if !ok {
+				limit = resource.MustParse("16Gi") // the node's allocatable memory
+			}
+			divisor := from.ResourceFieldRef.Divisor.Value()
+			value = strconv.FormatInt((limit.Value()+divisor-1)/divisor, 10)
+		}
+		env[e.Name] = value
+	}
+	return env
+}
+
+// Go collects its garbage sooner when the container comes near its limit. What Go does not count has room beside that.
+func TestGoMemoryLimit(t *testing.T) {
+	for limit, values := range map[string][]string{
+		"256Mi": nil,
+		"300M":  {`node.resources.limits.memory="300M"`, `controller.resources.limits.memory="300M"`},
+		"1Gi":   {`node.resources.limits.memory="1Gi"`, `controller.resources.limits.memory="1Gi"`},
+		"16Gi":  {`node.resources={"limits":null}`, `controller.resources={"limits":null}`},
+	} {
+		objects := render(t, values...)
+		all := pods(t, objects)
+		all["doctor"] = corev1.PodTemplateSpec{Spec: one[corev1.Pod](t, objects, "Pod").Spec}
+		for role, pod := range all {
+			text := environment(pod.Spec.Containers[0])["GOMEMLIMIT"]
+			got, err := strconv.ParseInt(text, 10, 64)
+			if whole := resource.MustParse(limit); err != nil || got < whole.Value()*9/10 || got > whole.Value()*97/100 {
+				t.Errorf("%s has GOMEMLIMIT %q, want 90 to 97 %% of %s", role, text, limit)
+			}
+		}
+	}
 }
 
 // The addresses are written as IPv6 needs them, whatever the pod's is.
