@@ -50,14 +50,12 @@ type fakeNode struct {
 	imports  []string
 	released []string
 
-	hangs      []string // archives of which each import hangs
-	recover    error
-	recoveries []recovery
+	hangs []string // archives of which each import hangs
 
 	losses  map[string]string // by archive, what of its images is missing
 	repairs bool              // a repair mends losses
 	sweeps  [][]importer.Owner
-	swept   error       // what a sweep ends with
+	sweep   error       // what a sweep ends with
 	events  chan string // of images that change
 
 	checkInterval time.Duration
@@ -69,12 +67,6 @@ type published importer.Owner
 func publishedBy(o importer.Owner) published {
 	o.Deletion = ""
 	return published(o)
-}
-
-// recovery is a call of Recover, and what had been done before.
-type recovery struct {
-	wanted          []importer.Owner
-	checks, imports int
 }
 
 func newFakeNode(t *testing.T, name string) *fakeNode {
@@ -114,20 +106,20 @@ func (f *fakeNode) Repair(_ context.Context, o importer.Owner) (int, error) {
 }
 
 // Sweep forgets the imports of all but the wanted owners.
-func (f *fakeNode) Sweep(_ context.Context, wanted []importer.Owner, among func(string) bool) (swept []importer.Swept, err error) {
+func (f *fakeNode) Sweep(_ context.Context, wanted []importer.Owner, known func(string) bool) (released []importer.Released, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sweeps = append(f.sweeps, wanted)
-	if f.swept != nil {
-		return nil, f.swept
+	if f.sweep != nil {
+		return nil, f.sweep
 	}
 	for o, r := range f.imported {
-		if !slices.ContainsFunc(wanted, func(w importer.Owner) bool { return w.UID == o.UID }) && among(o.UID) {
+		if !slices.ContainsFunc(wanted, func(w importer.Owner) bool { return w.UID == o.UID }) && known(o.UID) {
 			delete(f.imported, o)
-			swept = append(swept, importer.Swept{Owner: importer.Owner(o), Deleted: r.Names})
+			released = append(released, importer.Released{Owner: importer.Owner(o), Deleted: r.Names})
 		}
 	}
-	return swept, nil
+	return released, nil
 }
 
 func (f *fakeNode) Watch(ctx context.Context, changed func(name string)) error {
@@ -176,13 +168,6 @@ func (f *fakeNode) Release(_ context.Context, uid string) error {
 	defer f.mu.Unlock()
 	f.released = append(f.released, uid)
 	return nil
-}
-
-func (f *fakeNode) Recover(_ context.Context, wanted []importer.Owner, _ func(string) bool) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.recoveries = append(f.recoveries, recovery{wanted, f.checks, len(f.imports)})
-	return f.recover
 }
 
 // set changes the node's behaviour.

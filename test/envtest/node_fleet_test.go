@@ -176,7 +176,7 @@ func TestNodeWaitsForItsRollout(t *testing.T) {
 	}
 }
 
-// wantedBy is whose images the last sweep spared.
+// wantedBy is whose images the last sweep kept.
 func (f *fakeNode) wantedBy() (sweeps int, names []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -185,7 +185,7 @@ func (f *fakeNode) wantedBy() (sweeps int, names []string) {
 	}
 	for _, o := range f.sweeps[len(f.sweeps)-1] {
 		if o.UID == "" {
-			continue // whose earlier namesakes are spared
+			continue // whose earlier namesakes are skipped
 		}
 		names = append(names, o.Name+" "+string(o.Deletion))
 	}
@@ -195,7 +195,7 @@ func (f *fakeNode) wantedBy() (sweeps int, names []string) {
 
 func (f *fakeNode) waitForSweep(t *testing.T, want ...string) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("a sweep that spares %q", want), func() (bool, string) {
+	eventually(t, fmt.Sprintf("a sweep that keeps %q", want), func() (bool, string) {
 		sweeps, got := f.wantedBy()
 		return sweeps > 0 && slices.Equal(got, want), fmt.Sprintf("%q, the last of %d", got, sweeps)
 	})
@@ -212,13 +212,13 @@ func TestNodeSweeps(t *testing.T) {
 
 	update(t, a, func() { a.Spec.DeletionPolicy = v1alpha1.DeletionDelete })
 	n.waitForSweep(t, "sweeps Delete", "sweeps-gone Unpin")
-	n.set(func() { n.swept = errors.New("no") })
+	n.set(func() { n.sweep = errors.New("no") })
 	if err := admin.Delete(t.Context(), gone); err != nil {
 		t.Fatal(err)
 	}
 	n.waitForSweep(t, "sweeps Delete")
-	n.set(func() { n.swept = nil })
-	waitForEvent(t, n.uid(t), "Swept", "sweeps-gone: 2 names deleted")
+	n.set(func() { n.sweep = nil })
+	waitForEvent(t, n.uid(t), "Released", "sweeps-gone: 2 names deleted")
 
 	// What goes while the agent is down is swept when it is back.
 	p.stop()
@@ -227,7 +227,7 @@ func TestNodeSweeps(t *testing.T) {
 	}
 	n.start(t)
 	n.waitForSweep(t)
-	waitForEvent(t, n.uid(t), "Swept", "sweeps: 2 names deleted")
+	waitForEvent(t, n.uid(t), "Released", "sweeps: 2 names deleted")
 }
 
 func TestNodeSweepsWhenDeselected(t *testing.T) {

@@ -77,9 +77,7 @@ func resultOf(o importer.Owner) importer.Result {
 
 func (*fakeImporter) Release(context.Context, string) error { return nil }
 
-func (*fakeImporter) Recover(context.Context, []importer.Owner, func(string) bool) error { return nil }
-
-func (*fakeImporter) Sweep(context.Context, []importer.Owner, func(string) bool) ([]importer.Swept, error) {
+func (*fakeImporter) Sweep(context.Context, []importer.Owner, func(string) bool) ([]importer.Released, error) {
 	return nil, nil
 }
 
