@@ -6,10 +6,12 @@ import (
 	"github.com/tarlift/tarlift/internal/importer/disk"
 )
 
-// What Options and Disks are made of.
 type (
-	Disk    = disk.FileSystem
-	Inodes  = disk.Inodes
+	// Disk is a file system that containerd writes to.
+	Disk = disk.FileSystem
+	// Inodes are a Disk's.
+	Inodes = disk.Inodes
+	// Reserve is how much of a Disk an import leaves free.
 	Reserve = disk.Reserve
 )
 
