@@ -77,17 +77,18 @@ func (i *Importer) importOnce(ctx context.Context, src source.Blob, req Request)
 
 // attempt is one attempt at an import.
 type attempt struct {
-	importer *Importer
-	src      source.Blob
-	req      Request
-	session  *store.Session
-	content  content.Store // the session's
-	progress *reporter
-	unpacker *unpack.Unpacker // nil when nothing is to be unpacked
-	cancel   context.CancelCauseFunc
-	ready    unpack.ReadySet // blobs
-	writing  atomic.Int32    // how much of containerd's is writing now
-	endWatch func()
+	importer    *Importer
+	src         source.Blob
+	req         Request
+	session     *store.Session
+	content     content.Store // the session's
+	progress    *reporter
+	snapshotter string           // that layers are unpacked into, empty for none
+	unpacker    *unpack.Unpacker // nil when nothing is to be unpacked
+	cancel      context.CancelCauseFunc
+	ready       unpack.ReadySet // blobs
+	writing     atomic.Int32    // how much of containerd's is writing now
+	endWatch    func()
 }
 
 // begin opens a session, and starts what goes on beside the steps: the watch over the disk, and the unpacker.
@@ -174,7 +175,7 @@ func (p *Plan) claim(req Request, rec ownership.Import) ownership.Claim {
 func (i *Importer) recorded(a *attempt, opened *Archive, p *Plan) ownership.Import {
 	return ownership.Import{
 		Source: a.src.String(), Validator: a.src.Validator(), Digest: opened.Digest, Index: p.IndexDigest, Size: a.src.Size(),
-		Snapshotter: a.unpacker.Into(),
+		Snapshotter: a.snapshotter,
 	}
 }
 

@@ -15,6 +15,7 @@ func (a *attempt) newUnpacker(ctx context.Context) (*unpack.Unpacker, error) {
 		return nil, err
 	}
 	c := a.importer.client
+	a.snapshotter = name
 	return unpack.New(ctx, unpack.Options{
 		Content: a.content, Applier: c.DiffService(), Snapshotter: a.session.Snapshotter(c.SnapshotService(name)), SnapshotterName: name,
 		Capabilities: c.GetSnapshotterCapabilities, Applies: a.importer.applies, Writing: &a.writing,

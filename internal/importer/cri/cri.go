@@ -26,7 +26,7 @@ import (
 	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
 
-// Namespace is the only one that CRI, and so the kubelet, looks into.
+// Namespace is the only one that CRI, and so the kubelet, uses.
 const Namespace = "k8s.io"
 
 const (
@@ -62,18 +62,6 @@ func callError(doing string, err error) error {
 		return ErrNotServed
 	}
 	return daemon.Error(doing, err)
-}
-
-// imageID asks for the image that a name stands for, as the kubelet does: the digest of its config, empty if there is none.
-func (c Client) imageID(ctx context.Context, name string) (string, error) {
-	if c.Images == nil {
-		return "", ErrNotServed
-	}
-	resp, err := c.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
-	if err != nil {
-		return "", callError("ask CRI for "+name, err)
-	}
-	return resp.GetImage().GetId(), nil
 }
 
 // snapshotterRoot is the root of the snapshotter that CRI uses by default: CRI reports its place only.
@@ -160,16 +148,85 @@ func (c Client) NotVisible(ctx context.Context, configs map[string]digest.Digest
 
 // stillNotVisible asks once for each name. After an error the rest is not asked for.
 func (c Client) stillNotVisible(ctx context.Context, names []string, configs map[string]digest.Digest) (left []string, err error) {
+	if c.Images == nil {
+		return names, ErrNotServed
+	}
 	ctx, cancel := context.WithTimeout(ctx, nameWait)
 	defer cancel()
 	for k, name := range names {
-		id, err := c.imageID(ctx, name)
+		resp, err := c.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
 		if err != nil {
-			return append(left, names[k:]...), err
+			return append(left, names[k:]...), callError("ask CRI for "+name, err)
 		}
-		if id != configs[name].String() {
+		if resp.GetImage().GetId() != configs[name].String() { // an image's id is its config's digest
 			left = append(left, name)
 		}
 	}
 	return left, nil
+}
+
+// Status is what CRI says of itself, for `agent doctor`.
+type Status struct {
+	Serving     bool
+	Problem     string // why it does not serve
+	Version     string
+	Snapshotter string // empty where it does not say
+	// NotReady are the conditions that are not met, each with its reason. The network's is apart: imports do not need it.
+	NotReady        []string
+	NetworkNotReady string
+}
+
+// Status asks CRI for its version, its conditions and its snapshotter. A CRI that is not served is no error.
+func (c Client) Status(ctx context.Context) (Status, error) {
+	if c.Runtime == nil {
+		return Status{Problem: ErrNotServed.Error()}, nil
+	}
+	v, err := c.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		if err = callError("ask CRI's version", err); !errors.Is(err, ErrNotServed) {
+			return Status{}, err
+		}
+		problem, err := c.whyNotServed(ctx)
+		return Status{Problem: problem}, err
+	}
+	s := Status{Serving: true, Version: v.GetRuntimeApiVersion()}
+	resp, err := c.Runtime.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		return s, callError("ask CRI's status", err)
+	}
+	for _, cond := range resp.GetStatus().GetConditions() {
+		why := strings.TrimSuffix(cond.GetType()+": "+cond.GetReason(), ": ")
+		switch {
+		case cond.GetStatus():
+		case cond.GetType() == runtimeapi.NetworkReady:
+			s.NetworkNotReady = why
+		case cond.GetType() == runtimeapi.RuntimeReady:
+			s.NotReady = append(s.NotReady, why)
+		}
+	}
+	s.Snapshotter, err = c.Snapshotter(ctx)
+	return s, err
+}
+
+// whyNotServed asks for a plugin of CRI's that could not start.
+func (c Client) whyNotServed(ctx context.Context) (string, error) {
+	resp, err := c.Plugins.Plugins(ctx, fmt.Sprintf("type==%s", plugins.CRIServicePlugin), fmt.Sprintf("type==%s,id==cri", plugins.GRPCPlugin))
+	if err != nil {
+		return "", daemon.Error("ask for CRI's plugins", err)
+	}
+	var skipped string
+	for _, p := range resp.GetPlugins() {
+		message := p.GetInitErr().GetMessage()
+		switch {
+		case message == "":
+		case strings.Contains(message, "skip plugin"): // because of another one
+			skipped = message
+		default:
+			return fmt.Sprintf("plugin %s.%s did not start: %s", p.GetType(), p.GetID(), message), nil
+		}
+	}
+	if skipped != "" {
+		return "its plugin did not start: " + skipped, nil
+	}
+	return "its plugin is disabled", nil
 }

@@ -42,7 +42,9 @@ func (f *fakeCRI) answer(ctx context.Context) error {
 	return nil
 }
 
-func (f *fakeCRI) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusRequest, _ ...grpc.CallOption) (*runtimeapi.ImageStatusResponse, error) {
+func (f *fakeCRI) ImageStatus(
+	ctx context.Context, r *runtimeapi.ImageStatusRequest, _ ...grpc.CallOption,
+) (*runtimeapi.ImageStatusResponse, error) {
 	if err := f.answer(ctx); err != nil {
 		return nil, err
 	}
@@ -58,7 +60,9 @@ func (f *fakeCRI) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusRequ
 	return &runtimeapi.ImageStatusResponse{Image: &runtimeapi.Image{Id: id.String()}}, nil
 }
 
-func (f *fakeCRI) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest, _ ...grpc.CallOption) (*runtimeapi.ImageFsInfoResponse, error) {
+func (f *fakeCRI) ImageFsInfo(
+	ctx context.Context, _ *runtimeapi.ImageFsInfoRequest, _ ...grpc.CallOption,
+) (*runtimeapi.ImageFsInfoResponse, error) {
 	if err := f.answer(ctx); err != nil {
 		return nil, err
 	}
@@ -162,8 +166,11 @@ func TestSnapshotter(t *testing.T) {
 		want string
 		err  bool
 	}{
-		"default":              {&fakeCRI{mounts: []string{"/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs"}}, "overlayfs", false},
-		"several":              {&fakeCRI{mounts: []string{"/var/lib/stargz/snapshotter", "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs"}}, "stargz", false},
+		"default": {&fakeCRI{mounts: []string{"/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs"}}, "overlayfs", false},
+		"several": {
+			&fakeCRI{mounts: []string{"/var/lib/stargz/snapshotter", "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs"}},
+			"stargz", false,
+		},
 		"says no root":         {&fakeCRI{mounts: []string{"/var/lib/containerd/io.containerd.snapshotter.v1.nydus"}}, "nydus", false},
 		"unknown":              {&fakeCRI{mounts: []string{"/elsewhere"}}, "", false},
 		"nothing":              {&fakeCRI{}, "", false},

@@ -46,28 +46,20 @@ func TestReserve(t *testing.T) {
 	}
 }
 
-func TestOverlayUpper(t *testing.T) {
-	const pod = `1 0 0:30 / / rw,relatime master:1 - overlay overlay rw,lowerdir=/c/snapshots/3/fs,upperdir=/c/snapshots/55/fs,workdir=/c/snapshots/55/work,uuid=on
-2 1 0:31 / /proc rw,nosuid - proc proc rw
-3 1 0:32 / /data rw - overlay overlay rw,lowerdir=/x,upperdir=/other/fs,workdir=/y
-`
-	for name, tc := range map[string]struct{ mounts, want string }{
-		"a container's root":  {pod, "/c/snapshots/55/fs"},
-		"a machine's root":    {"1 0 254:0 / / rw,relatime - ext4 /dev/vda rw\n" + strings.SplitN(pod, "\n", 2)[1], ""},
-		"a read-only overlay": {"1 0 0:30 / / ro - overlay overlay ro,lowerdir=/a:/b\n", ""},
-		"mounted over":        {pod + "9 1 0:40 / / rw - overlay overlay rw,upperdir=/top/fs\n", "/top/fs"},
-		"nonsense":            {"\n1\n - \n1 0 0:30 / / rw - overlay\n", ""},
+func TestIsContainersRoot(t *testing.T) {
+	const options = "rw,lowerdir=/c/overlayfs/3/fs,upperdir=/c/overlayfs/55/fs,workdir=/c/overlayfs/55/work,uuid=on"
+	for name, tc := range map[string]struct {
+		options, layers string
+		want            bool
+	}{
+		"this snapshotter's":  {options, "/c/overlayfs", true},
+		"another one's":       {options, "/c/over", false},
+		"another engine's":    {options, "/d/overlayfs", false},
+		"a read-only overlay": {"ro,lowerdir=/c/overlayfs/3/fs:/c/overlayfs/2/fs", "/c/overlayfs", false},
 	} {
-		path := filepath.Join(t.TempDir(), "mountinfo")
-		if err := os.WriteFile(path, []byte(tc.mounts), 0o600); err != nil {
-			t.Fatal(err)
+		if got := isContainersRoot(tc.options, tc.layers); got != tc.want {
+			t.Errorf("%s: %v", name, got)
 		}
-		if got := overlayUpper(path); got != tc.want {
-			t.Errorf("%s: %q, want %q", name, got, tc.want)
-		}
-	}
-	if got := overlayUpper("/does/not/exist"); got != "" {
-		t.Errorf("without a list: %q", got)
 	}
 }
 
@@ -148,13 +140,22 @@ func TestRoom(t *testing.T) {
 		full bool
 		says string
 	}{
-		"enough":             {FileSystem{Free: 20 * gi, Total: 100 * gi, Reserve: 15 * gi, Blobs: 1 * gi, Unpacked: 4 * gi}, false, ""},
-		"a byte too little":  {FileSystem{Free: 20 * gi, Total: 100 * gi, Reserve: 15 * gi, Blobs: 1 * gi, Unpacked: 4*gi + 1}, true, "20 GiB free of 100 GiB, of which 15 GiB"},
+		"enough": {FileSystem{Free: 20 * gi, Total: 100 * gi, Reserve: 15 * gi, Blobs: 1 * gi, Unpacked: 4 * gi}, false, ""},
+		"a byte too little": {
+			FileSystem{Free: 20 * gi, Total: 100 * gi, Reserve: 15 * gi, Blobs: 1 * gi, Unpacked: 4*gi + 1},
+			true, "20 GiB free of 100 GiB, of which 15 GiB",
+		},
 		"below, and writing": {FileSystem{Free: 14 * gi, Total: 100 * gi, Reserve: 15 * gi}, true, "what is being written"},
-		"no inodes":          {FileSystem{Free: 90 * gi, Total: 100 * gi, Inodes: Inodes{Free: 60, Total: 1000, Reserve: 50, Needed: 11}}, true, "60 inodes free of 1000"},
-		"inodes enough":      {FileSystem{Free: 90 * gi, Total: 100 * gi, Inodes: Inodes{Free: 60, Total: 1000, Reserve: 50, Needed: 10}}, false, ""},
-		"no fixed inodes":    {FileSystem{Free: 90 * gi, Total: 100 * gi, Inodes: Inodes{Needed: 10}}, false, ""},
-		"unknown":            {FileSystem{Unknown: "not visible"}, false, ""},
+		"no inodes": {
+			FileSystem{Free: 90 * gi, Total: 100 * gi, Inodes: Inodes{Free: 60, Total: 1000, Reserve: 50, Needed: 11}},
+			true, "60 inodes free of 1000",
+		},
+		"inodes enough": {
+			FileSystem{Free: 90 * gi, Total: 100 * gi, Inodes: Inodes{Free: 60, Total: 1000, Reserve: 50, Needed: 10}},
+			false, "",
+		},
+		"no fixed inodes": {FileSystem{Free: 90 * gi, Total: 100 * gi, Inodes: Inodes{Needed: 10}}, false, ""},
+		"unknown":         {FileSystem{Unknown: "not visible"}, false, ""},
 	} {
 		tc.disk.Roots = []string{"/var/lib/containerd"}
 		err := tc.disk.room("what is being written")

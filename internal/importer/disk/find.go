@@ -1,21 +1,22 @@
 package disk
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/introspection"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/plugins"
 	"golang.org/x/sys/unix"
 
 	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
 
-// Options say which file systems Find looks for.
+// Options say which file systems to find.
 type Options struct {
 	// Snapshotter that layers are unpacked into.
 	Snapshotter string
@@ -79,7 +80,10 @@ func (o Options) visible(root, layers string) string {
 	if parent := filepath.Dir(root); isDir(filepath.Join(parent, plugins.MetadataPlugin.String()+".bolt")) {
 		return parent
 	}
-	if layers != "" && filepath.Dir(layers) == filepath.Dir(root) && strings.HasPrefix(overlayUpper("/proc/self/mountinfo"), layers+"/") {
+	if layers == "" || filepath.Dir(layers) != filepath.Dir(root) {
+		return ""
+	}
+	if m, err := mount.Lookup("/"); err == nil && m.FSType == "overlay" && isContainersRoot(m.VFSOptions, layers) {
 		return "/"
 	}
 	return ""
@@ -90,28 +94,10 @@ func isDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// overlayUpper is the directory that an overlay at "/" writes to, as the one who mounted it named it; empty if there is
-// none. The format is that of proc_pid_mountinfo(5).
-func overlayUpper(mountinfo string) string {
-	f, err := os.Open(mountinfo) //nolint:gosec // a file of procfs
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	upper := ""
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		mount, rest, _ := strings.Cut(lines.Text(), " - ")
-		fields, super := strings.Fields(mount), strings.Fields(rest)
-		if len(fields) < 5 || fields[4] != "/" || len(super) < 3 || super[0] != "overlay" {
-			continue
-		}
-		for option := range strings.SplitSeq(super[2], ",") {
-			if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
-				upper = dir
-			}
-		}
-	}
-	return upper
+// isContainersRoot says whether a mount with these options, as whoever mounted it names directories, is the root of a container
+// whose files lie below a snapshotter's root.
+func isContainersRoot(options, layers string) bool {
+	return slices.ContainsFunc(strings.Split(options, ","), func(o string) bool { return strings.HasPrefix(o, "upperdir="+layers+"/") })
 }
 
 // sameFileSystem says whether two paths of this process lie on the same file system.

@@ -28,7 +28,7 @@ var damage = []string{
 }
 
 // unpackError tells a layer that is not what its image says (archive.ErrInvalid, archive.ErrDigestMismatch) from a
-// containerd that could not apply it. The text goes into a condition, where a different one is news: of a damaged layer
+// containerd that could not apply it. The text goes into a condition, where a different one counts as a change: of a damaged layer
 // only the kind is kept, and names that are made up each time are left out.
 func unpackError(err error) error {
 	var applying *applyError

@@ -25,7 +25,7 @@ import (
 // its parents ("lowerdir"): mode, owner and attributes of a directory that the layer puts something into but does not list
 // itself. Without the parent, it would silently make such a directory 0755 and root's.
 //
-// So lowerdir is a probe: something that is no directory. containerd fails when it looks there, and the layer is applied anew
+// So lowerdir is a probe: something that is no directory. containerd fails when it reads there, and the layer is applied again
 // on top of its parent. One that was applied before its parent had no need of it.
 const (
 	overlayfs     = "overlayfs"
@@ -139,7 +139,7 @@ func (p *parallelUnpack) rebase(ctx context.Context, l activeLayer) ([]mount.Mou
 	return mounts, nil
 }
 
-// directory is where a layer is applied, "" if it cannot be told.
+// directory is where a layer is applied, "" if that is not known.
 func directory(mounts []mount.Mount) string {
 	if len(mounts) != 1 {
 		return ""
@@ -163,11 +163,11 @@ func overlay(options ...string) []mount.Mount {
 // probeMounts are mounts to apply a layer with before its parent.
 func probeMounts(dir string) []mount.Mount { return overlay(upperDir+dir, lowerDir+lowerdirProbe) }
 
-// needsParent says whether applying a layer failed because containerd looked at the probe; or, which does no harm, because of
+// needsParent says whether applying a layer failed because containerd read at the probe; or, which does no harm, because of
 // a file of the layer's own with such a name.
 func needsParent(err error) bool { return strings.Contains(err.Error(), lowerdirProbe) }
 
-// supportsRebase finds out whether this containerd gives a snapshot its parent at the commit, and whether it looks at the probe
+// supportsRebase finds out whether this containerd gives a snapshot its parent at the commit, and whether it reads at the probe
 // and says so: by a layer with a file in a directory that it does not list. Whatever goes wrong on the way, layers in order
 // are right.
 func (u *Unpacker) supportsRebase(ctx context.Context) bool {

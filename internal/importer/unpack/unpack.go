@@ -138,14 +138,6 @@ func (u *Unpacker) Wait() {
 	_ = u.group.Wait() // what fails is passed to Fail
 }
 
-// Into is the name of the snapshotter, empty for a nil Unpacker.
-func (u *Unpacker) Into() string {
-	if u == nil {
-		return ""
-	}
-	return u.SnapshotterName
-}
-
 // fail ends the import.
 func (u *Unpacker) fail(img *Image, err error) {
 	u.Fail(fmt.Errorf("image %q: %w", img.Name, unpackError(err)))
@@ -248,7 +240,9 @@ func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount
 	return a.applyTo(ctx, d, mounts, opts...)
 }
 
-func (a applier) applyTo(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+func (a applier) applyTo(
+	ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt,
+) (ocispec.Descriptor, error) {
 	if err := a.Applies.Acquire(ctx, 1); err != nil {
 		return ocispec.Descriptor{}, err //nolint:wrapcheck // the context's
 	}
@@ -262,7 +256,8 @@ func (a applier) applyTo(ctx context.Context, d ocispec.Descriptor, mounts []mou
 	}
 	k := slices.IndexFunc(a.img.Layers, func(l ocispec.Descriptor) bool { return l.Digest == d.Digest })
 	if want := a.img.DiffIDs[k]; applied.Digest != want {
-		return applied, &applyError{fmt.Errorf("layer %s: its content is not that of its diff_id %.200q: %w", d.Digest, want, archive.ErrDigestMismatch)}
+		err := fmt.Errorf("layer %s: its content is not that of its diff_id %.200q: %w", d.Digest, want, archive.ErrDigestMismatch)
+		return applied, &applyError{err}
 	}
 	return applied, nil
 }

@@ -93,7 +93,7 @@ func TestReadySet(t *testing.T) {
 		r.Add(ready) // a blob that was there, and was brought by a stream before
 		synctest.Wait()
 		if came.Load() != 2 {
-			t.Errorf("%d of 2 were told", came.Load())
+			t.Errorf("%d of 2 have returned", came.Load())
 		}
 		if err := r.Wait(t.Context(), ready); err != nil {
 			t.Errorf("after it has come: %v", err)
@@ -122,7 +122,7 @@ func TestUnpackErrors(t *testing.T) {
 		"the daemon is gone in between":  {fmt.Errorf("prepare: %w", errdefs.ErrUnavailable), false, daemon.ErrUnavailable},
 		"the daemon does not answer":     {grpc(codes.DeadlineExceeded, "keepalive"), true, daemon.ErrUnavailable},
 		"the disk is full":               {grpc(codes.Unknown, "write /etc/passwd: no space left on device"), true, daemon.ErrNoSpace},
-		"the disk is full for snapshots": {fmt.Errorf("prepare: %w: mkdir: no space left on device", errdefs.ErrUnknown), false, daemon.ErrNoSpace},
+		"the disk is full for snapshots": {fmt.Errorf("%w: mkdir: no space left on device", errdefs.ErrUnknown), false, daemon.ErrNoSpace},
 		"another diff_id":                {fmt.Errorf("layer: %w", archive.ErrDigestMismatch), true, archive.ErrDigestMismatch},
 		"cancelled here":                 {fmt.Errorf("apply: %w", context.Canceled), false, context.Canceled},
 		"cancelled there":                {grpc(codes.Canceled, "context canceled"), true, context.Canceled},
@@ -161,11 +161,17 @@ func TestUnpackErrorsRepeatThemselves(t *testing.T) {
 		applied bool
 		says    string
 	}{
-		"a snapshot's key":     {`failed to prepare extraction snapshot "extract-%[1]s-%[2]s sha256:f00": exists`, false, "sha256:f00"},
-		"an active snapshot":   {`commit snapshot extract-%[1]s-%[2]s sha256:f00 failed`, false, "sha256:f00"},
-		"a mount":              {`mount callback failed on /var/lib/containerd/tmpmounts/containerd-mount%[1]s: setxattr etc/passwd: not permitted`, true, "etc/passwd"},
-		"a snapshot directory": {`open /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/%[1]s/fs/etc: not permitted`, true, "fs/etc"},
-		"damage":               {`failed to extract layer to "/tmp/containerd-mount%[1]s": unexpected EOF at %[2]s`, true, "damaged"},
+		"a snapshot's key":   {`failed to prepare extraction snapshot "extract-%[1]s-%[2]s sha256:f00": exists`, false, "sha256:f00"},
+		"an active snapshot": {`commit snapshot extract-%[1]s-%[2]s sha256:f00 failed`, false, "sha256:f00"},
+		"a mount": {
+			`mount callback failed on /var/lib/containerd/tmpmounts/containerd-mount%[1]s: setxattr etc/passwd: not permitted`,
+			true, "etc/passwd",
+		},
+		"a snapshot directory": {
+			`open /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/%[1]s/fs/etc: not permitted`,
+			true, "fs/etc",
+		},
+		"damage": {`failed to extract layer to "/tmp/containerd-mount%[1]s": unexpected EOF at %[2]s`, true, "damaged"},
 	} {
 		text := func(one, two string) string {
 			err := fmt.Errorf(tc.format, one, two)
