@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -11,103 +12,130 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Selection chooses images by name and gives them their final names. The zero
-// value takes all under their own names, without digest references.
+// Selection chooses images by name and gives them their final names. The zero value takes all under their own names,
+// without digest references.
 type Selection struct {
 	// BaseName completes bare tags (BaseName:tag) and images without a name (BaseName@digest).
 	BaseName string
-	// Include and Exclude are globs on the full normalised name, such as
-	// docker.io/library/*:1.*: * is any text within a path component, ** any text
-	// at all. An empty Include takes all; Exclude wins.
+	// Include and Exclude are globs on the full normalised name, such as docker.io/library/*:1.*: * is any text within a
+	// path component, ** any text at all. An empty Include takes all; Exclude wins.
 	Include, Exclude []string
 	// Rename is tried in this order; the first match counts.
 	Rename []Rename
-	// DigestReferences asks for name@digest beside each name.
+	// DigestReferences adds name@digest beside each name.
 	DigestReferences bool
 }
 
-// Rename replaces From by To. With a slash at the end of both they are prefixes
-// of full normalised names, otherwise each is one name.
+// Rename replaces From by To. With a slash at the end of both they are prefixes of full normalised names, otherwise each
+// is one name.
 type Rename struct{ From, To string }
 
-// Named is a selected image. All names are as reference.ParseDockerRef
-// normalises them: docker.io/library/x for x, :latest for no tag, and of
-// name:tag@digest name@digest.
+// Named is a selected image. All names are as reference.ParseDockerRef normalises them: docker.io/library/x for x, :latest
+// for no tag, and name@digest for name:tag@digest.
 type Named struct {
 	Target ocispec.Descriptor
 	// Source is the full name in the archive (with BaseName before a bare tag), "" when there is none.
 	Source string
 	// Name is the final one; BaseName@digest for an image without a name.
 	Name string
-	// DigestReference is name@digest, the same for all tags of an image. "" when
-	// it is not asked for, and when Name is it already.
+	// DigestReference is name@digest, the same for all tags of an image; "" without Selection.DigestReferences, and when
+	// Name is it already.
 	DigestReference string
 }
 
-// Validate tells whether the selection can be used. The error is ErrInvalidName.
+// Validate checks that the selection can be used. The error is ErrInvalidName.
 func (s Selection) Validate() error {
 	_, err := s.compile()
 	return err
 }
 
-// Select applies the selection to the manifests of an index.json. Descriptors
-// with the same final name and target become one. The error is ErrInvalidName:
-// for a name that is not acceptable or missing (unless Include chooses others), a
-// rename to such a name, a name with two targets, and when nothing is selected; or
-// ErrLimit above MaxNames.
+// Select applies the selection to the manifests of an index.json. Descriptors with the same final name and target become
+// one. The error is ErrLimit above MaxNames, or ErrInvalidName: for a name that is not acceptable or missing (unless
+// Include chooses others), a rename to such a name, a name with two targets, and when nothing is selected.
 func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
 	return s.SelectAt(manifests, inIndex)
 }
 
 func inIndex(i int) string { return fmt.Sprintf("read %s: manifests[%d]", ocispec.ImageIndexFile, i) }
 
-// SelectAt is Select; place tells, for errors, where the manifest of a number stands.
-func (s Selection) SelectAt(manifests []ocispec.Descriptor, place func(int) string) ([]Named, error) {
+// SelectAt is Select; place says, for errors, where manifests[i] stands.
+func (s Selection) SelectAt(manifests []ocispec.Descriptor, place func(i int) string) ([]Named, error) {
 	c, err := s.compile()
 	if err != nil {
 		return nil, err
 	}
 	var out []Named
-	var unnamed error
-	seen := map[string]ocispec.Descriptor{}
+	var unnamed error    // why no glob can match an image
+	var leftOut []string // names that no glob selects
+	targets := map[string]digest.Digest{}
 	for i, d := range manifests {
 		source, nameless, err := c.sourceName(d)
-		if err != nil && len(s.Include) > 0 {
-			unnamed = err // no glob can match it
+		switch {
+		case err != nil && len(s.Include) > 0:
+			unnamed = err
 			continue
-		}
-		if err != nil {
+		case err != nil:
 			return nil, fmt.Errorf("%s: %w", place(i), err)
-		}
-		if source == nil || !c.matches(source.String()) {
+		case source == nil: // not an image
+			continue
+		case !c.included(source.String()) || c.excluded(source.String()):
+			leftOut = append(leftOut, source.String())
 			continue
 		}
 		n, err := c.name(d, source, nameless)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", place(i), err)
 		}
-		other, twice := seen[n.Name]
-		if twice && other.Digest != d.Digest {
-			return nil, fmt.Errorf("%s: name %.200q stands for two images, %s and %s: %w", place(i), n.Name, other.Digest, d.Digest, ErrInvalidName)
+		other, twice := targets[n.Name]
+		if twice && other != d.Digest {
+			return nil, fmt.Errorf("%s: name %.200q stands for two images, %s and %s: %w", place(i), n.Name, other, d.Digest, ErrInvalidName)
 		}
 		if twice {
 			continue
 		}
-		seen[n.Name] = d
+		targets[n.Name] = d.Digest
 		if out = append(out, n); len(out) > MaxNames {
 			return nil, fmt.Errorf("more than %d names: %w", MaxNames, ErrLimit)
 		}
 	}
-	if len(out) == 0 && unnamed != nil {
+	switch {
+	case len(out) > 0:
+		return out, nil
+	case len(leftOut) > 0:
+		return nil, c.noneSelected(leftOut)
+	case unnamed != nil:
 		return nil, fmt.Errorf("no image of %d is selected: %w", len(manifests), unnamed)
+	default:
+		return nil, fmt.Errorf("none of %d manifests is an image: %w", len(manifests), ErrInvalidName)
 	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("no image of %d is selected: %w", len(manifests), ErrInvalidName)
-	}
-	return out, nil
 }
 
-// compiled is a selection that is ready to use.
+// noneSelected says which names there are, and which field leaves them out.
+func (c compiled) noneSelected(names []string) error {
+	field := "images.exclude (--exclude)"
+	if !slices.ContainsFunc(names, c.included) {
+		field = "images.include (--include)"
+	}
+	return fmt.Errorf("%s leaves out all images, change it: its globs match full names, and the archive has %s: %w",
+		field, Quoted(names), ErrInvalidName)
+}
+
+// Quoted lists words from outside for a message, quoted and bounded: maxQuoted of at most 100 bytes.
+func Quoted(words []string) string {
+	quoted := make([]string, 0, maxQuoted+1)
+	for _, w := range words[:min(len(words), maxQuoted)] {
+		quoted = append(quoted, fmt.Sprintf("%.100q", w))
+	}
+	if more := len(words) - maxQuoted; more > 0 {
+		quoted = append(quoted, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(quoted, ", ")
+}
+
+// maxQuoted words of a message: tools build images for up to 15 platforms.
+const maxQuoted = 20
+
+// compiled is a valid selection with its globs as expressions.
 type compiled struct {
 	Selection
 	base             reference.Named // nil without BaseName
@@ -120,7 +148,7 @@ func (s Selection) compile() (compiled, error) {
 	if s.BaseName != "" {
 		c.base, err = reference.ParseNormalizedNamed(s.BaseName)
 		if err == nil && !reference.IsNameOnly(c.base) {
-			err = fmt.Errorf("it has a tag or a digest")
+			err = errors.New("it has a tag or a digest")
 		}
 		if err != nil {
 			return c, fmt.Errorf("base name %.200q: %s: %w", s.BaseName, reason(err), ErrInvalidName)
@@ -140,10 +168,10 @@ func (s Selection) compile() (compiled, error) {
 	return c, nil
 }
 
-// globChars are those of names, and *.
+// globChars are the characters of names, and *.
 var globChars = regexp.MustCompile(`^[A-Za-z0-9._\-/:@\[\]*]+$`)
 
-// compileGlobs makes one expression that matches what any of the globs matches.
+// compileGlobs makes one expression that matches what any of the globs matches, nil of none.
 func compileGlobs(globs []string) (*regexp.Regexp, error) {
 	if len(globs) == 0 {
 		return nil, nil //nolint:nilnil // no globs, no expression
@@ -151,7 +179,7 @@ func compileGlobs(globs []string) (*regexp.Regexp, error) {
 	parts := make([]string, 0, len(globs))
 	for _, g := range globs {
 		if !globChars.MatchString(g) || len(g) > MaxMemberName {
-			return nil, fmt.Errorf("glob %.200q has characters that are in no name, or none: %w", g, ErrInvalidName)
+			return nil, fmt.Errorf("glob %.200q is empty, or has characters that no name has: %w", g, ErrInvalidName)
 		}
 		quoted := regexp.QuoteMeta(g)
 		quoted = strings.ReplaceAll(quoted, `\*\*`, `.*`)
@@ -171,7 +199,7 @@ func (r Rename) validate() error {
 	}
 	for _, n := range []string{r.From, r.To} {
 		if from {
-			n += "x" // a prefix of names is one with anything behind it
+			n += "x" // a prefix is valid when a name with it is
 		}
 		if _, err := reference.ParseDockerRef(n); err != nil {
 			return fmt.Errorf("%.200q: %s: %w", n, reason(err), ErrInvalidName)
@@ -202,9 +230,9 @@ func (c compiled) name(d ocispec.Descriptor, source reference.Named, nameless bo
 	return n, nil
 }
 
-func (c compiled) matches(name string) bool {
-	return (c.include == nil || c.include.MatchString(name)) && (c.exclude == nil || !c.exclude.MatchString(name))
-}
+func (c compiled) included(name string) bool { return c.include == nil || c.include.MatchString(name) }
+
+func (c compiled) excluded(name string) bool { return c.exclude != nil && c.exclude.MatchString(name) }
 
 const needsBaseName = "set images.baseName (--base-name) to name it"
 
@@ -252,8 +280,8 @@ func parseName(s string, d ocispec.Descriptor) (reference.Named, error) {
 	return name, nil
 }
 
-// parseRef normalises a full name. A digest is none, though docker.io/library/sha256 could be a repository and the hex a
-// tag in it: CRI takes such names for images' ids.
+// parseRef normalises a full name. It refuses a digest, although docker.io/library/sha256 could be a repository and the
+// hex a tag in it: CRI takes such names for image IDs.
 func parseRef(s string) (reference.Named, error) {
 	if len(s) > MaxNameBytes { // what package reference would say after seconds
 		return nil, fmt.Errorf("name %.200q: more than %d bytes: %w", s, MaxNameBytes, ErrInvalidName)

@@ -164,3 +164,31 @@ func TestNamesAreBounded(t *testing.T) {
 	_, err = archive.Selection{}.Select(in)
 	wantError(t, err, archive.ErrLimit)
 }
+
+// TestNothingSelectedSaysWhatThereIs, so that whoever wrote the selection can mend it.
+func TestNothingSelectedSaysWhatThereIs(t *testing.T) {
+	two := list(named("example.com/app:1"), named("tool:2"))
+	var many []ocispec.Descriptor
+	for i := range archive.MaxNames {
+		many = append(many, named(fmt.Sprintf("example.com/app:%d", i)))
+	}
+	for _, tc := range []struct {
+		name string
+		sel  archive.Selection
+		in   []ocispec.Descriptor
+		says []string
+	}{
+		{"include", archive.Selection{Include: []string{"tool*"}}, two, []string{"images.include (--include)", `"example.com/app:1", "docker.io/library/tool:2"`}},
+		{"exclude", archive.Selection{Exclude: []string{"**"}}, two, []string{"images.exclude (--exclude)", `"example.com/app:1"`}},
+		{"include, then exclude", archive.Selection{Include: []string{"**/app:*"}, Exclude: []string{"**"}}, two, []string{"images.exclude (--exclude)"}},
+		{"many names", archive.Selection{Include: []string{"x"}}, many, []string{`"example.com/app:0"`, "4076 more"}},
+		{"some without a name", archive.Selection{Include: []string{"x"}}, append(list(target("b")), two...), []string{`"example.com/app:1"`}},
+		{"all without a name", archive.Selection{Include: []string{"x"}}, list(target("b")), []string{"images.baseName (--base-name)"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := tc.sel.Select(tc.in)
+			wantError(t, err, archive.ErrInvalidName)
+			checkText(t, err, tc.says)
+		})
+	}
+}

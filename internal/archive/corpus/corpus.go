@@ -87,7 +87,7 @@ const MaxSmall = 256 << 10
 
 // Cases gives all archives, in a fixed order.
 func Cases() []Case {
-	return slices.Concat(files(), compressions(), tars(), links(), layouts(), documents(), configs(), bounds(), media(), platformCases(), names(), dockers())
+	return slices.Concat(files(), compressions(), tars(), links(), layouts(), documents(), configs(), unreadable(), bounds(), media(), platformCases(), names(), dockers())
 }
 
 // Small gives the archives of at most size bytes with their cases: seeds for fuzzing.

@@ -14,11 +14,13 @@ func layouts() []Case {
 	manifest, config, layer := path(k.manifest), path(k.config), path(k.layers[0])
 	otherLayer := edited(DigestMismatch, "a layer with other bytes", builder.Corrupt(layer), layer)
 	otherLayer.Sight = Bytes
+	onlyThis := image(appName, "linux/amd64")
+	onlyThis.Index = true
 	return []Case{
 		edited(Invalid, "no oci-layout", builder.Omit("oci-layout"), "index.json", "oci-layout"),
 		edited(Invalid, "no index.json", builder.Omit("index.json"), "index.json"),
 		edited(Invalid, "neither", builder.Omit("oci-layout", "index.json"), "oci-layout", "manifest.json"),
-		edited(ContentIncomplete, "no manifest", builder.Omit(manifest), k.manifest.Digest.String()),
+		of(ContentIncomplete, "no manifest", archiveOf([]builder.Edit{builder.Omit(manifest)}, onlyThis), k.manifest.Digest.String()),
 		edited(ContentIncomplete, "no config", builder.Omit(config), k.config.Digest.String()),
 		edited(ContentIncomplete, "no layer", builder.Omit(layer), k.layers[0].Digest.String()),
 		edited(ContentIncomplete, "no index of the image", builder.Omit(builder.BlobPath(k.Digest)), k.Digest.String()),
@@ -127,5 +129,36 @@ func configs() []Case {
 		in("a config with a diff_id that is none", replaced(`"sha256:`, `"sha256:0`), "rootfs.diff_ids"),
 		in("a config of great depth", replaced(`"rootfs"`, `"x":`+deep+strings.Repeat("]", len(deep))+`,"rootfs"`), "depth"),
 		lies, junk,
+	}
+}
+
+// unreadable are configs that encoding/json does not decode into the type that containerd's CRI has for them: it would
+// not list such an image, and no pod could use its name.
+func unreadable() []Case {
+	in := func(field, config, value string) Case {
+		m := change{config: replaced(`"config":{}`, config)}.make()
+		return of(Invalid, "a config with "+value, m.tar, m.config.Digest.String(), field+": ")
+	}
+	key := func(key, value string) Case {
+		return in("config."+key, `"config":{"`+key+`":`+value+`}`, key+" "+value)
+	}
+	others := change{config: replaced(`"config":{}`, `"config":{"Hostname":"","AttachStdin":false,"OnBuild":null,"Image":"sha256:1","Healthcheck":{"Test":["NONE"]},`+
+		`"Env":null,"cmd":["sh"],"ExposedPorts":{"80/tcp":{}},"Labels":null},"container":"","container_config":{"Cmd":"any"},`+
+		`"created":"0001-01-01T00:00:00Z","docker_version":"20.10","id":"","history":[{"created":"2026-01-31T12:00:00.123456789+01:00"},{}]`)}.make()
+	null := change{config: replaced(`"config":{}`, `"config":null,"created":null,"author":null,"history":null`)}.make()
+	return []Case{
+		in("created", `"created":""`, "created empty"),
+		in("created", `"created":1700000000`, "created a number"),
+		in("created", `"created":"yesterday"`, "created no time"),
+		in("history.created", `"history":[{"created":""}]`, "history with created empty"),
+		in("history.empty_layer", `"history":[{"empty_layer":"true"}]`, "history with empty_layer a string"),
+		in("author", `"author":["a"]`, "author a list"),
+		in("config", `"config":[]`, "config a list"),
+		key("Cmd", `"sh"`), key("Entrypoint", `"sh"`), key("Env", `{"A":"b"}`), key("Env", `[1]`), key("ExposedPorts", `["80/tcp"]`),
+		key("ExposedPorts", `{"80/tcp":1}`), key("Volumes", `["/data"]`), key("Labels", `["a=b"]`), key("Labels", `{"a":1}`),
+		key("WorkingDir", `["/"]`), key("User", `0`), key("StopSignal", `9`), key("ArgsEscaped", `"true"`),
+		in("variant", `"variant":8`, "variant a number"),
+		accepted(of("", "a config as Docker writes it", others.tar), others.image()),
+		accepted(of("", "a config with null in place of all", null.tar), null.image()),
 	}
 }

@@ -10,7 +10,7 @@ func platformCases() []Case {
 	foreign := node(of(NoMatchingPlatform, "only other platforms", archiveOf(nil, image(appName, "linux/arm64", "linux/s390x")), "linux/arm64", "linux/s390x", "linux/amd64"))
 	windows := node(of(NoMatchingPlatform, "only another system", archiveOf(nil, image(appName, "windows/amd64")), "windows", "linux/amd64"))
 	return []Case{
-		foreign, windows, mixed(), partial(),
+		foreign, windows, mixed(), partial(), node(absentPlatform()), absentConfig(),
 		lying("an index that says linux/amd64 of an image of linux/arm64", true),
 		lying("index.json that says linux/amd64 of an image of linux/arm64", false),
 	}
@@ -31,6 +31,20 @@ func partial() Case {
 	b := must(builder.Archive{Images: []builder.Image{img}}.Build())
 	defer b.Close()
 	return accepted(of("", "an index whose other platform is absent", must(b.Bytes())), published(b, 0, appName))
+}
+
+// absentPlatform has only blobs of linux/arm64, below an index of linux/amd64 too: `bundle --platform linux/arm64` makes it.
+func absentPlatform() Case {
+	img := image(appName, "linux/amd64", "linux/s390x", "linux/arm64")
+	img.Platforms[0].Absent, img.Platforms[1].Absent = true, true
+	return of(NoMatchingPlatform, "an index of this platform too, whose blobs are those of another alone", archiveOf(nil, img),
+		`for "linux/arm64" only`, `"linux/amd64"`)
+}
+
+// absentConfig has lost a blob of this platform.
+func absentConfig() Case {
+	config := usual().config
+	return edited(ContentIncomplete, "an image of two platforms whose config for this one is absent", builder.Omit(path(config)), config.Digest.String())
 }
 
 // lying is an image whose config says linux/arm64, below a descriptor that says linux/amd64.
