@@ -1,11 +1,11 @@
 package archive
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -22,50 +22,35 @@ const (
 )
 
 // String is "none", "gzip" or "zstd".
-func (c Compression) String() string {
-	switch c {
-	case Gzip:
-		return "gzip"
-	case Zstd:
-		return "zstd"
-	default:
-		return "none"
-	}
-}
+func (c Compression) String() string { return [...]string{"none", "gzip", "zstd"}[c] }
 
 // SniffLen is the number of bytes that Sniff wants, as many as containerd looks at.
 const SniffLen = 10
 
-var (
-	gzipMagic = []byte{0x1f, 0x8b, 0x08}
-	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
-)
-
 // A zstd file may begin with a skippable frame; pzstd writes such.
 const (
+	gzipMagic         = "\x1f\x8b\x08"
+	zstdMagic         = "\x28\xb5\x2f\xfd"
 	zstdSkippable     = 0x184d2a50
 	zstdSkippableMask = 0xfffffff0
 )
 
-// Sniff tells the compression by the first bytes. Fewer than SniffLen bytes are
-// no compressed file.
+// Sniff returns the compression by the first bytes. Fewer than SniffLen bytes are not a compressed file.
 func Sniff(head []byte) Compression {
 	switch {
 	case len(head) < SniffLen:
 		return Uncompressed
-	case bytes.HasPrefix(head, gzipMagic):
+	case strings.HasPrefix(string(head[:SniffLen]), gzipMagic):
 		return Gzip
-	case bytes.HasPrefix(head, zstdMagic), binary.LittleEndian.Uint32(head)&zstdSkippableMask == zstdSkippable:
+	case strings.HasPrefix(string(head[:SniffLen]), zstdMagic), binary.LittleEndian.Uint32(head)&zstdSkippableMask == zstdSkippable:
 		return Zstd
 	default:
 		return Uncompressed
 	}
 }
 
-// Decompress gives the bytes in r without their compression. Errors of r come
-// through as they are. Other errors are ErrTruncated, ErrInvalid (wrong
-// checksum, not that format) or ErrLimit (MaxExpansion, MaxWindowBytes). Closing
-// it does not close r.
+// Decompress reads r without its compression. Errors of r come through as they are. Other errors are ErrTruncated,
+// ErrInvalid (wrong checksum, not that format) or ErrLimit (MaxExpansion, MaxWindowBytes). Close does not close r.
 func Decompress(r io.Reader, c Compression) (io.ReadCloser, error) {
 	d := &decompressor{name: c.String(), in: &meter{r: r}}
 	switch c {
@@ -79,7 +64,8 @@ func Decompress(r io.Reader, c Compression) (io.ReadCloser, error) {
 		d.out, d.close = zr, zr.Close
 	case Zstd:
 		// One at a time and low memory: with more, each decoder goroutine holds blocks of the window's size.
-		zr, err := zstd.NewReader(d.in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindowBytes))
+		zr, err := zstd.NewReader(d.in,
+			zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindowBytes))
 		if err != nil {
 			return nil, d.explain(err)
 		}
@@ -133,12 +119,11 @@ func (d *decompressor) explain(err error) error {
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return fmt.Errorf("%s data ends early: %w", d.name, ErrTruncated)
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
-		return fmt.Errorf("zstd data needs a window of more than %d MiB, recompress it with --long=25 or less: %w", MaxWindowBytes>>20, ErrLimit)
+		return fmt.Errorf("zstd data needs a window of more than %d MiB, recompress it with --long=25 or less: %w",
+			MaxWindowBytes>>20, ErrLimit)
 	default:
 		return fmt.Errorf("%s data: %w: %w", d.name, err, ErrInvalid)
 	}
 }
 
-func (d *decompressor) Close() error {
-	return d.close()
-}
+func (d *decompressor) Close() error { return d.close() }

@@ -177,9 +177,8 @@ func (l *Layout) makeManifest(config ocispec.Descriptor, layers []ocispec.Descri
 		return ocispec.Descriptor{}, fmt.Errorf("make manifest: %w", err)
 	}
 	d := ocispec.Descriptor{MediaType: mediaTypeDockerManifest, Digest: digest.FromBytes(data), Size: int64(len(data))}
-	if _, ok := l.made[d.Digest]; ok {
+	if _, ok := l.inMemory(d.Digest); ok {
 		return d, nil
 	}
-	l.made[d.Digest] = data
-	return d, l.countMetadata(int64(len(data)))
+	return d, l.keep(d.Digest, data)
 }

@@ -1,12 +1,13 @@
 package archive
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
-	"strings"
+	"regexp"
 	"time"
 	"unicode"
 
@@ -20,78 +21,62 @@ import (
 // nowhere.
 type Fetch func(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
 
-// within refuses a descriptor of more than limit bytes.
-func (f Fetch) within(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error) {
+// read fetches a document of at most limit bytes and decodes it.
+func read[T any](
+	ctx context.Context, fetch Fetch, kind string, d ocispec.Descriptor, limit int64, decode func([]byte) (T, error),
+) (v T, err error) {
 	if d.Size > limit {
-		return nil, fmt.Errorf("blob %s: size: %d in its descriptor, at most %d bytes are read: %w", d.Digest, d.Size, limit, ErrLimit)
+		return v, fmt.Errorf("blob %s: size: %d in its descriptor, at most %d bytes are read: %w", d.Digest, d.Size, limit, ErrLimit)
 	}
-	return f(ctx, d)
+	data, err := fetch(ctx, d)
+	if err != nil {
+		return v, err
+	}
+	if v, err = decode(data); err != nil {
+		return v, fmt.Errorf("read %s %s: %w", kind, d.Digest, err)
+	}
+	return v, nil
 }
 
 // ReadIndex fetches an index and checks it.
 func ReadIndex(ctx context.Context, fetch Fetch, d ocispec.Descriptor) (ocispec.Index, error) {
-	data, err := fetch.within(ctx, d, MaxManifestBytes)
-	if err != nil {
-		return ocispec.Index{}, err
-	}
-	idx, err := decodeIndex(data, d.MediaType)
-	if err != nil {
-		return idx, fmt.Errorf("read index %s: %w", d.Digest, err)
-	}
-	return idx, nil
+	return read(ctx, fetch, "index", d, MaxManifestBytes, func(data []byte) (ocispec.Index, error) {
+		return decodeIndex(data, d.MediaType)
+	})
 }
 
 // ReadReferrer fetches any manifest, also an attestation's or an artifact's: its config and layers may be of any type.
 func ReadReferrer(ctx context.Context, fetch Fetch, d ocispec.Descriptor) (ocispec.Manifest, error) {
-	return readManifest(ctx, fetch, d, func(ocispec.Manifest) error { return nil })
+	return read(ctx, fetch, "manifest", d, MaxManifestBytes, func(data []byte) (ocispec.Manifest, error) {
+		return decodeManifest(data, d.MediaType)
+	})
 }
 
 // ReadManifest fetches an image's manifest and checks it: only media types that containerd can unpack, and at most
 // MaxLayers layers.
 func ReadManifest(ctx context.Context, fetch Fetch, d ocispec.Descriptor) (ocispec.Manifest, error) {
-	return readManifest(ctx, fetch, d, checkImage)
-}
-
-func readManifest(ctx context.Context, fetch Fetch, d ocispec.Descriptor, check func(ocispec.Manifest) error) (ocispec.Manifest, error) {
-	data, err := fetch.within(ctx, d, MaxManifestBytes)
-	if err != nil {
-		return ocispec.Manifest{}, err
-	}
-	m, err := decodeManifest(data, d.MediaType)
-	if err == nil {
-		err = check(m)
-	}
-	if err != nil {
-		return m, fmt.Errorf("read manifest %s: %w", d.Digest, err)
-	}
-	return m, nil
+	return read(ctx, fetch, "manifest", d, MaxManifestBytes, func(data []byte) (ocispec.Manifest, error) {
+		m, err := decodeManifest(data, d.MediaType)
+		if err == nil {
+			err = checkImage(m)
+		}
+		return m, err
+	})
 }
 
 // ReadConfig fetches the config of an image for a platform and returns the diffIDs of its layers. The config must be
 // one that containerd can read, be of the same platform, and have a diffID for each layer.
 func ReadConfig(ctx context.Context, fetch Fetch, m ocispec.Manifest, platform ocispec.Platform) ([]digest.Digest, error) {
-	c, err := readConfig(ctx, fetch, m.Config, func(c config) error {
-		if err := c.checkContainerd(); err != nil {
-			return err
+	return read(ctx, fetch, "config", m.Config, MaxConfigBytes, func(data []byte) ([]digest.Digest, error) {
+		c, err := decodeConfig(data)
+		if err == nil {
+			err = checkContainerd(data)
 		}
-		return c.checkImage(m, platform)
+		if err == nil {
+			err = c.checkImage(m, platform)
+		}
+		return c.RootFS.DiffIDs, err
 	})
-	return c.RootFS.DiffIDs, err
-}
-
-func readConfig(ctx context.Context, fetch Fetch, d ocispec.Descriptor, check func(config) error) (config, error) {
-	data, err := fetch.within(ctx, d, MaxConfigBytes)
-	if err != nil {
-		return config{}, err
-	}
-	c, err := decodeConfig(data)
-	if err == nil {
-		err = check(c)
-	}
-	if err != nil {
-		return c, fmt.Errorf("read config %s: %w", d.Digest, err)
-	}
-	return c, nil
 }
 
 // decodeJSON reads one document. It refuses duplicate keys, anything behind the document, and keys that encoding/json,
@@ -122,40 +107,17 @@ func decodeJSON[T any](data []byte) (T, error) {
 	return strict, nil
 }
 
+// embedded matches the names of embedded types, which encoding/json puts in front of a field's.
+var embedded = regexp.MustCompile(`^([A-Z]\w*\.)+`)
+
 // jsonError is ErrInvalid with the field that has the wrong type, or what the parser says.
 func jsonError(err error) error {
 	var wrong *json.UnmarshalTypeError
 	if !errors.As(err, &wrong) {
 		return fmt.Errorf("%s: %w", reason(err), ErrInvalid)
 	}
-	field := wrong.Field
-	for { // without the names of Go's embedded types, which alone begin with a capital in front of a dot
-		embedded, rest, ok := strings.Cut(field, ".")
-		if !ok || embedded == "" || !unicode.IsUpper(rune(embedded[0])) {
-			break
-		}
-		field = rest
-	}
-	if field == "" {
-		field = "the document"
-	}
-	return fmt.Errorf("%.200s: %.50q in place of %s: %w", field, wrong.Value, jsonType(wrong.Type), ErrInvalid)
-}
-
-// jsonType names the JSON type that is read into a Go type.
-func jsonType(t reflect.Type) string {
-	switch t.Kind() {
-	case reflect.String:
-		return "a string"
-	case reflect.Bool:
-		return "a boolean"
-	case reflect.Slice:
-		return "an array"
-	case reflect.Map, reflect.Struct:
-		return "an object"
-	default:
-		return "an integer"
-	}
+	field := cmp.Or(embedded.ReplaceAllString(wrong.Field, ""), "the document")
+	return fmt.Errorf("%.200s: must not be a JSON %.50s: %w", field, wrong.Value, ErrInvalid)
 }
 
 // reason is a parser's message, which may repeat what the parser was given: shortened, and without characters that do
@@ -308,8 +270,6 @@ func checkImage(m ocispec.Manifest) error {
 type config struct {
 	ocispec.Platform
 	RootFS ocispec.RootFS `json:"rootfs"`
-
-	data []byte
 }
 
 // decodeConfig reads an image config: platform and diffIDs.
@@ -318,7 +278,6 @@ func decodeConfig(data []byte) (config, error) {
 	if err != nil {
 		return c, err
 	}
-	c.data = data
 	if err := checkPlatform("platform", c.Platform); err != nil {
 		return c, err
 	}
@@ -336,19 +295,19 @@ func decodeConfig(data []byte) (config, error) {
 	return c, nil
 }
 
-// checkContainerd decodes the config as containerd's CRI does (internal/cri/store/image): a name whose config it cannot
-// read is one that no pod can use.
-func (c config) checkContainerd() error {
-	err := json.Unmarshal(c.data, &ocispec.Image{})
+// checkContainerd decodes a config as containerd's CRI does (internal/cri/store/image): it does not list an image whose
+// config it cannot read, and no pod could use the name.
+func checkContainerd(data []byte) error {
+	err := json.Unmarshal(data, &ocispec.Image{})
 	if err == nil {
 		return nil
 	}
-	if wrong := new(json.UnmarshalTypeError); errors.As(err, &wrong) {
+	if errors.As(err, new(*json.UnmarshalTypeError)) {
 		return jsonError(err)
 	}
-	// Nothing but a time has an error of its own, which does not say where it stands.
+	// Only a time has an error of its own, which does not name the field.
 	field := "history.created"
-	if json.Unmarshal(c.data, &struct{ Created *time.Time }{}) != nil {
+	if json.Unmarshal(data, &struct{ Created *time.Time }{}) != nil {
 		field = "created"
 	}
 	return fmt.Errorf("%s: want a time such as \"2026-01-31T12:00:00Z\": %s: %w", field, reason(err), ErrInvalid)

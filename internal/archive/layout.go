@@ -31,15 +31,13 @@ type Layout struct {
 	Complete bool
 
 	tree *Tree
-	// Of a docker archive: the images of manifest.json that Manifests were made of, the manifests that it lacks, and the
-	// members that are its blobs.
+	// Of a docker archive: for each of Manifests its image in manifest.json, and the members that are blobs.
 	images  []int
-	made    map[digest.Digest][]byte
 	members map[digest.Digest]blobMember
 
 	mu       sync.Mutex
-	read     map[digest.Digest][]byte // metadata that was read, so that a remote archive is asked once
-	metadata int64                    // bytes in read, Index and made
+	blobs    map[digest.Digest][]byte // metadata that was read, or made of a docker archive: a remote archive is asked once
+	metadata int64                    // bytes in blobs and Index
 	decoded  int64                    // what MaxReadBytes bounds
 }
 
@@ -49,25 +47,18 @@ type blobMember struct {
 	size int64
 }
 
-// Extent is where a blob's bytes are: at Offset in the archive, in a member, or in Data.
+// Extent is where a blob's bytes are: in memory, or at Offset in the archive.
 type Extent struct {
+	Data   []byte // the blob itself: metadata that was read, or made of a docker archive
 	Member string // "" when Data is set
 	Offset int64
 	Size   int64
-	// Data is the blob itself when it is not in the archive but was made of it.
-	Data []byte
 }
 
-// Decode reads oci-layout and index.json, or else manifest.json and the configs
-// of its images. Of an archive with both the OCI layout counts, as for containerd.
+// Decode reads oci-layout and index.json, or else manifest.json and the configs of its images. In an archive with both
+// the OCI layout counts, as for containerd.
 func Decode(ctx context.Context, t *Tree) (*Layout, error) {
-	l := &Layout{
-		Complete: t.Complete(),
-		tree:     t,
-		made:     map[digest.Digest][]byte{},
-		members:  map[digest.Digest]blobMember{},
-		read:     map[digest.Digest][]byte{},
-	}
+	l := &Layout{Complete: t.Complete(), tree: t, members: map[digest.Digest]blobMember{}, blobs: map[digest.Digest][]byte{}}
 	var err error
 	switch {
 	case t.has(ocispec.ImageLayoutFile):
@@ -104,7 +95,8 @@ func (l *Layout) decodeOCI(ctx context.Context) error {
 		return fmt.Errorf("read %s: %w", ocispec.ImageLayoutFile, err)
 	}
 	if layout.Version != ocispec.ImageLayoutVersion {
-		return fmt.Errorf("read %s: imageLayoutVersion: %.200q, want %q: %w", ocispec.ImageLayoutFile, layout.Version, ocispec.ImageLayoutVersion, ErrInvalid)
+		return fmt.Errorf("read %s: imageLayoutVersion: %.200q, want %q: %w",
+			ocispec.ImageLayoutFile, layout.Version, ocispec.ImageLayoutVersion, ErrInvalid)
 	}
 	if l.Index, err = l.readFile(ctx, ocispec.ImageIndexFile, MaxManifestBytes); err != nil {
 		return err
@@ -195,16 +187,10 @@ func (l *Layout) CountDecoded(data []byte) error {
 }
 
 func (l *Layout) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
-	l.mu.Lock()
-	data, ok := l.made[d]
-	if !ok {
-		data, ok = l.read[d]
-	}
-	l.mu.Unlock()
-	if ok && int64(len(data)) > limit {
-		return nil, tooLarge(l.path(d), int64(len(data)), limit)
-	}
-	if ok {
+	if data, ok := l.inMemory(d); ok {
+		if int64(len(data)) > limit {
+			return nil, tooLarge(l.path(d), int64(len(data)), limit)
+		}
 		return data, nil
 	}
 	data, err := l.tree.ReadFile(ctx, l.path(d), limit)
@@ -219,13 +205,21 @@ func (l *Layout) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]
 	if got := d.Algorithm().FromBytes(data); got != d {
 		return nil, fmt.Errorf("member %.200q has digest %s: %w", l.path(d), got, ErrDigestMismatch)
 	}
-	if err := l.countMetadata(int64(len(data))); err != nil {
-		return nil, err
-	}
+	return data, l.keep(d, data)
+}
+
+func (l *Layout) inMemory(d digest.Digest) ([]byte, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.read[d] = data
-	return data, nil
+	data, ok := l.blobs[d]
+	return data, ok
+}
+
+func (l *Layout) keep(d digest.Digest, data []byte) error {
+	l.mu.Lock()
+	l.blobs[d] = data
+	l.mu.Unlock()
+	return l.countMetadata(int64(len(data)))
 }
 
 // path is the name of the member that is a blob.
@@ -236,10 +230,10 @@ func (l *Layout) path(d digest.Digest) string {
 	return blobsDir + d.Algorithm().String() + "/" + d.Encoded()
 }
 
-// Locate returns where a blob's bytes are. ok is false when it is not in the archive, and after a stream pass for all
-// but blobs that were made.
+// Locate returns where a blob's bytes are. ok is false when it is not in the archive, and after a stream pass when it is
+// not in memory.
 func (l *Layout) Locate(d digest.Digest) (e Extent, ok bool) {
-	if data, ok := l.made[d]; ok {
+	if data, ok := l.inMemory(d); ok {
 		return Extent{Size: int64(len(data)), Data: data}, true
 	}
 	if d.Validate() != nil {

@@ -10,28 +10,28 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// MemorySink takes a stream pass that stores nothing: it hashes every member, keeps what can be metadata, and
-// remembers the sizes of the rest. It serves looking into archives that can be read only once.
+// MemorySink takes a stream pass that stores nothing: it hashes every member, keeps what can be metadata, and remembers
+// the sizes of the rest. It is for archives that can be read only once and are only inspected.
 type MemorySink struct {
 	metadata map[digest.Digest][]byte
 	sizes    map[digest.Digest]int64
-	kept     int64
+	kept     int64 // bytes in metadata
 }
 
-// statementHead is where an in-toto statement shows its type. Statements are JSON too, but never needed, and those
-// about the packages in an image are as large as all metadata together may be.
-const statementHead = 64
-
-// jsonSpace is what may stand before a JSON object (RFC 8259, section 2).
-const jsonSpace = " \t\r\n"
+const (
+	// statementHead is where an in-toto statement shows its type. Statements are JSON too, but never needed, and those
+	// about the packages in an image are as large as all metadata together may be.
+	statementHead = 64
+	// jsonSpace is what may stand before a JSON object (RFC 8259, section 2).
+	jsonSpace = " \t\r\n"
+)
 
 // NewMemorySink makes an empty sink.
 func NewMemorySink() *MemorySink {
 	return &MemorySink{metadata: map[digest.Digest][]byte{}, sizes: map[digest.Digest]int64{}}
 }
 
-// Put hashes a member and keeps it if it is a JSON object: indexes, manifests and configs are, layers are not. Statements of
-// in-toto are dropped.
+// Put hashes a member and keeps it if it is a JSON object, as indexes, manifests and configs are, but no in-toto statement.
 func (m *MemorySink) Put(_ context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
 	algorithm := digest.Canonical
 	if claimed != "" {
@@ -45,8 +45,8 @@ func (m *MemorySink) Put(_ context.Context, claimed digest.Digest, size int64, r
 	}
 	var kept bytes.Buffer
 	to := io.Discard
-	object := bytes.HasPrefix(bytes.TrimLeft(head, jsonSpace), []byte("{"))
-	if object && !bytes.Contains(head, []byte(`"_type"`)) && size <= MaxConfigBytes {
+	object := bytes.HasPrefix(bytes.TrimLeft(head, jsonSpace), []byte("{")) && !bytes.Contains(head, []byte(`"_type"`))
+	if object && size <= MaxConfigBytes {
 		if m.kept += size; m.kept > MaxMetadataBytes {
 			return "", fmt.Errorf("more than %d bytes of metadata: %w", int64(MaxMetadataBytes), ErrLimit)
 		}

@@ -92,7 +92,8 @@ func (r *resolution) visit(ctx context.Context, d ocispec.Descriptor, parents []
 	case IsManifest(d.MediaType):
 		err = r.visitManifest(ctx, d, parents)
 	case len(parents) == 0 && isSchema1(d.MediaType):
-		err = fmt.Errorf("%s is a manifest of schema 1 (%q), which containerd does not read, convert the image: %w", d.Digest, d.MediaType, ErrInvalid)
+		err = fmt.Errorf("%s is a manifest of schema 1 (%q), which containerd does not read, convert the image: %w",
+			d.Digest, d.MediaType, ErrInvalid)
 	case len(parents) == 0:
 		err = fmt.Errorf("%s: mediaType: %.200q is neither an index nor an image: %w", d.Digest, d.MediaType, ErrInvalid)
 	}
@@ -186,11 +187,19 @@ func (r *Resolver) readPlatform(ctx context.Context, d ocispec.Descriptor) (*oci
 		return nil, nil //nolint:nilnil // not an image, and no error
 	}
 	return once(&r.platforms, m.Config, func() (*ocispec.Platform, error) {
-		c, err := readConfig(ctx, r.Fetch, m.Config, config.checkArchitecture)
-		p := platforms.Normalize(c.Platform)
-		if err != nil || p.OS == unknown || p.Architecture == unknown {
-			return nil, err // unknown: an attestation
-		}
-		return &p, nil
+		return read(ctx, r.Fetch, "config", m.Config, MaxConfigBytes, decodePlatform)
 	})
+}
+
+// decodePlatform returns the platform of a config that alone has it, nil of an attestation's.
+func decodePlatform(data []byte) (*ocispec.Platform, error) {
+	c, err := decodeConfig(data)
+	if err == nil {
+		err = c.checkArchitecture()
+	}
+	p := platforms.Normalize(c.Platform)
+	if err != nil || p.OS == unknown || p.Architecture == unknown {
+		return nil, err
+	}
+	return &p, nil
 }

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ const blockSize = 512 // of a tar
 type scanner struct {
 	in *tarInput
 	tr *tar.Reader
-	// members and text (of names and links) so far.
+	// so far: members, and bytes of names and links
 	members int
 	text    int64
 	// complete is known at the end: there was an end marker.
@@ -38,13 +39,11 @@ type entry struct {
 
 // newScanner reads a tar from r. Of an io.Seeker it does not read bodies.
 func newScanner(r io.Reader) *scanner {
-	s := &scanner{in: &tarInput{r: r}}
-	if sk, ok := r.(io.Seeker); ok {
-		s.tr = tar.NewReader(&seekInput{tarInput: s.in, sk: sk})
-	} else {
-		s.tr = tar.NewReader(s.in)
+	in := &tarInput{r: r}
+	if seeker, ok := r.(io.Seeker); ok {
+		return &scanner{in: in, tr: tar.NewReader(&seekInput{in, seeker})}
 	}
-	return s
+	return &scanner{in: in, tr: tar.NewReader(in)}
 }
 
 // next returns the next member, or io.EOF at the end of the tar.
@@ -53,8 +52,7 @@ func (s *scanner) next(ctx context.Context) (entry, error) {
 		if err := ctx.Err(); err != nil {
 			return entry{}, err //nolint:wrapcheck // the caller's own
 		}
-		s.in.header = true
-		s.in.headerBytes = 0
+		s.in.header, s.in.headerBytes = true, 0
 		h, err := s.tr.Next()
 		s.in.header = false
 		if err != nil {
@@ -100,7 +98,8 @@ func (s *scanner) check(h *tar.Header) (entry, error) {
 	case tar.TypeLink:
 		e.size, e.link = 0, linkTarget(".", h.Linkname)
 	default:
-		return entry{}, fmt.Errorf("member %.200q is %s: %w", name, typeName(h.Typeflag), ErrInvalid)
+		kind := cmp.Or(typeNames[h.Typeflag], fmt.Sprintf("of tar type %q", h.Typeflag))
+		return entry{}, fmt.Errorf("member %.200q is %s: %w", name, kind, ErrInvalid)
 	}
 	if len(h.Linkname) > MaxMemberName {
 		return entry{}, fmt.Errorf("member %.200q: its link has more than %d bytes: %w", name, MaxMemberName, ErrLimit)
@@ -153,17 +152,9 @@ func isSparse(h *tar.Header) bool {
 	return false
 }
 
-func typeName(flag byte) string {
-	switch flag {
-	case tar.TypeChar, tar.TypeBlock:
-		return "a device"
-	case tar.TypeFifo:
-		return "a FIFO"
-	case tar.TypeGNUSparse:
-		return "a sparse file"
-	default:
-		return fmt.Sprintf("of tar type %q", flag)
-	}
+// typeNames are those of members that no image archive needs.
+var typeNames = map[byte]string{
+	tar.TypeChar: "a device", tar.TypeBlock: "a device", tar.TypeFifo: "a FIFO", tar.TypeGNUSparse: "a sparse file",
 }
 
 // explain turns an error of archive/tar into one of this package.
@@ -254,11 +245,11 @@ func (t *tarInput) Read(p []byte) (int, error) {
 // seekInput lets archive/tar skip bodies.
 type seekInput struct {
 	*tarInput
-	sk io.Seeker
+	seeker io.Seeker
 }
 
 func (s *seekInput) Seek(offset int64, whence int) (int64, error) {
-	n, err := s.sk.Seek(offset, whence)
+	n, err := s.seeker.Seek(offset, whence)
 	if err == nil {
 		s.off = n
 	}

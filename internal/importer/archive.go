@@ -22,21 +22,14 @@ type Archive struct {
 	// Digest of the whole archive, when it was read in full.
 	Digest digest.Digest
 
-	seen    *archive.MemorySink // the blobs of a stream whose blobs were not stored
-	passing bool                // the archive has not passed whole: what is not in it yet may come
+	seen    *archive.MemorySink // the blobs of a stream that Open has read, which stored none of them
+	passing bool                // a stream that has not passed whole: what is not in it yet may come
 }
 
 // Open reads an archive's metadata and stores nothing. A source without random access is read to its end.
 func Open(ctx context.Context, src source.Blob) (*Archive, error) {
-	random, compression, err := access(src)
-	if err != nil {
-		return nil, err
-	}
-	if random && compression == archive.Uncompressed {
-		return openRandom(ctx, src)
-	}
 	seen := archive.NewMemorySink()
-	a, err := openStream(ctx, src, seen, "")
+	a, err := OpenInto(ctx, src, seen)
 	if err != nil {
 		return nil, err
 	}
@@ -46,37 +39,24 @@ func Open(ctx context.Context, src source.Blob) (*Archive, error) {
 
 // OpenInto is Open, but sink takes the blobs of a source without random access.
 func OpenInto(ctx context.Context, src source.Blob, sink archive.Sink) (*Archive, error) {
-	random, compression, err := access(src)
+	random, err := canIndex(src)
 	if err != nil {
 		return nil, err
 	}
-	if random && compression == archive.Uncompressed {
+	if random {
 		return openRandom(ctx, src)
 	}
 	return openStream(ctx, src, sink, "")
 }
 
-// Has says whether a blob is in the archive.
-func (a *Archive) Has(d digest.Digest) bool {
-	_, ok := a.locate(d)
-	return ok
-}
-
-func (a *Archive) locate(d digest.Digest) (archive.Extent, bool) {
-	if size, ok := a.seen.Size(d); ok {
-		return archive.Extent{Size: size}, true
-	}
-	return a.Locate(d)
-}
-
 // open opens the archive for an import: by random access without reading blobs where that is possible, else in one
 // pass that stores the blobs on its way. A digest of the whole archive can only be checked in such a pass.
 func (a *attempt) open(ctx context.Context) (*Archive, error) {
-	random, compression, err := access(a.src)
+	random, err := canIndex(a.src)
 	if err != nil {
 		return nil, err
 	}
-	if random && compression == archive.Uncompressed && a.req.Digest == "" {
+	if random && a.req.Digest == "" {
 		return openRandom(ctx, a.src)
 	}
 	a.progress.stream(a.src)
@@ -85,24 +65,20 @@ func (a *attempt) open(ctx context.Context) (*Archive, error) {
 	return openStream(ctx, a.src, &streamSink{attempt: a}, a.req.Digest)
 }
 
-// sniffBytes is enough for every magic number that archive.Sniff knows.
-const sniffBytes = archive.SniffLen
-
 // headerBuffer holds the headers and small members of a tar, in bytes; larger reads go past it.
 const headerBuffer = 64 << 10
 
-// access says whether a source has random access, and how its first bytes are compressed; a stream's are not
-// looked at yet.
-func access(src source.Blob) (random bool, c archive.Compression, err error) {
+// canIndex says whether a source has random access and is not compressed.
+func canIndex(src source.Blob) (bool, error) {
 	if !src.RandomAccess() {
-		return false, archive.Uncompressed, nil
+		return false, nil
 	}
-	head := make([]byte, sniffBytes)
+	head := make([]byte, archive.SniffLen)
 	n, err := src.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return true, archive.Uncompressed, fmt.Errorf("read the first bytes: %w", err)
+		return false, fmt.Errorf("read the first bytes: %w", err)
 	}
-	return true, archive.Sniff(head[:n]), nil
+	return archive.Sniff(head[:n]) == archive.Uncompressed, nil
 }
 
 func openRandom(ctx context.Context, src source.Blob) (*Archive, error) {
@@ -132,7 +108,7 @@ func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want di
 	hashed := store.ReadAhead(io.TeeReader(raw, sum.Hash()))
 	defer func() { cancel(); hashed.Stop() }()
 	buffered := bufio.NewReaderSize(hashed, headerBuffer)
-	head, err := buffered.Peek(sniffBytes)
+	head, err := buffered.Peek(archive.SniffLen)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the first bytes: %w", err)
 	}
@@ -168,4 +144,19 @@ func streamTree(ctx context.Context, r io.Reader, c archive.Compression, sink ar
 	}
 	ahead.Stop()
 	return tree, err
+}
+
+// Has says whether a blob is in the archive.
+func (a *Archive) Has(d digest.Digest) bool {
+	_, ok := a.locate(d)
+	return ok
+}
+
+// locate returns where a blob's bytes are, only their number if they have passed in a stream.
+func (a *Archive) locate(d digest.Digest) (archive.Extent, bool) {
+	if e, ok := a.Locate(d); ok {
+		return e, true
+	}
+	size, ok := a.seen.Size(d)
+	return archive.Extent{Size: size}, ok
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/archive/corpus"
 )
 
 // An image that could not be unpacked is found before anything is moved.
@@ -42,6 +43,22 @@ func TestConfigsThatDoNotFit(t *testing.T) {
 		}
 		unchanged(t, before, n.state(t))
 	}
+}
+
+// A config that containerd cannot decode is named, with its image and field. See the corpus for more of them.
+func TestUnreadableConfigIsNamed(t *testing.T) {
+	for _, c := range corpus.Cases() {
+		if c.Name != "a config with Cmd \"sh\"" {
+			continue
+		}
+		_, err := newNode(t, "linux/amd64").Import(t.Context(), corpusBlob(c.Open(), false), wanted(owner))
+		if !errors.Is(err, archive.ErrInvalid) {
+			t.Fatal(err)
+		}
+		checkMessage(t, err, append(c.Says, `image "registry.example/team/app:1"`, "config.Cmd", "must not be a JSON string"))
+		return
+	}
+	t.Fatal("no such case")
 }
 
 // withRootFS is an archive of one image, which has the same layer twice.

@@ -116,9 +116,10 @@ func TestImportGenuineElsewhere(t *testing.T) {
 					t.Fatal(err)
 				}
 				_, err = n.Import(t.Context(), &memory{Reader: bytes.NewReader(data)}, wanted(owner))
-				if !errors.Is(err, ErrContentIncomplete) {
-					t.Errorf("%v, want ErrContentIncomplete", err)
+				if !errors.Is(err, ErrNoMatchingPlatform) {
+					t.Errorf("%v, want ErrNoMatchingPlatform", err)
 				}
+				checkMessage(t, err, strings.Fields(img.Present))
 				unchanged(t, before, n.state(t))
 			})
 		}

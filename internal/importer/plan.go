@@ -1,15 +1,12 @@
 package importer
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -33,16 +30,17 @@ type Plan struct {
 	rootfs  []*unpack.Image         // of the images, in the order of transfer
 }
 
-// PlannedImage is one name that an import would publish.
+// PlannedImage is an image of the archive, with the names that an import would publish: Name, DigestReference where it is
+// set, and ID. Several images may have the same DigestReference or ID: the first in Plan.Images has it.
 type PlannedImage struct {
 	Name            string        `json:"name"`
-	Source          string        `json:"source,omitempty"` // its name in the archive, where that has one
-	DigestReference string        `json:"digestReference,omitempty"`
-	Digest          digest.Digest `json:"digest"`   // of the name's target, the index of a multi-platform image
-	Platform        string        `json:"platform"` // of the manifest that was chosen
+	Source          string        `json:"source,omitempty"`          // its name in the archive, where that has one
+	DigestReference string        `json:"digestReference,omitempty"` // name@digest
+	ID              string        `json:"id"`                        // by which the CRI knows an image: sha256:<hex> of Config
+	Digest          digest.Digest `json:"digest"`                    // of the names' target, the index of a multi-platform image
+	Platform        string        `json:"platform"`                  // of the manifest that was chosen
 	Manifest        digest.Digest `json:"manifest"`
 	Config          digest.Digest `json:"config"`
-	ID              string        `json:"id,omitempty"`
 
 	target ocispec.Descriptor
 }
@@ -52,6 +50,9 @@ type PlannedBlob struct {
 	ocispec.Descriptor
 	Present bool `json:"present"` // in the content store: it is not moved
 
+	// extent is where the bytes are: in Data, or in the archive if Member is set. A blob that is Present has an extent for
+	// the case that containerd's garbage collection takes it; neither is set if it is only in the content store, or has
+	// passed in a stream.
 	extent archive.Extent
 }
 
@@ -62,19 +63,7 @@ type PlannedBytes struct {
 	Move    int64 `json:"move"`
 }
 
-// planner gathers what the images of one archive need.
-type planner struct {
-	importer *Importer
-	archive  *Archive
-	walk     archive.Resolver
-	match    platforms.MatchComparer
-	needed   map[digest.Digest]bool
-	images   map[digest.Digest]image
-	plan     *Plan
-}
-
-// Plan decides what an import of an archive would do here, and changes nothing. All that it reads of the archive is
-// metadata.
+// Plan decides what an import of an archive would do here, and changes nothing. Of the archive it reads metadata only.
 func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, error) {
 	ctx = i.in(ctx)
 	if req.IndexDigest != "" && req.IndexDigest != a.IndexDigest {
@@ -83,192 +72,212 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 	if !a.Complete && !a.passing && (req.Digest != "" || req.IndexDigest != "") {
 		return nil, fmt.Errorf("the tar has no end marker: %w", archive.ErrTruncated)
 	}
-	named, err := a.Select(req.Selection)
+	selected, err := a.Select(req.Selection)
 	if err != nil {
 		return nil, err
 	}
-	p := &planner{
-		importer: i, archive: a, match: platforms.Only(i.platform),
-		needed: map[digest.Digest]bool{}, images: map[digest.Digest]image{}, plan: &Plan{Format: a.Format, IndexDigest: a.IndexDigest},
-	}
-	p.walk.Fetch = p.fetch
-	var chosen chosenPlatforms
-	foreign := map[string]bool{}
-	for _, n := range named {
-		img, err := p.image(ctx, n.Name, n.Target)
-		if err != nil {
+	p := newPlanner(i, a)
+	for _, n := range selected {
+		if err := p.addImage(ctx, n); err != nil {
 			return nil, fmt.Errorf("image %q: %w", n.Name, err)
 		}
-		if img.leaf == nil {
-			for _, other := range img.others {
-				foreign[other] = true
-			}
-			continue
-		}
-		if !chosen.Match(*img.leaf.Platform) {
-			chosen = append(chosen, *img.leaf.Platform)
-		}
-		p.plan.Images = append(p.plan.Images, PlannedImage{
-			Name: n.Name, Source: n.Source, DigestReference: n.DigestReference,
-			Digest: n.Target.Digest, Platform: platforms.FormatAll(*img.leaf.Platform), Manifest: img.leaf.Digest,
-			// Annotations and embedded data are the archive's business: a pulled image's target has none.
-			target: ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size},
-		})
 	}
 	if len(p.plan.Images) == 0 {
-		return nil, fmt.Errorf("the archive has images for %s only, this node needs %q: %w",
-			listed(foreign), platforms.FormatAll(i.platform), ErrNoMatchingPlatform)
-	}
-	configs := map[digest.Digest]digest.Digest{}
-	for _, fs := range p.plan.rootfs {
-		configs[fs.Manifest.Digest] = fs.Config.Digest
-	}
-	for k, img := range p.plan.Images {
-		p.plan.Images[k].Config, p.plan.Images[k].ID = configs[img.Manifest], configs[img.Manifest].String()
+		return nil, p.noMatchingPlatform()
 	}
 	slices.SortFunc(p.plan.Images, func(a, b PlannedImage) int { return strings.Compare(a.Name, b.Name) })
-	p.plan.matcher = chosen
+	p.plan.matcher = p.chosen
 	for _, b := range p.plan.Blobs {
-		p.plan.Bytes.Total += b.Size
-		if b.Present {
-			p.plan.Bytes.Present += b.Size
-		}
+		p.plan.Bytes.add(b.Size, b.Present)
 	}
-	p.plan.Bytes.Move = p.plan.Bytes.Total - p.plan.Bytes.Present
 	return p.plan, nil
 }
 
-// image is what a plan knows of one target; several names may stand for it.
-type image struct {
-	leaf   *archive.PlatformManifest // for this node's platform, nil if there is none
-	others []string                  // the platforms that there are
+func (b *PlannedBytes) add(size int64, present bool) {
+	b.Total += size
+	if present {
+		b.Present += size
+	} else {
+		b.Move += size
+	}
 }
 
-// image plans what one target needs, once.
-func (p *planner) image(ctx context.Context, name string, target ocispec.Descriptor) (image, error) {
-	if img, ok := p.images[target.Digest]; ok {
-		return img, nil
-	}
-	img, err := p.choose(ctx, target)
-	if err == nil && img.leaf != nil {
-		err = p.add(ctx, name, *img.leaf)
-	}
-	p.images[target.Digest] = img
-	return img, err
+// planner gathers what the images of one archive need.
+type planner struct {
+	importer *Importer
+	archive  *Archive
+	resolver archive.Resolver
+	match    platforms.MatchComparer
+	targets  map[digest.Digest]*unpack.Image // by the digest of a target, nil for one without this platform
+	chosen   chosenPlatforms
+	foreign  map[string]bool // other platforms, and whether the archive has one of their manifests
+	needed   map[digest.Digest]bool
+	plan     *Plan
 }
 
-// choose finds the manifest below target that the CRI would choose for this platform.
-func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (image, error) {
-	leaves, err := p.walk.PlatformManifests(ctx, target)
-	if errors.Is(err, archive.ErrMissing) && !errors.Is(err, archive.ErrTruncated) {
-		return image{}, fmt.Errorf("%w: %w", ErrContentIncomplete, err)
+func newPlanner(i *Importer, a *Archive) *planner {
+	p := &planner{
+		importer: i, archive: a, match: platforms.Only(i.platform),
+		targets: map[digest.Digest]*unpack.Image{}, foreign: map[string]bool{}, needed: map[digest.Digest]bool{},
+		plan: &Plan{Format: a.Format, IndexDigest: a.IndexDigest},
 	}
-	if err != nil {
-		return image{}, err
-	}
-	if len(leaves) == 0 {
-		// An image of no known platform: an artifact, or one that is not here at all.
-		if _, err := p.fetch(ctx, target); errors.Is(err, archive.ErrMissing) {
-			return image{}, p.incomplete(target)
+	p.resolver.Fetch = p.fetch
+	return p
+}
+
+// addImage plans an image, unless it is of other platforms only. Several names may have the same target.
+func (p *planner) addImage(ctx context.Context, n archive.Named) error {
+	fs, known := p.targets[n.Target.Digest]
+	if !known {
+		manifest, err := p.choose(ctx, n.Target)
+		if err == nil && manifest != nil {
+			fs, err = p.addBlobs(ctx, n.Name, *manifest)
 		}
-	}
-	var img image
-	matching := false
-	for _, l := range leaves {
-		img.others = append(img.others, fmt.Sprintf("%.100q", platforms.FormatAll(*l.Platform)))
-		matching = matching || p.match.Match(*l.Platform)
-	}
-	if !matching {
-		return img, nil
-	}
-	// containerd looks at the best child of each index alone. Which one that is only its own code knows.
-	seen := &manifestProvider{fetch: p.fetch}
-	_, err = images.Manifest(ctx, seen, target, p.match)
-	for k, l := range leaves {
-		if l.Digest == seen.manifest && p.match.Match(*l.Platform) {
-			img.leaf = &leaves[k]
-			return img, nil
-		}
-	}
-	switch {
-	case errors.Is(err, archive.ErrMissing):
-		return img, p.incomplete(target)
-	case err != nil && !errdefs.IsNotFound(err):
-		return img, fmt.Errorf("choose a platform: %w", err)
-	}
-	return img, fmt.Errorf("its index has %q, but containerd does not find it behind descriptors without a platform: %w",
-		platforms.FormatAll(p.importer.platform), ErrNoMatchingPlatform)
-}
-
-// manifestProvider gives containerd the metadata of an archive, and notes which manifest it read last.
-type manifestProvider struct {
-	fetch    archive.Fetch
-	manifest digest.Digest
-}
-
-func (m *manifestProvider) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
-	if images.IsManifestType(d.MediaType) {
-		m.manifest = d.Digest
-	}
-	data, err := m.fetch(ctx, d)
-	return bytesReaderAt{bytes.NewReader(data)}, err
-}
-
-type bytesReaderAt struct{ *bytes.Reader }
-
-func (bytesReaderAt) Close() error { return nil }
-
-// add plans the blobs of one image: the indexes above its manifest, the manifest, its config and its layers.
-func (p *planner) add(ctx context.Context, name string, leaf archive.PlatformManifest) error {
-	m, err := archive.ReadManifest(ctx, p.fetch, leaf.Descriptor)
-	if errors.Is(err, archive.ErrMissing) {
-		return p.incomplete(leaf.Descriptor)
-	}
-	if err != nil {
-		return err
-	}
-	for _, d := range slices.Concat(leaf.Parents, []ocispec.Descriptor{leaf.Descriptor, m.Config}) {
-		if err := p.need(ctx, d, p.metadata); err != nil {
+		if err != nil {
 			return err
 		}
+		p.targets[n.Target.Digest] = fs
 	}
-	diffIDs, err := archive.ReadConfig(ctx, p.stored, m, *leaf.Platform)
-	if err != nil {
-		return err
+	if fs == nil {
+		return nil
 	}
-	for _, d := range m.Layers {
-		if err := p.need(ctx, d, p.locate); err != nil {
-			return err
-		}
+	platform := *fs.Manifest.Platform
+	if !p.chosen.Match(platform) {
+		p.chosen = append(p.chosen, platform)
 	}
-	p.plan.rootfs = append(p.plan.rootfs, &unpack.Image{Name: name, Manifest: leaf.Descriptor, Config: m.Config, Layers: m.Layers, DiffIDs: diffIDs})
+	p.plan.Images = append(p.plan.Images, PlannedImage{
+		Name: n.Name, Source: n.Source, DigestReference: n.DigestReference, ID: fs.Config.Digest.String(),
+		Digest: n.Target.Digest, Platform: platforms.FormatAll(platform), Manifest: fs.Manifest.Digest, Config: fs.Config.Digest,
+		// Annotations and embedded data are the archive's business: a pulled image's target has none.
+		target: ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size},
+	})
 	return nil
 }
 
-// stored reads metadata from the content store, else from the archive.
-func (p *planner) stored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-	data, err := p.readStored(ctx, d)
-	if errdefs.IsNotFound(err) {
-		return p.fetch(ctx, d)
-	}
-	return data, err
-}
-
-// readStored reads metadata from the content store. It counts as if the archive held it: in a single pass that has been
-// stored already.
-func (p *planner) readStored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-	data, err := check.ReadBlob(ctx, p.importer.services.content, d.Digest, archive.MaxConfigBytes)
-	if err == nil {
-		err = p.archive.CountDecoded(data)
+// choose returns the platform manifest below target that the CRI would choose on this node, nil if there is none.
+func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archive.PlatformManifest, error) {
+	list, err := p.resolver.PlatformManifests(ctx, target)
+	if errors.Is(err, archive.ErrMissing) && !errors.Is(err, archive.ErrTruncated) {
+		return nil, fmt.Errorf("%w: %w", ErrContentIncomplete, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", d.Digest, err)
+		return nil, err
 	}
-	return data, nil
+	if len(list) == 0 {
+		// An image of no known platform: an artifact, or one that is not here at all.
+		if _, err := p.fetch(ctx, target); errors.Is(err, archive.ErrMissing) {
+			return nil, p.incomplete(target)
+		}
+	}
+	if !slices.ContainsFunc(list, func(m archive.PlatformManifest) bool { return p.match.Match(*m.Platform) }) {
+		p.addForeign(ctx, list)
+		return nil, nil //nolint:nilnil // none
+	}
+	// containerd looks at the best child of each index alone. Which one that is only its own code knows.
+	seen := &check.Provider{Fetch: p.fetch}
+	_, err = images.Manifest(ctx, seen, target, p.match)
+	best := slices.IndexFunc(list, func(m archive.PlatformManifest) bool { return m.Digest == seen.Manifest && p.match.Match(*m.Platform) })
+	absent := errors.Is(err, archive.ErrMissing)
+	switch {
+	case best >= 0 && absent && !errors.Is(err, archive.ErrTruncated) && p.isForeign(ctx, list):
+		p.addForeign(ctx, list)
+		return nil, nil //nolint:nilnil // none
+	case best >= 0:
+		return &list[best], nil
+	case absent:
+		return nil, p.incomplete(target)
+	case err != nil && !errdefs.IsNotFound(err):
+		return nil, fmt.Errorf("choose a platform: %w", err)
+	}
+	return nil, fmt.Errorf("its index has %q, but containerd does not find it behind descriptors without a platform: %w",
+		platforms.FormatAll(p.importer.platform), ErrNoMatchingPlatform)
 }
 
-// need plans a blob, once: as present in the store, or where find says that it is in the archive.
-func (p *planner) need(ctx context.Context, d ocispec.Descriptor, find func(context.Context, ocispec.Descriptor) (archive.Extent, error)) error {
+// isForeign says whether an archive has an image for other platforms only, although its index lists this one, too: an
+// archive of one platform keeps the index as it is. If it has a manifest that would serve this node, a better one got lost.
+func (p *planner) isForeign(ctx context.Context, list []archive.PlatformManifest) bool {
+	others := false
+	for _, m := range list {
+		if !p.inArchive(ctx, m.Descriptor) {
+			continue
+		}
+		if p.match.Match(*m.Platform) {
+			return false
+		}
+		others = true
+	}
+	return others
+}
+
+// addForeign records the platforms of an image that this node does not run.
+func (p *planner) addForeign(ctx context.Context, list []archive.PlatformManifest) {
+	for _, m := range list {
+		platform := platforms.FormatAll(*m.Platform)
+		p.foreign[platform] = p.foreign[platform] || p.inArchive(ctx, m.Descriptor)
+	}
+}
+
+// inArchive says whether the archive has a manifest, whatever the content store has.
+func (p *planner) inArchive(ctx context.Context, d ocispec.Descriptor) bool {
+	if p.archive.Has(d.Digest) {
+		return true
+	}
+	_, err := p.archive.ReadBlob(ctx, d, archive.MaxManifestBytes) // a single pass has kept it
+	return !errors.Is(err, archive.ErrMissing)
+}
+
+// noMatchingPlatform names the platforms that the archive has, or else those that its indexes list.
+func (p *planner) noMatchingPlatform() error {
+	var listed, there []string
+	for platform, inArchive := range p.foreign {
+		if listed = append(listed, platform); inArchive {
+			there = append(there, platform)
+		}
+	}
+	if len(there) == 0 {
+		there = listed
+	}
+	slices.Sort(there)
+	names := "no platform"
+	if len(there) > 0 {
+		names = archive.Quoted(there) + " only"
+	}
+	return fmt.Errorf("the archive has images for %s, this node needs %q: %w",
+		names, platforms.FormatAll(p.importer.platform), ErrNoMatchingPlatform)
+}
+
+// addBlobs plans the blobs of one image: the indexes above its manifest, the manifest, its config and its layers.
+func (p *planner) addBlobs(ctx context.Context, name string, d archive.PlatformManifest) (*unpack.Image, error) {
+	m, err := archive.ReadManifest(ctx, p.fetch, d.Descriptor)
+	if errors.Is(err, archive.ErrMissing) {
+		return nil, p.incomplete(d.Descriptor)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range slices.Concat(d.Parents, []ocispec.Descriptor{d.Descriptor, m.Config}) {
+		if err := p.addBlob(ctx, d, p.readMetadata); err != nil {
+			return nil, err
+		}
+	}
+	diffIDs, err := archive.ReadConfig(ctx, p.fetchStored, m, *d.Platform)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range m.Layers {
+		if err := p.addBlob(ctx, d, p.locateLayer); err != nil {
+			return nil, err
+		}
+	}
+	fs := &unpack.Image{Name: name, Manifest: d.Descriptor, Config: m.Config, Layers: m.Layers, DiffIDs: diffIDs}
+	p.plan.rootfs = append(p.plan.rootfs, fs)
+	return fs, nil
+}
+
+// addBlob plans a blob, once. find finds one that is not in the content store.
+func (p *planner) addBlob(
+	ctx context.Context, d ocispec.Descriptor, find func(context.Context, ocispec.Descriptor) (archive.Extent, error),
+) error {
 	if p.needed[d.Digest] {
 		return nil
 	}
@@ -277,23 +286,27 @@ func (p *planner) need(ctx context.Context, d ocispec.Descriptor, find func(cont
 	info, err := p.importer.services.content.Info(ctx, d.Digest)
 	switch {
 	case err == nil:
-		b.Present, b.extent.Size = true, info.Size
+		b.Present = true
+		if e, ok := p.archive.locate(d.Digest); ok && e.Size == d.Size {
+			b.extent = e
+		}
 	case errdefs.IsNotFound(err):
 		if b.extent, err = find(ctx, d); err != nil {
 			return err
 		}
+		info.Size = b.extent.Size
 	default:
 		return runtimeError("look up "+d.Digest.String(), err)
 	}
-	if b.extent.Size != d.Size {
-		return fmt.Errorf("descriptor of %s: size is %d, the blob has %d bytes: %w", d.Digest, d.Size, b.extent.Size, archive.ErrInvalid)
+	if info.Size != d.Size {
+		return fmt.Errorf("descriptor of %s: size is %d, the blob has %d bytes: %w", d.Digest, d.Size, info.Size, archive.ErrInvalid)
 	}
 	p.plan.Blobs = append(p.plan.Blobs, b)
 	return nil
 }
 
-// metadata reads an index, manifest or config: most have been read already, and they lie side by side.
-func (p *planner) metadata(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
+// readMetadata reads an index, manifest or config: most have been read already, and they lie side by side.
+func (p *planner) readMetadata(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
 	data, err := p.archive.ReadBlob(ctx, d, archive.MaxConfigBytes)
 	if errors.Is(err, archive.ErrMissing) {
 		err = p.incomplete(d)
@@ -301,8 +314,8 @@ func (p *planner) metadata(ctx context.Context, d ocispec.Descriptor) (archive.E
 	return archive.Extent{Size: int64(len(data)), Data: data}, err
 }
 
-// locate finds a layer without reading it.
-func (p *planner) locate(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
+// locateLayer finds a layer without reading it.
+func (p *planner) locateLayer(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
 	if e, ok := p.archive.locate(d.Digest); ok {
 		return e, nil
 	}
@@ -327,8 +340,8 @@ func (p *planner) incomplete(d ocispec.Descriptor) error {
 	return fmt.Errorf("blob %s (%q) is neither in the archive nor in containerd: %w", d.Digest, d.MediaType, reason)
 }
 
-// fetch reads metadata from the archive, else from the content store: a partial archive may count on content
-// that its receiver has.
+// fetch reads metadata from the archive, else from the content store: a partial archive may count on content that its
+// receiver has.
 func (p *planner) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	data, err := p.archive.ReadBlob(ctx, d, archive.MaxConfigBytes)
 	if !errors.Is(err, archive.ErrMissing) {
@@ -341,19 +354,26 @@ func (p *planner) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, erro
 	return stored, storeErr
 }
 
-// maxListed words of a message: tools build images for up to 15 platforms.
-const maxListed = 20
-
-// listed joins words in order, for messages.
-func listed(words map[string]bool) string {
-	list := slices.Sorted(maps.Keys(words))
-	switch {
-	case len(list) == 0:
-		return "no platform"
-	case len(list) > maxListed:
-		list = append(list[:maxListed], fmt.Sprintf("%d more", len(list)-maxListed))
+// fetchStored reads metadata from the content store, else from the archive.
+func (p *planner) fetchStored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	data, err := p.readStored(ctx, d)
+	if errdefs.IsNotFound(err) {
+		return p.fetch(ctx, d)
 	}
-	return strings.Join(list, ", ")
+	return data, err
+}
+
+// readStored reads metadata from the content store. It counts as if the archive had it: a single pass has stored it
+// there.
+func (p *planner) readStored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	data, err := check.ReadBlob(ctx, p.importer.services.content, d.Digest, archive.MaxConfigBytes)
+	if err == nil {
+		err = p.archive.CountDecoded(data)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", d.Digest, err)
+	}
+	return data, nil
 }
 
 // chosenPlatforms matches exactly the platforms that a plan chose. platforms.Only would also want lesser ones,

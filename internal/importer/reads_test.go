@@ -33,7 +33,7 @@ func TestStoredMetadataIsBounded(t *testing.T) {
 	p := &planner{importer: n.Importer, archive: &Archive{Layout: &archive.Layout{}}}
 	reads := 0
 	for ; err == nil && reads < 100; reads++ {
-		_, err = p.stored(ctx, d)
+		_, err = p.fetchStored(ctx, d)
 	}
 	if !errors.Is(err, archive.ErrLimit) || reads*len(config) > archive.MaxReadBytes+2*len(config) {
 		t.Errorf("after %d reads: error %v", reads, err)

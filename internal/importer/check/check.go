@@ -74,35 +74,42 @@ func (c Checker) Lost(ctx context.Context, target ocispec.Descriptor, snapshotte
 
 // Manifest is the one that the CRI would choose of an image, and its digest.
 func (c Checker) Manifest(ctx context.Context, target ocispec.Descriptor) (ocispec.Manifest, digest.Digest, error) {
-	p := &provider{Checker: c}
+	p := c.provider()
 	m, err := images.Manifest(ctx, p, target, platforms.Only(c.Platform))
 	if err != nil {
 		return m, "", daemon.Error("read manifest of "+target.Digest.String(), err)
 	}
-	return m, p.manifest, nil
+	return m, p.Manifest, nil
 }
 
 // DiffIDs are those of an image's layers.
 func (c Checker) DiffIDs(ctx context.Context, config ocispec.Descriptor) ([]digest.Digest, error) {
-	diffIDs, err := images.RootFS(ctx, &provider{Checker: c}, config)
+	diffIDs, err := images.RootFS(ctx, c.provider(), config)
 	if err != nil {
 		return nil, daemon.Error("read config "+config.Digest.String(), err)
 	}
 	return diffIDs, nil
 }
 
-// provider reads metadata, and keeps which manifest was read last.
-type provider struct {
-	Checker
-	manifest digest.Digest
+// Provider gives metadata to containerd's own code, and keeps which manifest that read last.
+type Provider struct {
+	Fetch    func(context.Context, ocispec.Descriptor) ([]byte, error)
+	Manifest digest.Digest
 }
 
-func (p *provider) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
+// ReaderAt implements content.Provider.
+func (p *Provider) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
 	if images.IsManifestType(d.MediaType) {
-		p.manifest = d.Digest
+		p.Manifest = d.Digest
 	}
-	data, err := ReadBlob(ctx, p.Content, d.Digest, archive.MaxConfigBytes)
+	data, err := p.Fetch(ctx, d)
 	return readerAt{bytes.NewReader(data)}, err
+}
+
+func (c Checker) provider() *Provider {
+	return &Provider{Fetch: func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+		return ReadBlob(ctx, c.Content, d.Digest, archive.MaxConfigBytes)
+	}}
 }
 
 type readerAt struct{ *bytes.Reader }
