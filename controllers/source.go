@@ -49,7 +49,7 @@ func (s Sources) Open(ctx context.Context, spec v1alpha1.Source) (source.Blob, e
 	case web != nil:
 		return source.OpenHTTP(ctx, *web)
 	}
-	return source.OpenUnder(s.ArchiveDir, path)
+	return source.OpenUnder(ctx, s.ArchiveDir, path)
 }
 
 // Changed says whether Open would give other bytes than those that had this validator.
@@ -61,7 +61,7 @@ func (s Sources) Changed(ctx context.Context, spec v1alpha1.Source, validator st
 	case web != nil:
 		return source.HTTPChanged(ctx, *web, validator)
 	}
-	return source.ChangedUnder(s.ArchiveDir, path, validator)
+	return source.ChangedUnder(ctx, s.ArchiveDir, path, validator)
 }
 
 // locate is the one switch from a spec to a source: a web server, or else a path below ArchiveDir.

@@ -112,36 +112,47 @@ func TestHTTPChangedErrors(t *testing.T) {
 	}
 }
 
+// A file is another when its size or its time of modification is; all else changes by itself: FAT makes up inodes at each
+// mount.
 func TestChangedUnder(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, "a.tar")
-	write := func(to, text string) {
+	path := writeFile(t, filepath.Join(dir, "a.tar"), []byte("one"))
+	day := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	at := func(path string, when time.Time) {
 		t.Helper()
-		if err := os.WriteFile(to, []byte(text), 0o600); err != nil {
+		if err := os.Chtimes(path, when, when); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write(path, "one")
-	b, err := source.OpenUnder(dir, "a.tar")
+	at(path, day)
+	b, err := source.OpenUnder(t.Context(), dir, "a.tar")
 	if err != nil {
 		t.Fatal(err)
 	}
 	validator := b.Validator()
 	b.Close()
-	if changed, err := source.ChangedUnder(dir, "a.tar", validator); changed || err != nil {
-		t.Errorf("untouched: %v, %v", changed, err)
-	}
-	write(path+".new", "two")
-	if err := os.Rename(path+".new", path); err != nil {
-		t.Fatal(err)
-	}
-	if changed, err := source.ChangedUnder(dir, "a.tar", validator); !changed || err != nil {
-		t.Errorf("replaced: %v, %v", changed, err)
+	for _, tc := range []struct {
+		why    string
+		text   string
+		when   time.Time
+		change bool
+	}{
+		{"a copy with its time, as after a remount: another inode", "one", day, false},
+		{"another time", "one", day.Add(2 * time.Second), true},
+		{"another size", "three", day, true},
+	} {
+		at(writeFile(t, path+".new", []byte(tc.text)), tc.when)
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+		if changed, err := source.ChangedUnder(t.Context(), dir, "a.tar", validator); changed != tc.change || err != nil {
+			t.Errorf("%s: %v, %v", tc.why, changed, err)
+		}
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if changed, err := source.ChangedUnder(dir, "a.tar", validator); changed || !errors.Is(err, source.ErrNotFound) {
+	if changed, err := source.ChangedUnder(t.Context(), dir, "a.tar", validator); changed || !errors.Is(err, source.ErrNotFound) {
 		t.Errorf("removed: %v, %v", changed, err)
 	}
 }

@@ -24,6 +24,7 @@ const tarBlock = 512
 // dirBlob is a directory.
 type dirBlob struct {
 	counter
+	ctx   context.Context // that of OpenDir
 	root  *os.Root
 	name  string
 	files []dirFile // by offset
@@ -52,7 +53,7 @@ func OpenDir(ctx context.Context, path string) (Blob, error) {
 	if err != nil {
 		return nil, fileError("open", path, err)
 	}
-	b := &dirBlob{root: root, name: path}
+	b := &dirBlob{ctx: ctx, root: root, name: path}
 	if err := b.list(ctx); err != nil {
 		root.Close() //nolint:gosec // only read from
 		return nil, err
@@ -134,23 +135,12 @@ func (b *dirBlob) String() string     { return b.name }
 func (b *dirBlob) Close() error       { return b.root.Close() } //nolint:wrapcheck // names the directory itself
 
 func (b *dirBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	if off < 0 {
-		return nil, fmt.Errorf("read %q: negative offset: %w", b.name, ErrInvalid)
-	}
-	r := io.NewSectionReader(b, off, sectionLength(b.size, off, n))
-	return io.NopCloser(readerFunc(func(p []byte) (int, error) {
-		if err := ctx.Err(); err != nil {
-			return 0, err //nolint:wrapcheck // the caller's own
-		}
-		return r.Read(p)
-	})), nil
+	return newSection(ctx, b.ctx, b, b.size, off, n)
 }
 
-type readerFunc func(p []byte) (int, error)
+func (b *dirBlob) ReadAt(p []byte, off int64) (int, error) { return b.readAt(b.ctx, p, off) }
 
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
-func (b *dirBlob) ReadAt(p []byte, off int64) (int, error) {
+func (b *dirBlob) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %q: negative offset: %w", b.name, ErrInvalid)
 	}
@@ -159,7 +149,7 @@ func (b *dirBlob) ReadAt(p []byte, off int64) (int, error) {
 		if off+int64(n) >= b.size {
 			return n, io.EOF
 		}
-		k, err := b.readSome(p[n:], off+int64(n))
+		k, err := b.readSome(ctx, p[n:], off+int64(n))
 		if err != nil {
 			return n, err
 		}
@@ -169,7 +159,7 @@ func (b *dirBlob) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // readSome reads at least one byte: of a header, of a file, or of the zeros between and behind them.
-func (b *dirBlob) readSome(p []byte, off int64) (int, error) {
+func (b *dirBlob) readSome(ctx context.Context, p []byte, off int64) (int, error) {
 	i, found := slices.BinarySearchFunc(b.files, off, func(f dirFile, off int64) int { return cmp.Compare(f.header, off) })
 	if !found {
 		i-- // the one that begins before off
@@ -189,7 +179,8 @@ func (b *dirBlob) readSome(p []byte, off int64) (int, error) {
 		}
 		return copy(p, header[off-f.header:]), nil
 	case off < f.start+f.size:
-		return b.readFile(f, p[:min(int64(len(p)), f.start+f.size-off)], off-f.start)
+		p = p[:min(int64(len(p)), f.start+f.size-off)]
+		return readInterruptibly(ctx, p, func(buf []byte) (int, error) { return b.readFile(f, buf, off-f.start) })
 	}
 	return zeros(p, end-off), nil
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 )
 
 // OpenFile opens a regular file for random access, or a named pipe as a stream. It waits for a pipe's writer until
@@ -16,167 +17,175 @@ func OpenFile(ctx context.Context, path string) (Blob, error) {
 	if path == "" {
 		return nil, fmt.Errorf("open file: the path is empty: %w", ErrInvalid)
 	}
-	info, err := os.Stat(path)
+	f, info, err := openInterruptibly(ctx, path, func() (*os.File, error) {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, fileError("open", path, err)
+		}
+		if info.Mode()&fs.ModeNamedPipe == 0 {
+			if err := requireRegular(info, path); err != nil {
+				return nil, err
+			}
+		}
+		f, err := os.Open(path) //nolint:gosec // the caller of the command line chooses the file
+		if err != nil {
+			return nil, fileError("open", path, err)
+		}
+		return f, nil
+	})
 	if err != nil {
-		return nil, fileError("open", path, err)
-	}
-	switch mode := info.Mode(); {
-	case mode.IsRegular(), mode&fs.ModeNamedPipe != 0:
-	default:
-		return nil, fmt.Errorf("open %q: it is a %s, not a regular file: %w", path, kindOf(mode), ErrInvalid)
-	}
-	f, err := openWaiting(ctx, path)
-	if err != nil && ctx.Err() != nil {
-		return nil, fmt.Errorf("open %q: %w", path, ctx.Err())
-	}
-	if err != nil {
-		return nil, fileError("open", path, err)
+		return nil, err
 	}
 	if info.Mode()&fs.ModeNamedPipe != 0 {
 		return OpenStream(f, path), nil
 	}
-	return newFileBlob(f, path)
+	return newFileBlob(ctx, f, info, path), nil
 }
 
-// openWaiting opens in a goroutine of its own: opening a pipe without a writer cannot be interrupted, but whoever
-// waits for it can.
-func openWaiting(ctx context.Context, path string) (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
+// openInterruptibly opens a file and looks at it.
+func openInterruptibly(ctx context.Context, name string, open func() (*os.File, error)) (f *os.File, info fs.FileInfo, err error) {
+	var late struct {
+		f    *os.File
+		info fs.FileInfo
+		err  error
 	}
-	opened := make(chan result)
-	go func() {
-		f, err := os.Open(path) //nolint:gosec // the caller of the command line chooses the file
-		select {
-		case opened <- result{f, err}:
-		case <-ctx.Done():
-			if err == nil {
-				f.Close() //nolint:gosec // never read from
-			}
+	hung := interruptible(ctx, func() {
+		if late.f, late.err = open(); late.err != nil {
+			return
 		}
-	}()
-	select {
-	case res := <-opened:
-		return res.f, res.err
-	case <-ctx.Done():
-		return nil, ctx.Err() //nolint:wrapcheck // the caller's own
+		if late.info, late.err = late.f.Stat(); late.err != nil {
+			late.f.Close() //nolint:gosec // only read from
+			late.err = fileError("open", name, late.err)
+		}
+	}, func() {
+		if late.err == nil {
+			late.f.Close() //nolint:gosec // never read from
+		}
+	})
+	if hung != nil {
+		return nil, nil, fmt.Errorf("open %q: %w", name, hung)
 	}
+	return late.f, late.info, late.err
+}
+
+// requireRegular refuses everything that is no regular file.
+func requireRegular(info fs.FileInfo, name string) error {
+	if mode := info.Mode(); !mode.IsRegular() {
+		return fmt.Errorf("open %q: it is a %s, not a regular file: %w", name, kindOf(mode), ErrInvalid)
+	}
+	return nil
+}
+
+// file is what a fileBlob needs of an os.File.
+type file interface {
+	io.ReaderAt
+	io.Closer
+	Stat() (fs.FileInfo, error)
 }
 
 // fileBlob is a regular file.
 type fileBlob struct {
 	counter
-	f         *os.File
-	name      string
-	size      int64
-	validator string
+	ctx    context.Context
+	cancel context.CancelFunc
+	f      file
+	name   string
+	opened fs.FileInfo
 }
 
-func newFileBlob(f *os.File, name string) (Blob, error) {
-	if err := requireRegular(f, name); err != nil {
-		f.Close() //nolint:gosec // only read from
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		f.Close() //nolint:gosec // only read from
-		return nil, fileError("open", name, err)
-	}
-	return &fileBlob{f: f, name: name, size: info.Size(), validator: fileValidator(info)}, nil
-}
-
-// fileValidator has the time of the last change beside that of the last modification, which can be set back. It
-// also differs when the last name of an open file is gone, because another was renamed over it or it was deleted.
-func fileValidator(info fs.FileInfo) string {
-	var inode uint64
-	var changed int64
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		inode, changed = st.Ino, st.Ctim.Nano()
-	}
-	return fmt.Sprintf("%d-%d-%d-%d", info.Size(), info.ModTime().UnixNano(), changed, inode)
+func newFileBlob(ctx context.Context, f file, info fs.FileInfo, name string) *fileBlob {
+	b := &fileBlob{f: f, name: name, opened: info}
+	b.ctx, b.cancel = context.WithCancel(ctx)
+	return b
 }
 
 func (b *fileBlob) RandomAccess() bool { return true }
 func (b *fileBlob) Remote() bool       { return false }
-func (b *fileBlob) Size() int64        { return b.size }
-func (b *fileBlob) Validator() string  { return b.validator }
+func (b *fileBlob) Size() int64        { return b.opened.Size() }
 func (b *fileBlob) String() string     { return b.name }
-func (b *fileBlob) Close() error       { return b.f.Close() } //nolint:wrapcheck // names the file itself
 
-func (b *fileBlob) ReadAt(p []byte, off int64) (int, error) {
+// Validator is the same after the file was copied with its times, or its file system was mounted again: FAT makes up
+// inodes at each mount, and keeps no time of change.
+func (b *fileBlob) Validator() string {
+	return fmt.Sprintf("%d-%d", b.opened.Size(), b.opened.ModTime().UnixNano())
+}
+
+// closeTimeout bounds the wait for close(2), which asks a FUSE daemon too.
+const closeTimeout = time.Second
+
+func (b *fileBlob) Close() error {
+	b.cancel()
+	closed := make(chan error, 1)
+	go func() { closed <- b.f.Close() }()
+	select {
+	case err := <-closed:
+		return err //nolint:wrapcheck // names the file itself
+	case <-time.After(closeTimeout):
+		return nil // it was only read from
+	}
+}
+
+func (b *fileBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	return newSection(ctx, b.ctx, b, b.Size(), off, n)
+}
+
+func (b *fileBlob) ReadAt(p []byte, off int64) (int, error) { return b.readAt(b.ctx, p, off) }
+
+func (b *fileBlob) readAt(ctx context.Context, p []byte, off int64) (n int, err error) {
+	for n < len(p) && err == nil {
+		var k int
+		k, err = readInterruptibly(ctx, p[n:], func(buf []byte) (int, error) { return b.readChecked(buf, off+int64(n)) })
+		b.add(k)
+		n += k
+	}
+	if err == nil || err == io.EOF { //nolint:errorlint // readChecked returns it bare
+		return n, err
+	}
+	return n, fmt.Errorf("read %q: %w", b.name, err)
+}
+
+// readChecked gives no byte that was read after the file had changed: that would be blamed on the archive, as a wrong
+// digest or bad metadata. On the scale of reading a system call costs nothing.
+func (b *fileBlob) readChecked(p []byte, off int64) (int, error) {
 	n, err := b.f.ReadAt(p, off)
-	b.add(n)
-	if err == io.EOF && off+int64(n) < b.size {
-		return 0, fmt.Errorf("read %q: the file was cut short: %w", b.name, ErrChanged)
+	if err == io.EOF && off+int64(n) < b.Size() {
+		return 0, fmt.Errorf("the file was cut short: %w", ErrChanged)
 	}
 	if err != nil && err != io.EOF {
-		return n, fileError("read", b.name, err)
+		return n, fileFault(err)
 	}
-	if err := b.unchanged(); err != nil {
-		return 0, err
+	info, statErr := b.f.Stat()
+	if statErr != nil {
+		return 0, fileFault(statErr)
+	}
+	if identify(info) != identify(b.opened) {
+		return 0, fmt.Errorf("the file was written to, replaced or removed meanwhile: %w", ErrChanged)
 	}
 	return n, err //nolint:wrapcheck // io.EOF
 }
 
-// unchanged fails when the file is not as it was opened. What was rewritten would otherwise be blamed on the
-// archive, as a wrong digest or bad metadata. It is asked after each read, so that no byte is given away which
-// was read after the change: on the scale of reading a system call costs nothing.
-func (b *fileBlob) unchanged() error {
-	info, err := b.f.Stat()
-	if err != nil {
-		return fileError("read", b.name, err)
-	}
-	if fileValidator(info) != b.validator {
-		return fmt.Errorf("read %q: the file was written to, replaced or removed meanwhile: %w", b.name, ErrChanged)
-	}
-	return nil
+// identity tells an open file from what it was before.
+type identity struct {
+	size, modified int64
+	changed        int64 // ctime: mtime can be set back
+	inode          uint64
 }
 
-func (b *fileBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	if off < 0 {
-		return nil, fmt.Errorf("read %q: negative offset: %w", b.name, ErrInvalid)
+// identify differs also when the last name of an open file is gone, because another was renamed over it or it was deleted.
+func identify(info fs.FileInfo) identity {
+	id := identity{size: info.Size(), modified: info.ModTime().UnixNano()}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		id.changed, id.inode = st.Ctim.Nano(), st.Ino
 	}
-	n = sectionLength(b.size, off, n)
-	return &fileSection{ctx: ctx, b: b, off: off, end: off + n}, nil
+	return id
 }
 
-// sectionLength gives the length in bytes of a section that ends where the blob ends, at the latest.
-func sectionLength(size, off, n int64) int64 {
-	rest := max(size-off, 0)
-	if n < 0 {
-		return rest
-	}
-	return min(n, rest)
-}
-
-// fileSection reads [off, end) of a file.
-type fileSection struct {
-	ctx      context.Context
-	b        *fileBlob
-	off, end int64
-}
-
-func (s *fileSection) Read(p []byte) (int, error) {
-	if err := s.ctx.Err(); err != nil {
-		return 0, err //nolint:wrapcheck // the caller's own
-	}
-	if s.off == s.end {
-		return 0, io.EOF
-	}
-	p = p[:min(int64(len(p)), s.end-s.off)]
-	n, err := s.b.ReadAt(p, s.off)
-	s.off += int64(n)
-	if n > 0 && err == io.EOF { //nolint:errorlint // ReadAt returns it bare
-		err = nil
-	}
-	return n, err
-}
-
-func (s *fileSection) Close() error { return nil }
-
-// fileError gives an error of the file system its meaning.
 func fileError(op, name string, err error) error {
+	return fmt.Errorf("%s %q: %w", op, name, fileFault(err))
+}
+
+// fileFault gives an error of the file system its meaning.
+func fileFault(err error) error {
 	var errno syscall.Errno
 	text, kind := "it cannot be read", ErrUnavailable
 	switch hasErrno := errors.As(err, &errno); {
@@ -191,7 +200,7 @@ func fileError(op, name string, err error) error {
 	case errors.Is(err, fs.ErrClosed):
 		text, kind = "it is closed", ErrUnavailable
 	}
-	return fmt.Errorf("%s %q: %s: %w", op, name, text, kind)
+	return fmt.Errorf("%s: %w", text, kind)
 }
 
 func kindOf(mode fs.FileMode) string {

@@ -216,25 +216,6 @@ func TestStreamOfNamedPipe(t *testing.T) {
 	wantSection(t, b, 0, -1, data)
 }
 
-// A pipe that nobody writes into must not keep an interrupted import from ending.
-func TestNamedPipeCancelledWithoutWriter(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "pipe")
-	if err := syscall.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := source.OpenFile(ctx, path); !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v", err)
-	}
-	// This waits for the reader in the background, which then ends.
-	w, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-}
-
 // A pipe whose writer is silent must not keep an interrupted import from ending.
 func TestStreamCancelledWhileSilent(t *testing.T) {
 	pr, pw := io.Pipe()

@@ -1,8 +1,10 @@
 package source
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,36 +16,25 @@ import (
 // symbolic link leads anywhere else, and nothing but regular files is opened: path may come from somebody
 // who must not read other files of the node. A link that stays inside is not followed either, since what it
 // leads to can change between a look at it and its use. File systems mounted below dir are part of it.
-func OpenUnder(dir, path string) (Blob, error) {
+func OpenUnder(ctx context.Context, dir, path string) (Blob, error) {
 	if !filepath.IsLocal(path) || strings.ContainsRune(path, 0) {
 		return nil, fmt.Errorf("open %q: the path must lead to a file below the archive directory: %w", path, ErrInvalid)
 	}
-	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0) //nolint:gosec // the operator's own choice
+	f, info, err := openInterruptibly(ctx, path, func() (*os.File, error) { return openBeneath(dir, path) })
 	if err != nil {
-		return nil, fileError("open archive directory", dir, err)
-	}
-	defer root.Close()
-
-	// Only to look at it: opening a device may have effects.
-	seen, err := openBeneath(root, path, unix.O_PATH)
-	if err != nil {
-		return nil, beneathError(path, err)
-	}
-	defer seen.Close()
-	if err := requireRegular(seen, path); err != nil {
 		return nil, err
 	}
-	// Without O_NONBLOCK a pipe that has taken the file's place since then would block for ever.
-	f, err := openBeneath(root, path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
-	if err != nil {
-		return nil, beneathError(path, err)
+	b := newFileBlob(ctx, f, info, path)
+	if err := requireRegular(info, path); err != nil { // a pipe has taken the file's place
+		b.Close() //nolint:gosec // never read from
+		return nil, err
 	}
-	return newFileBlob(f, path)
+	return b, nil
 }
 
 // ChangedUnder tells whether OpenUnder would give other bytes than those of this validator.
-func ChangedUnder(dir, path, validator string) (bool, error) {
-	b, err := OpenUnder(dir, path)
+func ChangedUnder(ctx context.Context, dir, path, validator string) (bool, error) {
+	b, err := OpenUnder(ctx, dir, path)
 	if err != nil {
 		return false, err
 	}
@@ -51,28 +42,37 @@ func ChangedUnder(dir, path, validator string) (bool, error) {
 	return b.Validator() != validator, nil
 }
 
-// openBeneath opens what lies at path, without "..", below root, and passes no symbolic link on the way.
-func openBeneath(root *os.File, path string, flags int) (*os.File, error) {
-	path = filepath.Clean(path)
-	how := unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC), //nolint:gosec // flags are positive
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
-	}
-	fd, err := uninterrupted(func() (int, error) { return unix.Openat2(int(root.Fd()), path, &how) })
-	// A kernel before 5.6 does not have the call, and a seccomp profile that does not know it refuses it.
-	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
-		fd, err = walkBeneath(int(root.Fd()), path, flags)
-	}
+// openBeneath looks at what lies at path before it opens it: opening a device may have effects.
+func openBeneath(dir, path string) (*os.File, error) {
+	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0) //nolint:gosec // the operator's own choice
 	if err != nil {
+		return nil, fileError("open archive directory", dir, err)
+	}
+	defer root.Close()
+	seen, err := walkBeneath(root, path, unix.O_PATH)
+	if err != nil {
+		return nil, beneathError(path, err)
+	}
+	defer seen.Close()
+	info, err := seen.Stat()
+	if err != nil {
+		return nil, fileError("open", path, err)
+	}
+	if err := requireRegular(info, path); err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), path), nil
+	// Without O_NONBLOCK a pipe that has taken the file's place since then would block for ever.
+	f, err := walkBeneath(root, path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return nil, beneathError(path, err)
+	}
+	return f, nil
 }
 
-// walkBeneath does the same by single steps. A directory is held open while the next name is looked up in it,
-// so it does not matter what is renamed meanwhile.
-func walkBeneath(root int, path string, flags int) (int, error) {
-	names := strings.Split(path, "/")
+// walkBeneath opens one name after the other, each in the directory before it, which stays open meanwhile: so it does
+// not matter what is renamed. openat2 does the same in one call, but not on every kernel and with every seccomp profile.
+func walkBeneath(root *os.File, path string, flags int) (*os.File, error) {
+	names := strings.Split(filepath.Clean(path), "/")
 	dir := root
 	for i, name := range names {
 		how, through := unix.O_PATH, i < len(names)-1
@@ -81,10 +81,10 @@ func walkBeneath(root int, path string, flags int) (int, error) {
 		}
 		next, err := openStep(dir, name, how, through)
 		if dir != root {
-			unix.Close(dir) //nolint:gosec // only looked up in
+			dir.Close() //nolint:gosec // only looked up in
 		}
 		if err != nil {
-			return -1, err
+			return nil, err
 		}
 		dir = next
 	}
@@ -92,57 +92,34 @@ func walkBeneath(root int, path string, flags int) (int, error) {
 }
 
 // openStep opens one name in a directory, which must be a directory itself if the way leads through it.
-func openStep(dir int, name string, flags int, through bool) (int, error) {
-	fd, err := uninterrupted(func() (int, error) {
-		return unix.Openat(dir, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	})
-	if err != nil {
-		return -1, err
+func openStep(dir *os.File, name string, flags int, through bool) (*os.File, error) {
+	fd, err := 0, error(unix.EINTR) // a signal came between
+	for errors.Is(err, unix.EINTR) {
+		fd, err = unix.Openat(int(dir.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	}
-	var st unix.Stat_t
-	err = unix.Fstat(fd, &st)
-	switch kind := st.Mode & unix.S_IFMT; {
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	info, err := f.Stat()
+	switch {
 	case err != nil:
-	case kind == unix.S_IFLNK: // O_PATH opens the link itself
+	case info.Mode()&fs.ModeSymlink != 0: // O_PATH opens the link itself
 		err = unix.ELOOP
-	case through && kind != unix.S_IFDIR:
+	case through && !info.IsDir():
 		err = unix.ENOTDIR
 	}
 	if err != nil {
-		unix.Close(fd) //nolint:gosec // not used
-		return -1, err
+		f.Close() //nolint:gosec // not used
+		return nil, err
 	}
-	return fd, nil
-}
-
-// uninterrupted opens again when a signal came between.
-func uninterrupted(open func() (int, error)) (int, error) {
-	for {
-		if fd, err := open(); !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
+	return f, nil
 }
 
 func beneathError(path string, err error) error {
-	switch {
-	case errors.Is(err, unix.ELOOP):
+	if errors.Is(err, unix.ELOOP) {
 		return fmt.Errorf("open %q: a symbolic link lies on the way, and links are not followed; mount or hard-link the file: %w",
 			path, ErrInvalid)
-	case errors.Is(err, unix.EXDEV):
-		return fmt.Errorf("open %q: the path leads out of the archive directory: %w", path, ErrInvalid)
 	}
 	return fileError("open", path, err)
-}
-
-// requireRegular refuses everything that is no regular file.
-func requireRegular(f *os.File, name string) error {
-	info, err := f.Stat()
-	if err != nil {
-		return fileError("open", name, err)
-	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("open %q: it is a %s, not a regular file: %w", name, kindOf(info.Mode()), ErrInvalid)
-	}
-	return nil
 }

@@ -11,60 +11,11 @@ import (
 	"sync"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/tarlift/tarlift/internal/source"
 )
-
-// kernels are the ways in which a kernel, or a container's seccomp profile, answers to openat2.
-var kernels = map[string]unix.Errno{
-	"openat2":           0,
-	"kernel before 5.6": unix.ENOSYS, // and seccomp profiles of today that do not know it
-	"seccomp profile":   unix.EPERM,  // older ones
-}
-
-// withOpenat2 runs f on a thread of its own, where openat2 fails with errno unless it is 0.
-func withOpenat2(t *testing.T, errno unix.Errno, f func() error) {
-	t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for ever: a thread with a filter ends with its goroutine
-		if errno != 0 {
-			if err := refuseOpenat2(errno); err != nil {
-				done <- err
-				return
-			}
-		}
-		done <- f()
-	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-}
-
-// refuseOpenat2 installs a seccomp filter in this thread.
-func refuseOpenat2(errno unix.Errno) error {
-	const callNumber = 0 // offset in struct seccomp_data
-	program := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: callNumber},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_OPENAT2, Jf: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
-	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("no new privileges: %w", err)
-	}
-	filter := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&filter)), 0, 0); err != nil {
-		return fmt.Errorf("seccomp filter: %w", err)
-	}
-	if _, err := unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{Flags: unix.O_PATH}); !errors.Is(err, errno) {
-		return fmt.Errorf("openat2 gives %w, want %w", err, errno)
-	}
-	return nil
-}
 
 // layOut makes an archive directory with all that must and must not be opened below it.
 func layOut(t *testing.T) (dir, outside string) {
@@ -101,65 +52,58 @@ func layOut(t *testing.T) (dir, outside string) {
 // Whoever writes the path of a spec must not read other files of the node with it.
 func TestOpenUnder(t *testing.T) {
 	dir, _ := layOut(t)
-	for kernel, errno := range kernels {
-		t.Run(kernel, func(t *testing.T) {
-			for name, tc := range map[string]struct {
-				path string
-				why  string
-				want error
-			}{
-				"file":                {"a.tar", "what it is for", nil},
-				"dotted":              {"./sub/../a.tar", "stays inside", nil},
-				"below":               {"sub/b.tar", "any depth", nil},
-				"further below":       {"sub//deeper/c.tar", "any depth", nil},
-				"hard link":           {"hard.tar", "a file as any other", nil},
-				"absent":              {"absent", "may still come", source.ErrNotFound},
-				"in absent directory": {"absent/a.tar", "may still come", source.ErrNotFound},
-				"below something":     {"a.tar/x", "no directory", source.ErrNotFound},
-				"absolute":            {"/etc/passwd", "not below the directory", source.ErrInvalid},
-				"up":                  {"../secret", "leaves", source.ErrInvalid},
-				"up and down":         {"sub/../../secret", "leaves", source.ErrInvalid},
-				"link inside":         {"inside", "no link is followed", source.ErrInvalid},
-				"link up inside":      {"sub/up", "no link is followed", source.ErrInvalid},
-				"link to directory":   {"dirin/b.tar", "no link is followed on the way either", source.ErrInvalid},
-				"projected volume":    {"..data/b.tar", "Kubernetes' own links neither", source.ErrInvalid},
-				"link outside":        {"out", "leaves by a link", source.ErrInvalid},
-				"absolute link":       {"absolute", "leaves by a link", source.ErrInvalid},
-				"absolute inside":     {"within", "no link is followed", source.ErrInvalid},
-				"directory link":      {"dirout/a.tar", "leaves by a link", source.ErrInvalid},
-				"magic link":          {"sub/magic/etc/passwd", "leaves by a link", source.ErrInvalid},
-				"link and up again":   {"dirout/../a.tar", "cleaned, it leads through no link", nil},
-				"dangling":            {"dangling", "no link is followed", source.ErrInvalid},
-				"loop":                {"loop", "no link is followed", source.ErrInvalid},
-				"directory":           {"sub", "no archive", source.ErrInvalid},
-				"itself":              {".", "no archive", source.ErrInvalid},
-				"pipe":                {"pipe", "would block for ever", source.ErrInvalid},
-				"device":              {"null", "opening one may do things", source.ErrInvalid},
-				"empty":               {"", "names nothing", source.ErrInvalid},
-				"NUL":                 {"a.tar\x00", "names nothing", source.ErrInvalid},
-			} {
-				t.Run(name, func(t *testing.T) {
-					var b source.Blob
-					withOpenat2(t, errno, func() (err error) {
-						if b, err = source.OpenUnder(dir, tc.path); !errors.Is(err, tc.want) {
-							return fmt.Errorf("error %w, want %w: %s", err, tc.want, tc.why)
-						}
-						return nil
-					})
-					if b != nil {
-						defer closeBlob(t, b)
-						if got, err := readSection(t, b, 0, -1); err != nil || len(got) != 1 {
-							t.Errorf("read %q, %v", got, err)
-						}
-					}
-				})
+	for name, tc := range map[string]struct {
+		path string
+		why  string
+		want error
+	}{
+		"file":                {"a.tar", "what it is for", nil},
+		"dotted":              {"./sub/../a.tar", "stays inside", nil},
+		"below":               {"sub/b.tar", "any depth", nil},
+		"further below":       {"sub//deeper/c.tar", "any depth", nil},
+		"hard link":           {"hard.tar", "a file as any other", nil},
+		"absent":              {"absent", "may still come", source.ErrNotFound},
+		"in absent directory": {"absent/a.tar", "may still come", source.ErrNotFound},
+		"below something":     {"a.tar/x", "no directory", source.ErrNotFound},
+		"absolute":            {"/etc/passwd", "not below the directory", source.ErrInvalid},
+		"up":                  {"../secret", "leaves", source.ErrInvalid},
+		"up and down":         {"sub/../../secret", "leaves", source.ErrInvalid},
+		"link inside":         {"inside", "no link is followed", source.ErrInvalid},
+		"link up inside":      {"sub/up", "no link is followed", source.ErrInvalid},
+		"link to directory":   {"dirin/b.tar", "no link is followed on the way either", source.ErrInvalid},
+		"projected volume":    {"..data/b.tar", "Kubernetes' own links neither", source.ErrInvalid},
+		"link outside":        {"out", "leaves by a link", source.ErrInvalid},
+		"absolute link":       {"absolute", "leaves by a link", source.ErrInvalid},
+		"absolute inside":     {"within", "no link is followed", source.ErrInvalid},
+		"directory link":      {"dirout/a.tar", "leaves by a link", source.ErrInvalid},
+		"magic link":          {"sub/magic/etc/passwd", "leaves by a link", source.ErrInvalid},
+		"link and up again":   {"dirout/../a.tar", "cleaned, it leads through no link", nil},
+		"dangling":            {"dangling", "no link is followed", source.ErrInvalid},
+		"loop":                {"loop", "no link is followed", source.ErrInvalid},
+		"directory":           {"sub", "no archive", source.ErrInvalid},
+		"itself":              {".", "no archive", source.ErrInvalid},
+		"pipe":                {"pipe", "would block for ever", source.ErrInvalid},
+		"device":              {"null", "opening one may do things", source.ErrInvalid},
+		"empty":               {"", "names nothing", source.ErrInvalid},
+		"NUL":                 {"a.tar\x00", "names nothing", source.ErrInvalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := source.OpenUnder(t.Context(), dir, tc.path)
+			if !errors.Is(err, tc.want) {
+				t.Fatalf("error %v, want %v: %s", err, tc.want, tc.why)
+			}
+			if b != nil {
+				defer closeBlob(t, b)
+				if got, err := readSection(t, b, 0, -1); err != nil || len(got) != 1 {
+					t.Errorf("read %q, %v", got, err)
+				}
 			}
 		})
 	}
-	if _, err := source.OpenUnder(filepath.Join(dir, "no directory"), "a.tar"); !errors.Is(err, source.ErrNotFound) {
+	if _, err := source.OpenUnder(t.Context(), filepath.Join(dir, "no directory"), "a.tar"); !errors.Is(err, source.ErrNotFound) {
 		t.Errorf("without a directory: %v", err)
 	}
-	if b, err := source.OpenUnder(filepath.Join(dir, "dirin"), "b.tar"); err != nil {
+	if b, err := source.OpenUnder(t.Context(), filepath.Join(dir, "dirin"), "b.tar"); err != nil {
 		t.Errorf("the operator's own directory may be a link: %v", err)
 	} else {
 		closeBlob(t, b)
@@ -195,30 +139,25 @@ func TestOpenUnderWhileLinksAreExchanged(t *testing.T) {
 	if !lookThenOpen(t, filepath.Join(dir, "sub"), "secret") {
 		t.Fatal("the fault does not happen: looking first and opening then was never deceived")
 	}
-	for kernel, errno := range kernels {
-		opened := 0
-		withOpenat2(t, errno, func() error {
-			for range 3000 {
-				b, err := source.OpenUnder(dir, "sub/secret")
-				if err != nil {
-					if !errors.Is(err, source.ErrInvalid) {
-						return err
-					}
-					continue
-				}
-				opened++
-				got := make([]byte, b.Size())
-				_, err = b.ReadAt(got, 0)
-				b.Close()
-				if err != nil && !errors.Is(err, io.EOF) || !bytes.Equal(got, []byte("inside")) {
-					return fmt.Errorf("%s: read %q, %w", kernel, got, err)
-				}
+	opened := 0
+	for range 3000 {
+		b, err := source.OpenUnder(t.Context(), dir, "sub/secret")
+		if err != nil {
+			if !errors.Is(err, source.ErrInvalid) {
+				t.Fatal(err)
 			}
-			return nil
-		})
-		if opened == 0 {
-			t.Errorf("%s: never opened", kernel)
+			continue
 		}
+		opened++
+		got := make([]byte, b.Size())
+		_, err = b.ReadAt(got, 0)
+		b.Close()
+		if err != nil && !errors.Is(err, io.EOF) || !bytes.Equal(got, []byte("inside")) {
+			t.Fatalf("read %q, %v", got, err)
+		}
+	}
+	if opened == 0 {
+		t.Error("never opened")
 	}
 }
 
@@ -243,33 +182,27 @@ func TestOpenUnderMount(t *testing.T) {
 	if err := os.Mkdir(stick, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for kernel, errno := range kernels {
-		var got []byte
-		withOpenat2(t, errno, func() error {
-			// The thread's own mounts, which go with it.
-			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-				return err
-			}
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return err
-			}
-			if err := unix.Mount("tmpfs", stick, "tmpfs", 0, ""); err != nil {
-				return err
-			}
-			if err := os.WriteFile(filepath.Join(stick, "a.tar"), []byte("medium"), 0o600); err != nil {
-				return err
-			}
-			b, err := source.OpenUnder(dir, "stick/a.tar")
-			if err != nil {
-				return err
-			}
-			defer b.Close()
-			got = make([]byte, b.Size())
-			_, err = b.ReadAt(got, 0)
-			return err
-		})
-		if string(got) != "medium" {
-			t.Errorf("%s: read %q", kernel, got)
-		}
+	mounted, done := make(chan error), make(chan struct{})
+	defer close(done)
+	var seen string // dir as a thread with mounts of its own has it
+	go func() {
+		runtime.LockOSThread() // for ever: the mounts go with the thread
+		seen = fmt.Sprintf("/proc/self/task/%d/root%s", unix.Gettid(), dir)
+		mounted <- errors.Join(
+			unix.Unshare(unix.CLONE_NEWNS),
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount("tmpfs", stick, "tmpfs", 0, ""),
+			os.WriteFile(filepath.Join(stick, "a.tar"), []byte("medium"), 0o600),
+		)
+		<-done
+	}()
+	if err := <-mounted; err != nil {
+		t.Fatal(err)
 	}
+	b, err := source.OpenUnder(t.Context(), seen, "stick/a.tar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeBlob(t, b)
+	wantSection(t, b, 0, -1, []byte("medium"))
 }

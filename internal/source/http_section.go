@@ -28,13 +28,6 @@ func (b *httpBlob) section(ctx context.Context, off, n int64) *httpSection {
 	return &httpSection{ctx: ctx, cancel: cancel, b: b, off: off, left: n, wait: b.newBackoff(resumeAttempts)}
 }
 
-// joined is a context that ends with either of two.
-func joined(ctx, other context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(other, func() { cancel(other.Err()) })
-	return ctx, func() { stop(); cancel(context.Canceled) }
-}
-
 func (s *httpSection) Read(p []byte) (int, error) {
 	if s.err == nil && s.left == 0 {
 		s.finish(io.EOF)

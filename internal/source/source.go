@@ -50,8 +50,8 @@ type Blob interface {
 	// BytesRead is the number of bytes taken from the source so far, read-ahead included.
 	BytesRead() int64
 
-	// Validator changes when the bytes do: an ETag, a Last-Modified date, or a file's size, times of modification and
-	// change, and inode. It has at most MaxValidator bytes of printable ASCII, and is empty when the source tells none.
+	// Validator changes when the bytes do: an ETag, a Last-Modified date, or a file's size and time of modification.
+	// It has at most MaxValidator bytes of printable ASCII, and is empty when the source tells none.
 	// HTTPChanged and ChangedUnder compare it with the source of later.
 	Validator() string
 

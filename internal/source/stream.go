@@ -8,10 +8,6 @@ import (
 	"sync/atomic"
 )
 
-// streamBuffer is how many bytes one read of a stream asks for: a pipe's default capacity is 64 KiB,
-// and more than a few of them gain nothing.
-const streamBuffer = 256 << 10
-
 // errStreamOnce is what everything but one read from start to end of a stream gives.
 var errStreamOnce = fmt.Errorf("a stream can be read only once, from its start: %w", ErrInvalid)
 
@@ -44,7 +40,7 @@ func (b *streamBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, 
 	if off != 0 || n >= 0 || b.taken.Swap(true) {
 		return nil, fmt.Errorf("read %s: %w", b.name, errStreamOnce)
 	}
-	return &streamReader{ctx: ctx, b: b, buf: make([]byte, streamBuffer), done: make(chan readResult, 1)}, nil
+	return &streamReader{ctx: ctx, b: b}, nil
 }
 
 func (b *streamBlob) Close() error {
@@ -54,53 +50,31 @@ func (b *streamBlob) Close() error {
 	return nil
 }
 
-// streamReader reads in a goroutine of its own, one read at a time: a read of a silent pipe cannot be
-// interrupted, but whoever waits for it can.
+// streamReader waits for a silent pipe until its context ends.
 type streamReader struct {
-	ctx  context.Context
-	b    *streamBlob
-	buf  []byte // belongs to the goroutine while one runs
-	rest []byte // the part of buf that is read but not yet given away
-	done chan readResult
-	err  error
-}
-
-type readResult struct {
-	n   int
+	ctx context.Context
+	b   *streamBlob
 	err error
 }
 
 func (s *streamReader) Read(p []byte) (int, error) {
-	for len(s.rest) == 0 {
-		if s.err == nil {
-			s.err = s.ctx.Err()
-		}
-		if s.err != nil {
-			return 0, s.err
-		}
-		s.fill()
-	}
-	n := copy(p, s.rest)
-	s.rest = s.rest[n:]
-	return n, nil
-}
-
-func (s *streamReader) fill() {
-	go func() {
-		n, err := s.b.r.Read(s.buf)
-		s.done <- readResult{n, err}
-	}()
-	select {
-	case <-s.ctx.Done():
+	if s.err == nil {
 		s.err = s.ctx.Err()
-	case res := <-s.done:
-		s.b.add(res.n)
-		s.rest = s.buf[:res.n]
-		s.err = res.err
-		if res.err != nil && !errors.Is(res.err, io.EOF) {
-			s.err = fmt.Errorf("read %s: %s: %w", s.b.name, describe(res.err), ErrUnavailable)
-		}
 	}
+	if s.err != nil || len(p) == 0 {
+		return 0, s.err
+	}
+	n, err := readInterruptibly(s.ctx, p, s.b.r.Read)
+	s.b.add(n)
+	switch {
+	case err == nil, errors.Is(err, io.EOF), s.ctx.Err() != nil:
+		s.err = err
+	case errors.Is(err, ErrUnavailable):
+		s.err = fmt.Errorf("read %s: %w", s.b.name, err)
+	default:
+		s.err = fmt.Errorf("read %s: %s: %w", s.b.name, describe(err), ErrUnavailable)
+	}
+	return n, s.err
 }
 
 func (s *streamReader) Close() error { return nil }

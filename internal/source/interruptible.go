@@ -1,0 +1,67 @@
+package source
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxAbandoned bounds the calls of the file system that hang while nobody waits for them any more. A dead NFS server
+	// or FUSE daemon keeps a thread and a buffer for each, until it answers or the process ends.
+	maxAbandoned = 4
+	// abandonedGrace is how long a call may take after its caller has gone: from a disk that works it takes milliseconds.
+	abandonedGrace = time.Second
+	// readBuffer bounds one such read, in bytes: a pipe's default capacity is 64 KiB, and more than a few of them gain
+	// nothing.
+	readBuffer = 256 << 10
+)
+
+var (
+	abandoned   atomic.Int32
+	readBuffers = sync.Pool{New: func() any { return new([readBuffer]byte) }}
+)
+
+// interruptible runs call, which may hang in the kernel, on a goroutine of its own. When ctx ends first it returns the
+// error of ctx and abandons the call, with all that the call uses; should the call return, undo releases what it got.
+func interruptible(ctx context.Context, call, undo func()) error {
+	for deadline := time.Now().Add(abandonedGrace); abandoned.Load() >= maxAbandoned; time.Sleep(abandonedGrace / 100) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%d earlier calls hang in the file system: %w", maxAbandoned, ErrUnavailable)
+		}
+	}
+	returned := make(chan struct{})
+	go func() {
+		call()
+		select {
+		case returned <- struct{}{}:
+		case <-ctx.Done():
+			undo()
+			abandoned.Add(-1)
+		}
+	}()
+	select {
+	case <-returned:
+		return nil
+	case <-ctx.Done():
+		abandoned.Add(1)
+		return ctx.Err() //nolint:wrapcheck // the caller's own
+	}
+}
+
+// readInterruptibly is read(p), or of the beginning of p. An abandoned read may write into its buffer at any time later:
+// that buffer is never p.
+func readInterruptibly(ctx context.Context, p []byte, read func([]byte) (int, error)) (int, error) {
+	buf := readBuffers.Get().(*[readBuffer]byte)
+	release := func() { readBuffers.Put(buf) }
+	var n int
+	var err error
+	if hung := interruptible(ctx, func() { n, err = read(buf[:min(len(p), readBuffer)]) }, release); hung != nil {
+		return 0, hung
+	}
+	copy(p, buf[:n])
+	release()
+	return n, err
+}
