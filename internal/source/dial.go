@@ -16,19 +16,22 @@ import (
 // ten seconds allow for three lost SYNs (1 + 2 + 4 s, RFC 6298).
 const dialTimeout = 10 * time.Second
 
-// dialSeams are what tests put in the place of the machine's own.
-type dialSeams struct {
+// testHooks are what tests put in the place of the machine's own.
+type testHooks struct {
 	resolver *net.Resolver
 	// dialing is told each address that is about to be connected to.
 	dialing func(netip.AddrPort)
+	// leastTime is instead of the constant, and roundTripBytes of what is measured, unless they are 0.
+	leastTime      time.Duration
+	roundTripBytes int64
 }
 
 // newDialer gives a dialer that looks at the address it is about to connect to, after the look-up of
 // the name: a check of the name before it could be answered differently the second time.
-func newDialer(r reach, seams dialSeams) *net.Dialer {
+func newDialer(r reach, hooks testHooks) *net.Dialer {
 	return &net.Dialer{
 		Timeout:  dialTimeout,
-		Resolver: seams.resolver,
+		Resolver: hooks.resolver,
 		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
 			ap, err := netip.ParseAddrPort(address)
 			if err != nil {
@@ -37,8 +40,8 @@ func newDialer(r reach, seams dialSeams) *net.Dialer {
 			if err := r.checkAddr(ap.Addr()); err != nil {
 				return err
 			}
-			if seams.dialing != nil {
-				seams.dialing(ap)
+			if hooks.dialing != nil {
+				hooks.dialing(ap)
 			}
 			return nil
 		},

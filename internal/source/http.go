@@ -1,10 +1,12 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -38,7 +40,7 @@ type HTTPOptions struct {
 	BackoffBase time.Duration // upper limit of the first wait; 0 means 250 ms
 	BackoffMax  time.Duration // upper limit of any wait; 0 means 30 s
 
-	seams dialSeams
+	hooks testHooks
 }
 
 func (o HTTPOptions) reach() reach { return reach{o.Anywhere, o.AllowAddresses} }
@@ -56,8 +58,10 @@ type httpBlob struct {
 
 	size      int64
 	validator validator
-	version   string      // see Blob.Validator
-	cache     windowCache // random access only
+	version   string // see Blob.Validator
+	pace      pace
+	windows   readAhead   // random access only
+	metadata  progress    // of all ReadAt together
 	stream    *response   // otherwise the one response there is
 	reason    string      // why it is a stream
 	taken     atomic.Bool // the stream has its reader
@@ -74,7 +78,7 @@ func OpenHTTP(ctx context.Context, opts HTTPOptions) (Blob, error) {
 	}
 	if err := b.open(); err != nil {
 		b.Close() //nolint:gosec // the first error counts
-		return nil, b.errorf(err)
+		return nil, err
 	}
 	return b, nil
 }
@@ -88,6 +92,7 @@ func newHTTPBlob(ctx context.Context, opts HTTPOptions) (*httpBlob, error) {
 	setDefault(&opts.IdleTimeout, defaultIdleTimeout)
 	setDefault(&opts.BackoffBase, defaultBackoffBase)
 	setDefault(&opts.BackoffMax, defaultBackoffMax)
+	setDefault(&opts.hooks.leastTime, leastTime)
 	b := &httpBlob{opts: opts, url: u}
 	if b.transport, err = newAuthorizer(u, opts); err != nil {
 		return nil, b.errorf(err)
@@ -110,6 +115,10 @@ func (b *httpBlob) Validator() string  { return b.version }
 func (b *httpBlob) String() string     { return redact(b.url) }
 func (b *httpBlob) whyStream() string  { return b.reason }
 
+func (b *httpBlob) roundTripBytes() int64 {
+	return cmp.Or(b.opts.hooks.roundTripBytes, b.pace.roundTripBytes())
+}
+
 func (b *httpBlob) Close() error {
 	b.cancel()
 	if b.stream != nil {
@@ -124,23 +133,27 @@ func (b *httpBlob) errorf(err error) error { return fmt.Errorf("get %s: %w", b, 
 
 // open decides between random access and a stream.
 func (b *httpBlob) open() error {
-	probe := byteRange{off: 0, n: firstWindow}
-	res, err := b.try(probe)
+	res, err := b.try(byteRange{off: 0, n: firstWindow})
 	if err != nil {
-		return err
+		return b.errorf(err)
 	}
 	if b.reason = b.acceptProbe(res); b.reason == "" {
-		return b.keepFirstWindow(res)
+		first := make([]byte, res.n)
+		if _, err := b.readFull(first, 0, res); err != nil {
+			return err
+		}
+		b.windows.add(0, first)
+		return nil
 	}
 	if res.StatusCode != http.StatusOK {
 		// The answer to the probe is of no use; the same without a range is one representation.
 		res.Close() //nolint:gosec // only read from
 		if res, err = b.try(byteRange{n: wholeBlob}); err != nil {
-			return err
+			return b.errorf(err)
 		}
 		if res.StatusCode != http.StatusOK {
 			res.Close() //nolint:gosec // only read from
-			return fmt.Errorf("the server answered %d to a request without a range: %w", res.StatusCode, ErrUnavailable)
+			return b.errorf(fmt.Errorf("the server answered %d to a request without a range: %w", res.StatusCode, ErrUnavailable))
 		}
 	}
 	b.stream, b.size, b.validator, b.version = res, res.ContentLength, validatorOf(res.Header), versionOf(res.Header)
@@ -195,39 +208,15 @@ func (b *httpBlob) acceptProbe(res *response) string {
 	return ""
 }
 
-// keepFirstWindow reads the answer to the first request into the cache. What is missing when the
-// connection breaks is fetched later, like everything else.
-func (b *httpBlob) keepFirstWindow(res *response) error {
-	defer res.Close()
-	window := make([]byte, res.n)
-	n, err := io.ReadFull(b.counted(res), window)
-	if ctxErr := b.ctx.Err(); err != nil && ctxErr != nil {
-		return ctxErr //nolint:wrapcheck // the caller's own
-	}
-	b.cache.add(0, window[:n], 0)
-	return nil
-}
-
-// counted counts what is read from r.
-func (b *httpBlob) counted(r io.Reader) io.Reader { return countingReader{r, &b.counter} }
-
-type countingReader struct {
-	io.Reader
-	c *counter
-}
-
-func (r countingReader) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	r.c.add(n)
-	return n, err
-}
-
 func (b *httpBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if !b.RandomAccess() {
 		if off != 0 || n >= 0 || b.taken.Swap(true) {
 			return nil, b.errorf(errStreamOnce)
 		}
-		return newHTTPStream(ctx, b), nil
+		s := b.section(ctx, 0, math.MaxInt64)
+		s.body, b.stream.n = b.stream, math.MaxInt64
+		context.AfterFunc(s.ctx, b.cancel) // the answer ends with the blob's context
+		return s, nil
 	}
 	if off < 0 {
 		return nil, b.errorf(fmt.Errorf("negative offset: %w", ErrInvalid))

@@ -121,7 +121,7 @@ func newTransport(config *tls.Config, opts HTTPOptions) *http.Transport {
 	protocols.SetHTTP1(true)
 	return &http.Transport{
 		Proxy:                  checkedProxy(opts.reach(), opts.Proxy),
-		DialContext:            newDialer(opts.reach(), opts.seams).DialContext,
+		DialContext:            newDialer(opts.reach(), opts.hooks).DialContext,
 		TLSClientConfig:        config,
 		Protocols:              &protocols,
 		DisableCompression:     true,

@@ -51,6 +51,8 @@ var shapes = map[string]shape{
 	"members=10":   {1, 1, 6, asBuilt},
 	"members=100":  {4, 5, 3, asBuilt},
 	"members=1000": {20, 5, 8, asBuilt},
+
+	"members=244, small": {2, 5, 22, func(r *rand.Rand) int64 { return 10_000 + r.Int64N(50_000) }},
 }
 
 var architectures = []string{"amd64", "arm64", "arm", "ppc64le", "s390x"}
@@ -151,19 +153,23 @@ func writeTar(tb testing.TB, members []member) (path string) {
 	return path
 }
 
-// farServer serves a file from far away: each answer begins a round trip after its request.
+// farServer serves a file from far away: each answer begins a round trip after its request, and comes at so many bytes
+// a second, 0 for as many as there are.
 type farServer struct {
 	*httptest.Server
 	*countingListener
 	requests atomic.Int64
 }
 
-func serveFrom(tb testing.TB, path string, roundTrip time.Duration) *farServer {
+func serveFrom(tb testing.TB, path string, roundTrip time.Duration, rate int) *farServer {
 	tb.Helper()
 	s := &farServer{}
 	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.requests.Add(1)
 		time.Sleep(roundTrip)
+		if rate > 0 {
+			w = &slowWriter{w, rate, time.Now()}
+		}
 		http.ServeFile(w, r, path)
 	}))
 	s.countingListener = &countingListener{Listener: s.Server.Listener}
@@ -171,6 +177,26 @@ func serveFrom(tb testing.TB, path string, roundTrip time.Duration) *farServer {
 	s.Start()
 	tb.Cleanup(s.Close)
 	return s
+}
+
+// slowWriter writes at a rate in bytes a second.
+type slowWriter struct {
+	http.ResponseWriter
+	rate int
+	free time.Time // when all that was written has passed
+}
+
+func (w *slowWriter) Write(p []byte) (n int, err error) {
+	for piece := range slices.Chunk(p, 4<<10) {
+		w.free = w.free.Add(time.Duration(len(piece)) * time.Second / time.Duration(w.rate))
+		time.Sleep(time.Until(w.free))
+		k, err := w.ResponseWriter.Write(piece)
+		n += k
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, http.NewResponseController(w.ResponseWriter).Flush()
 }
 
 // index reads what an import reads before it asks for the first layer: all headers, and the metadata
@@ -208,36 +234,40 @@ func index(ctx context.Context, opts source.HTTPOptions) error {
 	return nil
 }
 
-// An import may read 1 MiB and 2 % more than the blobs that it needs, and finding them takes few requests. Always
-// 4 KiB, or windows that double, fail here.
+// Near a server the index takes few bytes: 1 MiB and 2 % of the blobs that a node needs, and 4 KiB for each request. Far
+// away it takes few requests.
 func TestHTTPIndex(t *testing.T) {
 	for name, tc := range map[string]struct {
 		shape
-		requests int64
+		near, far int64 // requests
 	}{
-		"members=10":             {shapes["members=10"], 4},
-		"members=100":            {shapes["members=100"], 50},
-		"members=1000":           {shapes["members=1000"], 600},
-		"members=like a window":  {shape{5, 5, 6, likeWindows}, 180},
-		"members=small and many": {shape{10, 5, 5, func(r *rand.Rand) int64 { return r.Int64N(1000) }}, 20},
+		"members=10":             {shapes["members=10"], 6, 5},
+		"members=100":            {shapes["members=100"], 80, 50},
+		"members=1000":           {shapes["members=1000"], 750, 550},
+		"members=244, small":     {shapes["members=244, small"], 280, 20},
+		"members=like a window":  {shape{5, 5, 6, likeWindows}, 200, 30},
+		"members=small and many": {shape{10, 5, 5, func(r *rand.Rand) int64 { return r.Int64N(1000) }}, 20, 12},
 	} {
-		t.Run(name, func(t *testing.T) {
-			path, needed := tc.build(t)
-			srv := serveFrom(t, path, 0)
-			if err := index(t.Context(), quick(srv.URL)); err != nil {
-				t.Fatal(err)
-			}
-			t.Logf("%d requests, %d KiB on the wire, %d needed later", srv.requests.Load(), srv.sent.Load()>>10, needed>>10)
-			if n := srv.requests.Load(); n > tc.requests {
-				t.Errorf("%d requests, more than %d", n, tc.requests)
-			}
-			if limit := needed/50 + 1<<20; srv.sent.Load() > limit {
-				t.Errorf("%d bytes on the wire, %d are allowed", srv.sent.Load(), limit)
-			}
-			if n := srv.accepted.Load(); n != 1 {
-				t.Errorf("%d connections", n)
-			}
-		})
+		path, needed := tc.build(t)
+		for where, roundTripBytes := range map[string]int64{"near": 1, "far": 1 << 20} {
+			t.Run(name+"/"+where, func(t *testing.T) {
+				srv := serveFrom(t, path, 0, 0)
+				if err := index(t.Context(), source.WithRoundTripBytes(quick(srv.URL), roundTripBytes)); err != nil {
+					t.Fatal(err)
+				}
+				requests := srv.requests.Load()
+				t.Logf("%d requests, %d KiB on the wire, %d needed later", requests, srv.sent.Load()>>10, needed>>10)
+				if most := map[string]int64{"near": tc.near, "far": tc.far}[where]; requests > most {
+					t.Errorf("%d requests, more than %d", requests, most)
+				}
+				if limit := needed/50 + 1<<20 + requests*4<<10; where == "near" && srv.sent.Load() > limit {
+					t.Errorf("%d bytes on the wire, %d are allowed", srv.sent.Load(), limit)
+				}
+				if n := srv.accepted.Load(); n != 1 {
+					t.Errorf("%d connections", n)
+				}
+			})
+		}
 	}
 }
 
@@ -247,7 +277,7 @@ func BenchmarkHTTPIndex(b *testing.B) {
 		path, _ := shapes[name].build(b)
 		for _, roundTrip := range []time.Duration{0, 50 * time.Millisecond, 100 * time.Millisecond} {
 			b.Run(fmt.Sprintf("%s/roundtrip=%s", name, roundTrip), func(b *testing.B) {
-				srv := serveFrom(b, path, roundTrip)
+				srv := serveFrom(b, path, roundTrip, 0)
 				b.ReportAllocs()
 				for b.Loop() {
 					if err := index(b.Context(), quick(srv.URL)); err != nil {
@@ -258,5 +288,22 @@ func BenchmarkHTTPIndex(b *testing.B) {
 				b.ReportMetric(float64(srv.sent.Load())/float64(b.N), "wire-B/op")
 			})
 		}
+	}
+}
+
+// BenchmarkHTTPIndexSlow measures an archive of small layers over links of 10 Mbit/s, as ships and satellites have.
+func BenchmarkHTTPIndexSlow(b *testing.B) {
+	path, _ := shapes["members=244, small"].build(b)
+	for _, roundTrip := range []time.Duration{150 * time.Millisecond, 600 * time.Millisecond} {
+		b.Run(fmt.Sprint("roundtrip=", roundTrip), func(b *testing.B) {
+			srv := serveFrom(b, path, roundTrip, 1_250_000)
+			for b.Loop() {
+				if err := index(b.Context(), quick(srv.URL)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(srv.requests.Load())/float64(b.N), "requests/op")
+			b.ReportMetric(float64(srv.sent.Load())/float64(b.N), "wire-B/op")
+		})
 	}
 }

@@ -36,6 +36,9 @@ type response struct {
 	*http.Response
 	n     int64 // bytes of the body that may be used
 	watch *watch
+	pace  *pace
+	came  int64         // bytes of the body so far,
+	took  time.Duration // and how long they were waited for
 }
 
 // get sends one request. It returns answers with the status 200, 206 and 416, and otherwise a
@@ -70,6 +73,7 @@ func (b *httpBlob) send(ctx context.Context, header http.Header) (*response, err
 	}
 	req.Header = header
 	req.Header.Set("User-Agent", userAgent)
+	start := time.Now()
 	w.start()
 	res, err := b.client.Do(req) //nolint:bodyclose // response.Close does
 	w.stop()
@@ -78,7 +82,8 @@ func (b *httpBlob) send(ctx context.Context, header http.Header) (*response, err
 		w.end()
 		return nil, err
 	}
-	return &response{Response: res, watch: w}, nil
+	b.pace.began(time.Since(start))
+	return &response{Response: res, watch: w, pace: &b.pace}, nil
 }
 
 // requestError gives the error of a request without an answer its meaning.
@@ -128,9 +133,12 @@ func statusError(res *http.Response) error {
 }
 
 func (r *response) Read(p []byte) (int, error) {
+	start := time.Now()
 	r.watch.start()
 	n, err := r.Body.Read(p)
 	r.watch.stop()
+	r.came += int64(n)
+	r.took += time.Since(start)
 	return n, err
 }
 
@@ -138,6 +146,7 @@ func (r *response) Read(p []byte) (int, error) {
 func (r *response) Close() error {
 	err := r.Body.Close()
 	r.watch.end()
+	r.pace.came(r.came, r.took)
 	return err
 }
 
@@ -151,6 +160,38 @@ func (r *response) brokenText(err error) string {
 	}
 	return describe(err)
 }
+
+var errIdle = errors.New("idle timeout")
+
+// watch ends a request while it waits for the server longer than allowed. The clock runs only while
+// somebody waits: a reader that takes its time is not the server's fault.
+type watch struct {
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	timeout time.Duration
+	timer   *time.Timer
+}
+
+// newWatch returns the context for the request.
+func newWatch(ctx context.Context, timeout time.Duration) (context.Context, *watch) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	w := &watch{ctx: ctx, cancel: cancel, timeout: timeout}
+	w.timer = time.AfterFunc(timeout, func() { cancel(errIdle) })
+	w.timer.Stop()
+	return ctx, w
+}
+
+func (w *watch) start() { w.timer.Reset(w.timeout) }
+func (w *watch) stop()  { w.timer.Stop() }
+
+// end releases the request; nothing can be read from it any more.
+func (w *watch) end() {
+	w.timer.Stop()
+	w.cancel(context.Canceled)
+}
+
+func (w *watch) expired() bool { return errors.Is(context.Cause(w.ctx), errIdle) }
+func (w *watch) text() string  { return fmt.Sprintf("the server sent nothing for %s", w.timeout) }
 
 // validator is what binds later requests to the bytes that the first one saw.
 type validator struct {

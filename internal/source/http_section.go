@@ -6,65 +6,76 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 )
 
-// httpSection reads a part of an HTTP blob over as many connections as it takes. It continues at the
-// byte where the last one broke, as long as attempts bring bytes.
+// httpSection reads a part of an HTTP blob over as many connections as it takes. It continues at the byte where the last
+// one broke, as long as the source gives the least that it must. Of a blob without random access it reads the one answer.
 type httpSection struct {
-	ctx    context.Context
-	cancel context.CancelFunc
-	b      *httpBlob
-	off    int64 // of the next byte
-	left   int64 // bytes
-	body   *response
-	broken *temporaryError // why body went away, if it did
-	wait   *backoff
-	err    error // final
+	ctx      context.Context
+	cancel   context.CancelFunc
+	b        *httpBlob
+	off      int64 // of the next byte
+	left     int64 // bytes
+	body     *response
+	least    int64           // bytes that body has yet to bring to be no failure
+	broken   *temporaryError // why body went away, if it did
+	wait     *backoff
+	progress *progress
+	err      error // final
 }
 
-// section makes no request before its first read, and none for what the cache holds.
+// section makes no request before its first read, and none for what was read ahead.
 func (b *httpBlob) section(ctx context.Context, off, n int64) *httpSection {
 	ctx, cancel := joined(ctx, b.ctx)
-	return &httpSection{ctx: ctx, cancel: cancel, b: b, off: off, left: n, wait: b.newBackoff(resumeAttempts)}
+	return &httpSection{ctx: ctx, cancel: cancel, b: b, off: off, left: n, wait: b.newBackoff(resumeAttempts), progress: &progress{}}
 }
 
-func (s *httpSection) Read(p []byte) (int, error) {
-	if s.err == nil && s.left == 0 {
-		s.finish(io.EOF)
+func (s *httpSection) Read(p []byte) (n int, err error) {
+	start := time.Now()
+	if s.body == nil && s.b.RandomAccess() {
+		n = s.b.windows.copy(p[:min(int64(len(p)), max(s.left, 0))], s.off)
 	}
-	if s.err != nil || len(p) == 0 {
-		return 0, s.err
-	}
-	p = p[:min(int64(len(p)), s.left)]
-	n := 0
-	for n == 0 {
+	for n == 0 && len(p) > 0 && s.left > 0 && s.err == nil {
 		if s.body == nil {
-			if n = s.b.cache.copy(p, s.off); n > 0 {
-				break
-			}
-			if err := s.connect(); err != nil {
-				s.finish(err)
-				return 0, s.err
-			}
+			err = s.connect()
+		} else {
+			n = s.readBody(p[:min(int64(len(p)), s.left, s.body.n)])
 		}
-		n = s.readBody(p)
+		if err == nil {
+			err = s.progress.add(n, time.Since(start), s.b.opts.hooks.leastTime)
+			start = time.Now()
+		}
+		if err != nil {
+			s.finish(err)
+		}
 	}
 	s.off += int64(n)
 	s.left -= int64(n)
-	return n, nil
+	if s.left == 0 && s.err == nil {
+		s.finish(io.EOF)
+	}
+	if n > 0 {
+		return n, nil
+	}
+	return 0, s.err
 }
 
 // readBody reads from the open connection; 0 means that it is gone.
 func (s *httpSection) readBody(p []byte) int {
-	p = p[:min(int64(len(p)), s.body.n)]
 	n, err := s.body.Read(p)
 	s.b.add(n)
 	s.body.n -= int64(n)
-	if n > 0 {
+	if s.least -= int64(n); s.least <= 0 {
 		s.wait.progress()
 	}
 	switch {
+	case s.b.stream != nil && errors.Is(err, io.EOF):
+		s.left = int64(n)
 	case s.body.n == 0: // all of it, which may be less than was asked for
+		if s.least > 0 {
+			s.broken = &temporaryError{text: "the server answers with next to nothing of a range"}
+		}
 		s.drop()
 	case err != nil:
 		s.broken = &temporaryError{text: s.body.brokenText(err)}
@@ -80,28 +91,30 @@ func (s *httpSection) drop() {
 	}
 }
 
-// connect asks for the rest, again and again if need be. It returns the final error.
+// connect asks for the rest once, after a pause if need be. It returns a final error.
 func (s *httpSection) connect() error {
-	for {
-		if s.broken != nil && !s.wait.again(s.ctx, s.broken.after) {
-			return s.b.gaveUp(s.ctx, s.wait, s.broken)
-		}
-		s.broken = nil
-		res, err := s.b.get(s.ctx, byteRange{s.off, s.left})
-		if err == nil {
-			err = s.b.acceptPart(res, s.off)
-		}
-		if err == nil {
+	if err := s.ctx.Err(); err != nil {
+		return err //nolint:wrapcheck // the caller's own
+	}
+	if s.b.stream != nil {
+		return fmt.Errorf("%w, and without ranges there is no resuming: %w", s.broken, ErrUnavailable)
+	}
+	if s.broken != nil && !s.wait.again(s.ctx, s.broken.after) {
+		return s.b.gaveUp(s.ctx, s.wait, s.broken)
+	}
+	s.broken, s.least = nil, min(leastAnswer, (s.left+1)/2)
+	res, err := s.b.get(s.ctx, byteRange{s.off, s.left})
+	if err == nil {
+		if err = s.b.acceptPart(res, s.off); err == nil {
 			s.body = res
 			return nil
 		}
-		if res != nil {
-			res.Close() //nolint:gosec // only read from
-		}
-		if !errors.As(err, &s.broken) {
-			return err
-		}
+		res.Close() //nolint:gosec // only read from
 	}
+	if errors.As(err, &s.broken) {
+		return nil
+	}
+	return err
 }
 
 // acceptPart checks that an answer is the wanted part of the bytes that the blob was opened with.
@@ -147,40 +160,3 @@ func (s *httpSection) Close() error {
 
 // errClosed is what a closed reader gives.
 var errClosed = fmt.Errorf("it is closed: %w", ErrUnavailable)
-
-// httpStream reads the only response of a server that gives no ranges; what breaks stays broken.
-type httpStream struct {
-	ctx  context.Context
-	stop func() bool
-	b    *httpBlob
-	err  error
-}
-
-func newHTTPStream(ctx context.Context, b *httpBlob) *httpStream {
-	return &httpStream{ctx: ctx, b: b, stop: context.AfterFunc(ctx, b.cancel)}
-}
-
-func (s *httpStream) Read(p []byte) (int, error) {
-	if s.err != nil {
-		return 0, s.err
-	}
-	n, err := s.b.stream.Read(p)
-	s.b.add(n)
-	switch {
-	case err == nil || errors.Is(err, io.EOF):
-		s.err = err
-	case s.ctx.Err() != nil:
-		s.err = s.b.errorf(s.ctx.Err())
-	case s.b.ctx.Err() != nil:
-		s.err = s.b.errorf(s.b.ctx.Err())
-	default:
-		s.err = s.b.errorf(fmt.Errorf("%s, and without ranges there is no resuming: %w",
-			s.b.stream.brokenText(err), ErrUnavailable))
-	}
-	return n, s.err
-}
-
-func (s *httpStream) Close() error {
-	s.stop()
-	return s.b.stream.Close()
-}

@@ -75,8 +75,7 @@ func TestHTTPReadAtReadsLittle(t *testing.T) {
 			t.Errorf("the second walk sent %d requests", n)
 		}
 	}
-	// Half of the MiB that an import may read beyond what it needs, and 1/512 of what was passed over.
-	if limit := int64(512<<10 + size/512); b.BytesRead() > limit {
+	if limit := int64(firstWindow + size/step*(16<<10)); b.BytesRead() > limit {
 		t.Errorf("read %d bytes for %d headers, more than %d", b.BytesRead(), size/step, limit)
 	}
 	if b.BytesRead() != srv.sent.Load() {

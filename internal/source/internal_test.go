@@ -142,67 +142,80 @@ func TestBackoffWaitsAsAsked(t *testing.T) {
 	}
 }
 
-func TestWindowCacheIsBounded(t *testing.T) {
-	var c windowCache
-	for i := range 1000 {
-		c.add(int64(i)*maxWindow, make([]byte, maxWindow), 0)
+func TestReadAheadIsBounded(t *testing.T) {
+	var a readAhead
+	for i := range int64(100) {
+		a.add(i*mostWindow, make([]byte, mostWindow))
 	}
-	if c.bytes > maxCached || len(c.windows) != maxCached/maxWindow {
-		t.Errorf("%d bytes in %d windows", c.bytes, len(c.windows))
+	if a.bytes > maxCached || len(a.windows) != maxCached/mostWindow {
+		t.Errorf("%d bytes in %d windows", a.bytes, len(a.windows))
 	}
-	if c.copy(make([]byte, 1), 999*maxWindow) != 1 || c.copy(make([]byte, 1), 0) != 0 {
+	if a.copy(make([]byte, 1), 99*mostWindow) != 1 || a.copy(make([]byte, 1), 0) != 0 {
 		t.Error("the oldest must go first")
 	}
 }
 
-// What one window may cost depends on what others have cost, and on how far the walk has come.
-func TestWindowSizes(t *testing.T) {
-	const far = 1 << 20
-	var c windowCache
-	fetch := func(off, least int64) int64 {
-		n := c.take(off, least)
-		c.add(off, make([]byte, n), int(least))
-		return n
+// The rule: what takes less time than a request is read through, within bounds.
+func TestReadThrough(t *testing.T) {
+	for name, tc := range map[string]struct {
+		roundTrip time.Duration
+		rate      int64 // bytes a second
+		through   int64
+	}{
+		"next door":      {100 * time.Microsecond, 100 << 20, leastGap},
+		"in the house":   {time.Millisecond, 100 << 20, 100 << 10},
+		"over a modem":   {150 * time.Millisecond, 500 << 10, 75 << 10},
+		"by satellite":   {600 * time.Millisecond, 1 << 20, mostGap},
+		"over the ocean": {100 * time.Millisecond, 100 << 20, mostGap},
+	} {
+		b := &httpBlob{}
+		b.pace.began(tc.roundTrip)
+		b.pace.began(10 * tc.roundTrip) // once the server had to work
+		for range 200 {
+			b.pace.came(1<<20, time.Duration(float64(1<<20)/float64(tc.rate)*float64(time.Second)))
+		}
+		if !ReadThrough(b, tc.through*95/100) || ReadThrough(b, tc.through*105/100) {
+			t.Errorf("%s: a round trip is worth %d bytes, %d are to be read through", name, b.roundTripBytes(), tc.through)
+		}
 	}
-	if n := fetch(0, 512); n != newWindow {
-		t.Errorf("the first is %d", n)
-	}
-	if n := fetch(newWindow, 512); n != 2*newWindow {
-		t.Errorf("reading on gives %d", n)
-	}
-	if n := fetch(far, 50_000); n != 50_000 {
-		t.Errorf("50,000 are wanted, it is %d", n)
-	}
-	if n := fetch(far-1000, 512); n != 1000 {
-		t.Errorf("what is there is fetched again: %d", n)
-	}
-	if n := fetch(2*far, 512); n > newWindow || n <= minWindow {
-		t.Errorf("at a new place %d", n)
-	}
-	latest := func() *window { return c.windows[len(c.windows)-1] }
-	if n := fetch(latest().end()+1000, 512); n > newWindow {
-		t.Errorf("behind a window that saved nothing %d", n)
-	}
-	near := latest()
-	for i := range int64(3) {
-		c.copy(make([]byte, 10), near.off+1000*(i+1))
-	}
-	if n := fetch(near.end()+1000, 512); n <= newWindow {
-		t.Errorf("behind a window that saved three requests %d", n)
+	if !ReadThrough(nil, leastGap) || ReadThrough(nil, leastGap+1) {
+		t.Error("of a source that knows nothing of its pace, headers are read through")
 	}
 }
 
-// However many places are read, windows cost little more than the least.
-func TestWindowsCostLittle(t *testing.T) {
-	const places, step = 1000, 80_000 // as far apart as the largest window is long
-	var c windowCache
-	sum, last := int64(0), int64(0)
-	for off := int64(0); off < places*step; off += step {
-		last = c.take(off, 512)
-		c.add(off, make([]byte, last), 512)
-		sum += last
+// What one window takes depends on the gap behind the one before.
+func TestWindowSizes(t *testing.T) {
+	b := &httpBlob{size: 1 << 30}
+	b.pace.began(time.Millisecond) // and the rate to start with: 1 KiB is worth a round trip
+	fetch := func(off, least int64) int64 {
+		n := b.windows.size(b, off, least)
+		b.windows.add(off, make([]byte, n))
+		return n
 	}
-	if limit := int64(startCredit + places*minWindow + places*step/passedPart); sum > limit || last != minWindow {
-		t.Errorf("%d bytes, more than %d; the last window is %d", sum, limit, last)
+	at := int64(0)
+	for _, tc := range []struct {
+		why              string
+		gap, least, want int64
+	}{
+		{"the first", 0, 512, leastWindow},
+		{"reading on", 0, 512, 2 * leastWindow},
+		{"a small gap", leastGap, 512, 4 * leastWindow},
+		{"again", leastGap, 512, 8 * leastWindow},
+		{"and again", leastGap, 512, firstWindow},
+		{"bounded", leastGap, 512, firstWindow},
+		{"a wide gap", leastGap + 1, 512, leastWindow},
+		{"what is wanted", leastGap + 1, 50_000, 50_000},
+	} {
+		at += tc.gap
+		if n := fetch(at, tc.least); n != tc.want {
+			t.Errorf("%s: %d bytes, want %d", tc.why, n, tc.want)
+		}
+		at = b.windows.windows[len(b.windows.windows)-1].end()
+	}
+	if n := fetch(at-51_000, 512); n != 1000 {
+		t.Errorf("what is there is fetched again: %d", n)
+	}
+	if n := fetch(b.size-100, 512); n != 100 {
+		t.Errorf("behind the end: %d", n)
 	}
 }

@@ -2,9 +2,11 @@ package source
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -12,8 +14,8 @@ const (
 	// openAttempts bounds the requests that open a source: with the default backoff it gives up after
 	// about 4 s and 8 s at most, since nothing is lost yet and the caller wants to hear of it.
 	openAttempts = 6
-	// resumeAttempts bounds the requests in a row that brought not a single byte. With the default
-	// backoff that is 45 s on average: enough for a server to be restarted under a running transfer.
+	// resumeAttempts bounds the requests in a row that brought less than leastAnswer. With the default backoff
+	// that is a minute on average: enough for a server to be restarted under a running transfer.
 	resumeAttempts = 11
 
 	defaultBackoffBase = 250 * time.Millisecond
@@ -23,6 +25,38 @@ const (
 	// import open for hours, the next attempt of the whole import can come later.
 	maxRetryAfter = 30 * time.Second
 )
+
+// The least that a source must give while somebody waits for it, requests and pauses between them included. What is below
+// is ErrUnavailable: the caller tries again later, and lets others have his place meanwhile.
+const (
+	// leastBytes in leastTime are 546 bytes a second: a quarter of the slowest satellite telephone.
+	leastBytes = 64 << 10
+	leastTime  = 2 * time.Minute
+	// leastAnswer is what an answer must bring to be no failure, in bytes, or half of what it was asked for.
+	leastAnswer = 4 << 10
+)
+
+// progress measures what a source gives against leastBytes in leastTime.
+type progress struct {
+	mu     sync.Mutex
+	bytes  int
+	waited time.Duration
+}
+
+// add notes n bytes for which somebody has waited that long. It fails when there were too few within most, which is
+// leastTime but in tests.
+func (p *progress) add(n int, waited, most time.Duration) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.waited += waited
+	if p.bytes += n; p.bytes >= leastBytes {
+		p.bytes, p.waited = 0, 0
+	}
+	if p.waited <= most {
+		return nil
+	}
+	return fmt.Errorf("the server gave less than %d bytes in %s: %w", leastBytes, most, ErrUnavailable)
+}
 
 // backoff waits between attempts: exponentially longer, with full jitter, so that the nodes of a
 // cluster do not come back to a restarted server all at once.
