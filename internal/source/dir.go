@@ -180,7 +180,7 @@ func (b *dirBlob) readSome(ctx context.Context, p []byte, off int64) (int, error
 		return copy(p, header[off-f.header:]), nil
 	case off < f.start+f.size:
 		p = p[:min(int64(len(p)), f.start+f.size-off)]
-		return readInterruptibly(ctx, p, func(buf []byte) (int, error) { return b.readFile(f, buf, off-f.start) })
+		return readInterruptibly(ctx, leastTime, p, func(buf []byte) (int, error) { return b.readFile(f, buf, off-f.start) })
 	}
 	return zeros(p, end-off), nil
 }

@@ -17,7 +17,7 @@ func OpenFile(ctx context.Context, path string) (Blob, error) {
 	if path == "" {
 		return nil, fmt.Errorf("open file: the path is empty: %w", ErrInvalid)
 	}
-	f, info, err := openInterruptibly(ctx, path, func() (*os.File, error) {
+	f, info, err := openInterruptibly(ctx, forever, path, func() (*os.File, error) {
 		info, err := os.Stat(path)
 		if err != nil {
 			return nil, fileError("open", path, err)
@@ -43,13 +43,15 @@ func OpenFile(ctx context.Context, path string) (Blob, error) {
 }
 
 // openInterruptibly opens a file and looks at it.
-func openInterruptibly(ctx context.Context, name string, open func() (*os.File, error)) (f *os.File, info fs.FileInfo, err error) {
+func openInterruptibly(
+	ctx context.Context, limit time.Duration, name string, open func() (*os.File, error),
+) (f *os.File, info fs.FileInfo, err error) {
 	var late struct {
 		f    *os.File
 		info fs.FileInfo
 		err  error
 	}
-	hung := interruptible(ctx, func() {
+	hung := interruptible(ctx, limit, func() {
 		if late.f, late.err = open(); late.err != nil {
 			return
 		}
@@ -91,10 +93,11 @@ type fileBlob struct {
 	f      file
 	name   string
 	opened fs.FileInfo
+	limit  time.Duration // of each read: leastTime but in tests
 }
 
 func newFileBlob(ctx context.Context, f file, info fs.FileInfo, name string) *fileBlob {
-	b := &fileBlob{f: f, name: name, opened: info}
+	b := &fileBlob{f: f, name: name, opened: info, limit: leastTime}
 	b.ctx, b.cancel = context.WithCancel(ctx)
 	return b
 }
@@ -133,8 +136,8 @@ func (b *fileBlob) ReadAt(p []byte, off int64) (int, error) { return b.readAt(b.
 
 func (b *fileBlob) readAt(ctx context.Context, p []byte, off int64) (n int, err error) {
 	for n < len(p) && err == nil {
-		var k int
-		k, err = readInterruptibly(ctx, p[n:], func(buf []byte) (int, error) { return b.readChecked(buf, off+int64(n)) })
+		k, at := 0, off+int64(n)
+		k, err = readInterruptibly(ctx, b.limit, p[n:], func(buf []byte) (int, error) { return b.readChecked(buf, at) })
 		b.add(k)
 		n += k
 	}

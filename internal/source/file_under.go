@@ -20,7 +20,7 @@ func OpenUnder(ctx context.Context, dir, path string) (Blob, error) {
 	if !filepath.IsLocal(path) || strings.ContainsRune(path, 0) {
 		return nil, fmt.Errorf("open %q: the path must lead to a file below the archive directory: %w", path, ErrInvalid)
 	}
-	f, info, err := openInterruptibly(ctx, path, func() (*os.File, error) { return openBeneath(dir, path) })
+	f, info, err := openInterruptibly(ctx, leastTime, path, func() (*os.File, error) { return openBeneath(dir, path) })
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package source
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,20 +25,25 @@ var (
 	readBuffers = sync.Pool{New: func() any { return new([readBuffer]byte) }}
 )
 
-// interruptible runs call, which may hang in the kernel, on a goroutine of its own. When ctx ends first it returns the
-// error of ctx and abandons the call, with all that the call uses; should the call return, undo releases what it got.
-func interruptible(ctx context.Context, call, undo func()) error {
+// forever is the time limit of calls that wait for somebody else, such as a pipe's writer.
+const forever = time.Duration(math.MaxInt64)
+
+// interruptible runs call, which may hang in the kernel, on a goroutine of its own. When ctx or the time is over first it
+// abandons the call, with all that the call uses; should the call return, undo releases what it got.
+func interruptible(ctx context.Context, limit time.Duration, call, undo func()) error {
 	for deadline := time.Now().Add(abandonedGrace); abandoned.Load() >= maxAbandoned; time.Sleep(abandonedGrace / 100) {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("%d earlier calls hang in the file system: %w", maxAbandoned, ErrUnavailable)
 		}
 	}
+	waiting, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	returned := make(chan struct{})
 	go func() {
 		call()
 		select {
 		case returned <- struct{}{}:
-		case <-ctx.Done():
+		case <-waiting.Done():
 			undo()
 			abandoned.Add(-1)
 		}
@@ -45,20 +51,23 @@ func interruptible(ctx context.Context, call, undo func()) error {
 	select {
 	case <-returned:
 		return nil
-	case <-ctx.Done():
+	case <-waiting.Done():
 		abandoned.Add(1)
-		return ctx.Err() //nolint:wrapcheck // the caller's own
+		if err := ctx.Err(); err != nil {
+			return err //nolint:wrapcheck // the caller's own
+		}
+		return fmt.Errorf("the file system has not answered for %s: %w", limit, ErrUnavailable)
 	}
 }
 
 // readInterruptibly is read(p), or of the beginning of p. An abandoned read may write into its buffer at any time later:
 // that buffer is never p.
-func readInterruptibly(ctx context.Context, p []byte, read func([]byte) (int, error)) (int, error) {
+func readInterruptibly(ctx context.Context, limit time.Duration, p []byte, read func([]byte) (int, error)) (int, error) {
 	buf := readBuffers.Get().(*[readBuffer]byte)
 	release := func() { readBuffers.Put(buf) }
 	var n int
 	var err error
-	if hung := interruptible(ctx, func() { n, err = read(buf[:min(len(p), readBuffer)]) }, release); hung != nil {
+	if hung := interruptible(ctx, limit, func() { n, err = read(buf[:min(len(p), readBuffer)]) }, release); hung != nil {
 		return 0, hung
 	}
 	copy(p, buf[:n])

@@ -80,6 +80,19 @@ func TestHangingFileIsAbandoned(t *testing.T) {
 	allBack(t)
 }
 
+// Whoever has all the time in the world is told too: others want his place.
+func TestHangingFileIsUnavailable(t *testing.T) {
+	open, h := hang(t)
+	b := open()
+	b.limit = 20 * time.Millisecond
+	if _, err := b.ReadAt(make([]byte, 10), 0); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("error %v", err)
+	}
+	close(h.back)
+	allBack(t)
+	closing(t, b)
+}
+
 // A few reads may hang for ever. What comes later is refused, files on other file systems too, until some are back.
 func TestHangingFilesAreBounded(t *testing.T) {
 	open, h := hang(t)
@@ -125,7 +138,12 @@ func TestHangingFilesAreBounded(t *testing.T) {
 	if _, err := b.ReadAt(got, 0); err != nil && !errors.Is(err, io.EOF) || string(got) != "sound" {
 		t.Errorf("read %q, %v", got, err)
 	}
-	for _, b := range append(blobs, b.(*fileBlob)) {
+	closing(t, append(blobs, b.(*fileBlob))...)
+}
+
+func closing(t *testing.T, blobs ...*fileBlob) {
+	t.Helper()
+	for _, b := range blobs {
 		if err := b.Close(); err != nil {
 			t.Error(err)
 		}

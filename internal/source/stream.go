@@ -64,7 +64,7 @@ func (s *streamReader) Read(p []byte) (int, error) {
 	if s.err != nil || len(p) == 0 {
 		return 0, s.err
 	}
-	n, err := readInterruptibly(s.ctx, p, s.b.r.Read)
+	n, err := readInterruptibly(s.ctx, forever, p, s.b.r.Read)
 	s.b.add(n)
 	switch {
 	case err == nil, errors.Is(err, io.EOF), s.ctx.Err() != nil:
