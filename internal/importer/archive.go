@@ -10,7 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/archive"
-	"github.com/tarlift/tarlift/internal/importer/store"
+	"github.com/tarlift/tarlift/internal/importer/transfer"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
@@ -105,7 +105,7 @@ func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want di
 		algorithm = want.Algorithm()
 	}
 	sum := algorithm.Digester()
-	hashed := store.ReadAhead(io.TeeReader(raw, sum.Hash()))
+	hashed := transfer.ReadAhead(io.TeeReader(raw, sum.Hash()))
 	defer func() { cancel(); hashed.Stop() }()
 	buffered := bufio.NewReaderSize(hashed, headerBuffer)
 	head, err := buffered.Peek(archive.SniffLen)
@@ -137,7 +137,7 @@ func streamTree(ctx context.Context, r io.Reader, c archive.Compression, sink ar
 		return nil, err
 	}
 	defer plain.Close()
-	ahead := store.ReadAhead(plain)
+	ahead := transfer.ReadAhead(plain)
 	tree, err := archive.StreamTree(ctx, ahead, sink)
 	if err != nil {
 		interrupt()

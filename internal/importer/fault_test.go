@@ -16,6 +16,7 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/importer/transfer"
 )
 
 // What archives are refused for is in the corpus. This is the request's fault.
@@ -111,7 +112,7 @@ func TestKeptAttemptContinues(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Of each blob that was on its way, two pieces had been read and not yet been written.
-		if missing := int64(8<<20) + 2*2*pieceSize; got.Bytes.Read > missing+1<<20 {
+		if missing := int64(8<<20) + 2*2*transfer.PieceSize; got.Bytes.Read > missing+1<<20 {
 			t.Errorf("read %d bytes, of which %d at most were missing", got.Bytes.Read, missing)
 		}
 		if s := n.state(t); len(s.Leases)+len(s.Ingests) != 0 {

@@ -1,58 +1,17 @@
 package importer
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/importer/transfer"
 )
-
-func TestRuns(t *testing.T) {
-	blob := func(name string, off, size int64) PlannedBlob {
-		return PlannedBlob{
-			Descriptor: ocispec.Descriptor{Digest: digest.Digest(name), Size: size},
-			extent:     archive.Extent{Member: name, Offset: off, Size: size},
-		}
-	}
-	a, b, c := blob("a", 1000, 500), blob("b", 2048, 500), blob("c", 3072, 500)
-	for name, tc := range map[string]struct {
-		blobs []PlannedBlob
-		want  [][]string
-	}{
-		"neighbours":                {blobs: []PlannedBlob{a, b, c}, want: [][]string{{"a", "b", "c"}}},
-		"in another order":          {blobs: []PlannedBlob{c, a, b}, want: [][]string{{"a", "b", "c"}}},
-		"a gap":                     {blobs: []PlannedBlob{a, blob("far", 1500+maxGap+1, 5)}, want: [][]string{{"a"}, {"far"}}},
-		"as wide as a gap may be":   {blobs: []PlannedBlob{a, blob("far", 1500+maxGap, 5)}, want: [][]string{{"a", "far"}}},
-		"wanted first, lying last":  {blobs: []PlannedBlob{blob("far", 1<<20, 5), b, a}, want: [][]string{{"far"}, {"a", "b"}}},
-		"too large for one request": {blobs: []PlannedBlob{a, blob("large", 2048, maxRun)}, want: [][]string{{"a"}, {"large"}}},
-		"overlapping":               {blobs: []PlannedBlob{a, blob("inside", 1200, 5)}, want: [][]string{{"a"}, {"inside"}}},
-		"none":                      {want: [][]string{}},
-	} {
-		got := [][]string{}
-		for _, r := range runs(tc.blobs) {
-			var names []string
-			for _, b := range r {
-				names = append(names, b.extent.Member)
-			}
-			got = append(got, names)
-		}
-		if !slices.EqualFunc(got, tc.want, slices.Equal) {
-			t.Errorf("%s: %v, want %v", name, got, tc.want)
-		}
-	}
-}
 
 // remote is a source that costs round trips.
 type remote struct{ *memory }
@@ -83,34 +42,6 @@ func TestNeighboursShareARequest(t *testing.T) {
 // single is an archive of one image for one platform.
 func single(layers ...builder.Layer) builder.Archive {
 	return builder.Archive{Images: []builder.Image{{Names: []string{appName}, Platforms: []builder.PlatformImage{platformImage("linux/amd64", layers...)}}}}
-}
-
-// A blob of a run that somebody else brings meanwhile is not read; small ones in between are.
-func TestRunReaderPassesOver(t *testing.T) {
-	data := make([]byte, 3*maxGap)
-	for k := range data {
-		data[k] = byte(k % 251)
-	}
-	for name, tc := range map[string]struct{ next, opened int64 }{"near": {200, 1}, "far": {100 + maxGap + 1, 2}, "back": {50, 2}} {
-		src := &memory{Reader: bytes.NewReader(data)}
-		r := &runReader{ctx: t.Context(), src: src, end: int64(len(data))}
-		for _, off := range []int64{0, tc.next} {
-			rc, err := r.blob(off, 100)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, err := io.ReadAll(rc)
-			if err != nil || !bytes.Equal(got, data[off:off+100]) {
-				t.Errorf("%s: other bytes at %d, error %v", name, off, err)
-			}
-		}
-		if got := src.opened.Load(); got != tc.opened {
-			t.Errorf("%s: %d sections, want %d", name, got, tc.opened)
-		}
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	}
 }
 
 // Blobs go on their way at the same time, as many as are allowed and no more.
@@ -175,63 +106,59 @@ func (a *attendee) Close() error {
 	return a.ReadCloser.Close()
 }
 
-func TestReadAhead(t *testing.T) {
-	data := bytes.Repeat([]byte("0123456789abcdef"), 3*pieceSize/16+7)
-	a := readAhead(bytes.NewReader(data))
-	var got []byte
-	for {
-		piece, err := a.next()
-		got = append(got, piece...)
-		if errors.Is(err, io.EOF) {
-			break
+// What an interrupted import from a remote source wrote stays, and the next goes on there.
+func TestRemoteAttemptContinues(t *testing.T) {
+	b := build(t, single(layer("a", 1<<20), layer("b", 40<<20)))
+	n := newNode(t, "linux/amd64")
+	req := wanted(owner)
+	req.Keep = true
+	src := blobOf(t, b, false)
+	src.onBytes = func(off int64) error {
+		if 36<<20 <= off && off < 37<<20 {
+			return errInjected
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		return nil
 	}
-	a.stop()
-	if !bytes.Equal(got, data) {
-		t.Errorf("%d bytes, want the %d that there are", len(got), len(data))
+	if _, err := n.Import(t.Context(), remote{src}, req); !errors.Is(err, errInjected) {
+		t.Fatalf("error %v", err)
 	}
-}
-
-// What a slow source has given is handed on although more could be waited for.
-func TestReadAheadOfASlowSource(t *testing.T) {
-	r, w := io.Pipe()
-	a := readAhead(r)
-	defer a.stop()
-	defer r.Close()
-	go func() {
-		for range 3 {
-			if _, err := w.Write([]byte("drop")); err != nil {
-				return
-			}
-			time.Sleep(2 * pieceTime)
-		}
-	}()
-	piece, err := a.next()
-	if err != nil || len(piece) == 0 || len(piece) > 8 {
-		t.Errorf("%q, %v", piece, err)
-	}
-}
-
-// The reader is not used after stop: its owner may close it.
-func TestReadAheadStops(t *testing.T) {
-	var stopped atomic.Bool
-	a := readAhead(readerFunc(func(p []byte) (int, error) {
-		if stopped.Load() {
-			t.Error("read after stop")
-		}
-		return len(p), nil
-	}))
-	if _, err := a.next(); err != nil {
+	got, err := n.Import(t.Context(), remote{blobOf(t, b, false)}, req)
+	if err != nil {
 		t.Fatal(err)
 	}
-	a.stop()
-	stopped.Store(true)
-	time.Sleep(10 * time.Millisecond)
+	// Two pieces had been read and not yet been written.
+	if missing := int64(6<<20) + 2*transfer.PieceSize; got.Bytes.Read > missing+1<<20 {
+		t.Errorf("read %d bytes, of which %d at most were missing", got.Bytes.Read, missing)
+	}
 }
 
-type readerFunc func([]byte) (int, error)
+// remoteGate is a gate that costs round trips.
+type remoteGate struct{ *gate }
 
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+func (remoteGate) Remote() bool { return true }
+
+// Importers that begin in the same moment share the work: none has an ingest open for which it fetches nothing.
+func TestRemoteImportsShareLayers(t *testing.T) {
+	var layers []builder.Layer
+	for k := range 6 {
+		layers = append(layers, layer(fmt.Sprint(k), sharedSize))
+	}
+	b := build(t, single(layers...))
+	n := newNode(t, "linux/amd64")
+	var total int64
+	var gates []*gate
+	var waits []func()
+	for _, uid := range []string{"1", "2"} {
+		g := newGate(blobOf(t, b, false), 0)
+		g.trickle = 256 << 10
+		gates = append(gates, g)
+		waits = append(waits, n.imports(t, remoteGate{g}, named("archive-"+uid, uid)))
+	}
+	for k, wait := range waits {
+		wait()
+		total += gates[k].bytes.Load()
+	}
+	if need := int64(len(layers) * sharedSize); total > need*5/4 {
+		t.Errorf("%d bytes moved of layers of %d", total, need)
+	}
+}

@@ -115,7 +115,7 @@ func (b *httpBlob) Validator() string  { return b.version }
 func (b *httpBlob) String() string     { return redact(b.url) }
 func (b *httpBlob) whyStream() string  { return b.reason }
 
-func (b *httpBlob) roundTripBytes() int64 {
+func (b *httpBlob) RoundTripBytes() int64 {
 	return cmp.Or(b.opts.hooks.roundTripBytes, b.pace.roundTripBytes())
 }
 

@@ -65,7 +65,7 @@ func (a *readAhead) copy(p []byte, off int64) int {
 // as the latest when only a gap lies between them that is cheaper to read than a request: then the next is likely as near.
 // What was read in vain, once that is over, is thereby at most about what was of use.
 func (a *readAhead) size(b *httpBlob, off, least int64) int64 {
-	trip := b.roundTripBytes()
+	trip := b.RoundTripBytes()
 	most := min(max(windowTrips*trip, firstWindow), mostWindow)
 	a.mu.Lock()
 	defer a.mu.Unlock()

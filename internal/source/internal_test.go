@@ -175,7 +175,7 @@ func TestReadThrough(t *testing.T) {
 			b.pace.came(1<<20, time.Duration(float64(1<<20)/float64(tc.rate)*float64(time.Second)))
 		}
 		if !ReadThrough(b, tc.through*95/100) || ReadThrough(b, tc.through*105/100) {
-			t.Errorf("%s: a round trip is worth %d bytes, %d are to be read through", name, b.roundTripBytes(), tc.through)
+			t.Errorf("%s: a round trip is worth %d bytes, %d are to be read through", name, b.RoundTripBytes(), tc.through)
 		}
 	}
 	if !ReadThrough(nil, leastGap) || ReadThrough(nil, leastGap+1) {

@@ -23,15 +23,15 @@ const (
 
 // RoundTripBytes is how many bytes of b come over one connection in the time that the answer to a request takes to begin;
 // 0 if that is nothing, or unknown.
-func RoundTripBytes(b any) int64 {
-	if paced, ok := b.(interface{ roundTripBytes() int64 }); ok {
-		return paced.roundTripBytes()
+func RoundTripBytes(b Blob) int64 {
+	if paced, ok := b.(interface{ RoundTripBytes() int64 }); ok {
+		return paced.RoundTripBytes()
 	}
 	return 0
 }
 
 // ReadThrough tells whether a gap of n bytes between two parts of b is to be read rather than asked around.
-func ReadThrough(b any, n int64) bool {
+func ReadThrough(b Blob, n int64) bool {
 	return n <= min(max(RoundTripBytes(b), leastGap), mostGap)
 }
 

@@ -27,6 +27,7 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer/daemon"
+	"github.com/tarlift/tarlift/internal/importer/transfer"
 )
 
 const (
@@ -291,7 +292,7 @@ func (s *Session) WriteUnnamed(ctx context.Context, size int64, r io.Reader) (di
 func (s *Session) copy(ctx context.Context, w *writer, r io.Reader, n int64, f *flight) error {
 	s.hooks.Writing.Add(1)
 	defer s.hooks.Writing.Add(-1)
-	ahead := ReadAhead(io.LimitReader(r, n))
+	ahead := transfer.ReadAhead(io.LimitReader(r, n))
 	defer ahead.Stop()
 	for {
 		piece, err := ahead.Next()

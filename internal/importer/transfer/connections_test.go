@@ -1,4 +1,4 @@
-package importer
+package transfer
 
 import (
 	"bytes"
@@ -14,16 +14,16 @@ import (
 	"testing/synctest"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/tarlift/tarlift/internal/archive"
-	"github.com/tarlift/tarlift/internal/archive/builder"
 )
+
+var errInjected = errors.New("injected")
 
 // link is a remote source whose sections share so many bytes a second, and that notes them.
 type link struct {
-	remote
+	*bytes.Reader
 	rate   int64
+	trip   time.Duration                              // before the first byte of a section
 	onRead func(ctx context.Context, off int64) error // injected fault: called for each read with its offset
 
 	mu         sync.Mutex
@@ -33,12 +33,20 @@ type link struct {
 	given      int64 // bytes
 }
 
+func (l *link) RandomAccess() bool    { return true }
+func (l *link) Remote() bool          { return true }
+func (l *link) BytesRead() int64      { return l.given }
+func (l *link) Validator() string     { return "" }
+func (l *link) String() string        { return "link" }
+func (l *link) Close() error          { return nil }
+func (l *link) RoundTripBytes() int64 { return int64(l.trip.Seconds() * float64(l.rate)) }
+
 type span struct{ off, n int64 }
 
 func newLink(size int, rate int64) *link {
 	data := make([]byte, size)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(data) // always well
-	return &link{remote: remote{&memory{Reader: bytes.NewReader(data)}}, rate: rate}
+	return &link{Reader: bytes.NewReader(data), rate: rate}
 }
 
 func (l *link) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
@@ -47,13 +55,14 @@ func (l *link) Section(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	l.sections = append(l.sections, span{off, n})
 	l.open++
 	l.most = max(l.most, l.open)
-	return &linked{ctx, l, off, off + n}, nil
+	return &linked{ctx: ctx, link: l, off: off, end: off + n}, nil
 }
 
 type linked struct {
 	ctx context.Context
 	*link
 	off, end int64
+	begun    bool
 }
 
 func (s *linked) Read(p []byte) (int, error) {
@@ -64,6 +73,10 @@ func (s *linked) Read(p []byte) (int, error) {
 		if err := s.onRead(s.ctx, s.off); err != nil {
 			return 0, err
 		}
+	}
+	if !s.begun {
+		s.begun = true
+		time.Sleep(s.trip)
 	}
 	p = p[:min(int64(len(p)), s.end-s.off, 4<<10)]
 	s.mu.Lock()
@@ -93,15 +106,31 @@ func (s *linked) Close() error {
 	return nil
 }
 
-// blobs are so many runs of one blob each, of equal size.
-func (l *link) blobs(n int64) [][]PlannedBlob {
+// blobs are so many blobs of equal size. What lies between them is more than a run.
+func (l *link) blobs(n int64) []archive.Extent {
 	size := l.Size() / n
-	runs := make([][]PlannedBlob, n)
-	for k := range runs {
-		off := int64(k) * size
-		runs[k] = []PlannedBlob{{Descriptor: ocispec.Descriptor{Size: size}, extent: archive.Extent{Offset: off, Size: size}}}
+	all := make([]archive.Extent, n)
+	for k := range all {
+		all[k] = archive.Extent{Offset: int64(k) * size, Size: size}
 	}
-	return runs
+	return all
+}
+
+// open opens a blob that is known by its place.
+func (r *Run) open(ctx context.Context, x archive.Extent) (io.ReadCloser, error) {
+	return r.Open(ctx, slices.IndexFunc(r.extents, func(y archive.Extent) bool { return y.Offset == x.Offset }), 0)
+}
+
+// each is Each, for runs of one blob.
+func (l *link) each(ctx context.Context, connections int, all []archive.Extent, use func(context.Context, *Run, archive.Extent) error) error {
+	return Each(ctx, l, connections, all, func(ctx context.Context, r *Run) error {
+		for _, k := range r.Blobs {
+			if err := use(ctx, r, all[k]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // wantOnce checks that the sections are the blob's bytes, each once.
@@ -124,17 +153,17 @@ func (l *link) wantOnce(t *testing.T) {
 }
 
 // all reads a whole blob in pieces, as an ingest does. It calls each with the bytes of a piece, one at a time.
-func (l *link) all(ctx context.Context, src sections, b PlannedBlob, each func(n int64)) error {
-	r, err := src.Section(ctx, b.extent.Offset, b.extent.Size)
+func (l *link) all(ctx context.Context, run *Run, x archive.Extent, each func(n int64)) error {
+	r, err := run.open(ctx, x)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	want := make([]byte, b.Size)
-	if _, err := l.Reader.ReadAt(want, b.extent.Offset); err != nil {
+	want := make([]byte, x.Size)
+	if _, err := l.Reader.ReadAt(want, x.Offset); err != nil {
 		return err
 	}
-	buf, at := make([]byte, pieceSize), 0
+	buf, at := make([]byte, PieceSize), 0
 	for {
 		n, err := r.Read(buf)
 		if !bytes.Equal(buf[:n], want[at:at+n]) {
@@ -156,7 +185,7 @@ func (l *link) all(ctx context.Context, src sections, b PlannedBlob, each func(n
 const mebi = 1 << 20
 
 // Blobs are complete one after the other, in their order, although the link is always full and all connections are used.
-func TestFetchInOrder(t *testing.T) {
+func TestEachInOrder(t *testing.T) {
 	for name, tc := range map[string]struct{ connections, blobs int64 }{
 		"one blob": {4, 1}, "four blobs": {4, 4}, "many blobs": {4, 40}, "one connection": {1, 4}, "many connections": {16, 4},
 	} {
@@ -165,18 +194,18 @@ func TestFetchInOrder(t *testing.T) {
 				l := newLink(80*mebi, 100*mebi)
 				start, size := time.Now(), l.Size()/tc.blobs
 				var last int64
-				err := newFetcher(l, int(tc.connections)).each(t.Context(), l.blobs(tc.blobs), func(ctx context.Context, src sections, b []PlannedBlob) error {
-					err := l.all(ctx, src, b[0], func(int64) {})
+				err := l.each(t.Context(), int(tc.connections), l.blobs(tc.blobs), func(ctx context.Context, r *Run, x archive.Extent) error {
+					err := l.all(ctx, r, x, func(int64) {})
 					l.mu.Lock()
 					defer l.mu.Unlock()
-					at, ideal := time.Since(start), time.Duration(b[0].extent.Offset+size)*time.Second/time.Duration(l.rate)
+					at, ideal := time.Since(start), time.Duration(x.Offset+size)*time.Second/time.Duration(l.rate)
 					if limit := ideal*11/10 + 50*time.Millisecond; at > limit {
-						t.Errorf("the blob at %d MiB was complete after %v, not within %v", b[0].extent.Offset/mebi, at, limit)
+						t.Errorf("the blob at %d MiB was complete after %v, not within %v", x.Offset/mebi, at, limit)
 					}
-					if b[0].extent.Offset < last-4*mebi {
-						t.Errorf("the blob at %d MiB was complete after that at %d MiB", b[0].extent.Offset/mebi, last/mebi)
+					if x.Offset < last-4*mebi {
+						t.Errorf("the blob at %d MiB was complete after that at %d MiB", x.Offset/mebi, last/mebi)
 					}
-					last = b[0].extent.Offset
+					last = x.Offset
 					return err
 				})
 				if err != nil {
@@ -192,19 +221,19 @@ func TestFetchInOrder(t *testing.T) {
 }
 
 // What a writer slower than the link leaves goes to the blobs behind, and memory stays bounded when nobody writes at all.
-func TestFetchAheadIsBounded(t *testing.T) {
+func TestEachAheadIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLink(96*mebi, 100*mebi)
 		ctx, cancel := context.WithCancel(t.Context())
 		begun := 0
 		done := make(chan error)
 		go func() {
-			done <- newFetcher(l, 4).each(ctx, l.blobs(4), func(ctx context.Context, src sections, b []PlannedBlob) error {
-				r, err := src.Section(ctx, b[0].extent.Offset, b[0].extent.Size)
+			done <- l.each(ctx, 4, l.blobs(4), func(ctx context.Context, r *Run, x archive.Extent) error {
+				rc, err := r.open(ctx, x)
 				if err != nil {
 					return err
 				}
-				defer r.Close()
+				defer rc.Close()
 				l.mu.Lock()
 				begun++
 				l.mu.Unlock()
@@ -215,7 +244,7 @@ func TestFetchAheadIsBounded(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		l.mu.Lock()
-		if l.given > fetchMemory || l.given < fetchMemory/4 || l.open != 0 {
+		if l.given > chunkMemory || l.given < chunkMemory/4 || l.open != 0 {
 			t.Errorf("%d bytes were fetched of which none was written, %d connections wait", l.given, l.open)
 		}
 		if begun != 4 {
@@ -231,15 +260,15 @@ func TestFetchAheadIsBounded(t *testing.T) {
 
 // A kill loses what was received and not yet written. Over a slow link that is seconds' worth, and there is
 // something to write all the time.
-func TestFetchFromASlowLink(t *testing.T) {
+func TestEachFromASlowLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate = 100 << 10
 		l := newLink(8*mebi, rate)
 		var written, lost int64
 		var waited time.Duration
 		last := time.Now()
-		err := newFetcher(l, 4).each(t.Context(), l.blobs(2), func(ctx context.Context, src sections, b []PlannedBlob) error {
-			return l.all(ctx, src, b[0], func(n int64) {
+		err := l.each(t.Context(), 4, l.blobs(2), func(ctx context.Context, r *Run, x archive.Extent) error {
+			return l.all(ctx, r, x, func(n int64) {
 				written += n
 				lost = max(lost, l.given-written)
 				waited, last = max(waited, time.Since(last)), time.Now()
@@ -260,7 +289,7 @@ func TestFetchFromASlowLink(t *testing.T) {
 
 // Round trips do not slow a fetch down much beside one that streams, however long they are. Near servers' sections are
 // fetched with all connections, distant servers' with one each.
-func TestFetchFromAfar(t *testing.T) {
+func TestEachFromAfar(t *testing.T) {
 	for name, tc := range map[string]struct {
 		trip    time.Duration
 		rate    int64 // bytes a second
@@ -276,27 +305,18 @@ func TestFetchFromAfar(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := newLink(96*mebi, tc.rate)
-				l.onRead = func(_ context.Context, off int64) error {
-					l.mu.Lock()
-					begins := slices.ContainsFunc(l.sections, func(s span) bool { return s.off == off })
-					l.mu.Unlock()
-					if begins {
-						time.Sleep(tc.trip)
-					}
-					return nil
-				}
+				l.trip = tc.trip
 				start := time.Now()
-				f := newFetcher(l, 4)
-				err := f.each(t.Context(), l.blobs(2), func(ctx context.Context, src sections, b []PlannedBlob) error {
-					return l.all(ctx, src, b[0], func(int64) {})
+				err := l.each(t.Context(), 4, l.blobs(2), func(ctx context.Context, r *Run, x archive.Extent) error {
+					return l.all(ctx, r, x, func(int64) {})
 				})
 				if err != nil {
 					t.Error(err)
 				}
 				l.wantOnce(t)
 				streamed := time.Duration(l.Size()) * time.Second / time.Duration(tc.rate)
-				if took := time.Since(start); took > streamed*5/4+15*tc.trip || f.distant != tc.distant {
-					t.Errorf("it took %v, a stream takes %v; distant: %v", took, streamed, f.distant)
+				if took := time.Since(start); took > streamed*5/4+15*tc.trip || (len(l.sections) == 2) != tc.distant {
+					t.Errorf("it took %v, a stream takes %v; %d sections", took, streamed, len(l.sections))
 				}
 			})
 		})
@@ -304,7 +324,7 @@ func TestFetchFromAfar(t *testing.T) {
 }
 
 // All that lies before a fault arrives, whichever chunk has it, and the fault behind that.
-func TestFetchFault(t *testing.T) {
+func TestEachFault(t *testing.T) {
 	for _, at := range []int64{0, 100, minChunk - 1, minChunk, 3*minChunk + 5, 9*mebi + 77, 20*mebi - 1} {
 		for _, fault := range []error{errInjected, io.EOF} {
 			synctest.Test(t, func(t *testing.T) {
@@ -316,8 +336,8 @@ func TestFetchFault(t *testing.T) {
 					return nil
 				}
 				var written int64
-				err := newFetcher(l, 4).each(t.Context(), l.blobs(1), func(ctx context.Context, src sections, b []PlannedBlob) error {
-					return l.all(ctx, src, b[0], func(n int64) { written += n })
+				err := l.each(t.Context(), 4, l.blobs(1), func(ctx context.Context, r *Run, x archive.Extent) error {
+					return l.all(ctx, r, x, func(n int64) { written += n })
 				})
 				want := fault
 				if fault == io.EOF { //nolint:errorlint // the value itself
@@ -329,7 +349,7 @@ func TestFetchFault(t *testing.T) {
 				if written > at || written <= at-4<<10 {
 					t.Errorf("fault at %d: %d bytes arrived", at, written)
 				}
-				if l.open != 0 || l.given > at+fetchMemory {
+				if l.open != 0 || l.given > at+chunkMemory {
 					t.Errorf("fault at %d: %d sections are open, %d bytes were fetched", at, l.open, l.given)
 				}
 			})
@@ -338,7 +358,7 @@ func TestFetchFault(t *testing.T) {
 }
 
 // Sections that get no byte end with the import, and so do the blobs behind when one has failed.
-func TestFetchEnds(t *testing.T) {
+func TestEachEnds(t *testing.T) {
 	for name, fail := range map[string]bool{"cancelled": false, "another failed": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -356,12 +376,12 @@ func TestFetchEnds(t *testing.T) {
 					time.AfterFunc(time.Second, cancel)
 				}
 				defer cancel()
-				err := newFetcher(l, 4).each(ctx, l.blobs(10), func(ctx context.Context, src sections, b []PlannedBlob) error {
-					if fail && b[0].extent.Offset == 4*mebi {
+				err := l.each(ctx, 4, l.blobs(10), func(ctx context.Context, r *Run, x archive.Extent) error {
+					if fail && x.Offset == 4*mebi {
 						time.Sleep(time.Second)
 						return errInjected
 					}
-					return l.all(ctx, src, b[0], func(int64) {})
+					return l.all(ctx, r, x, func(int64) {})
 				})
 				want := map[bool]error{false: context.Canceled, true: errInjected}[fail]
 				if !errors.Is(err, want) {
@@ -372,62 +392,5 @@ func TestFetchEnds(t *testing.T) {
 				}
 			})
 		})
-	}
-}
-
-// What an interrupted import from a remote source wrote stays, and the next goes on there.
-func TestRemoteAttemptContinues(t *testing.T) {
-	b := build(t, single(layer("a", 1<<20), layer("b", 40<<20)))
-	n := newNode(t, "linux/amd64")
-	req := wanted(owner)
-	req.Keep = true
-	src := blobOf(t, b, false)
-	src.onBytes = func(off int64) error {
-		if 36<<20 <= off && off < 37<<20 {
-			return errInjected
-		}
-		return nil
-	}
-	if _, err := n.Import(t.Context(), remote{src}, req); !errors.Is(err, errInjected) {
-		t.Fatalf("error %v", err)
-	}
-	got, err := n.Import(t.Context(), remote{blobOf(t, b, false)}, req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Two pieces had been read and not yet been written.
-	if missing := int64(6<<20) + 2*pieceSize; got.Bytes.Read > missing+1<<20 {
-		t.Errorf("read %d bytes, of which %d at most were missing", got.Bytes.Read, missing)
-	}
-}
-
-// remoteGate is a gate that costs round trips.
-type remoteGate struct{ *gate }
-
-func (remoteGate) Remote() bool { return true }
-
-// Importers that begin in the same moment share the work: none has an ingest open for which it fetches nothing.
-func TestRemoteImportsShareLayers(t *testing.T) {
-	var layers []builder.Layer
-	for k := range 6 {
-		layers = append(layers, layer(fmt.Sprint(k), sharedSize))
-	}
-	b := build(t, single(layers...))
-	n := newNode(t, "linux/amd64")
-	var total int64
-	var gates []*gate
-	var waits []func()
-	for _, uid := range []string{"1", "2"} {
-		g := newGate(blobOf(t, b, false), 0)
-		g.trickle = 256 << 10
-		gates = append(gates, g)
-		waits = append(waits, n.imports(t, remoteGate{g}, named("archive-"+uid, uid)))
-	}
-	for k, wait := range waits {
-		wait()
-		total += gates[k].bytes.Load()
-	}
-	if need := int64(len(layers) * sharedSize); total > need*5/4 {
-		t.Errorf("%d bytes moved of layers of %d", total, need)
 	}
 }

@@ -1,4 +1,4 @@
-package store
+package transfer
 
 import (
 	"io"
@@ -7,36 +7,36 @@ import (
 )
 
 const (
-	// pieceSize is the most that containerd is given at once, in bytes. Each blob that is on its way takes two of them.
-	pieceSize = 512 << 10
+	// PieceSize is the most that containerd is given at once, in bytes. Each blob that is on its way takes two of them.
+	PieceSize = 512 << 10
 	// pieceTime is how long bytes are gathered for a piece. Each costs containerd a message; but of a slow source each byte is
 	// to be on disk soon, and not read again by the next attempt.
 	pieceTime = 50 * time.Millisecond
 )
 
-var pieces = sync.Pool{New: func() any { return new([pieceSize]byte) }}
+var pieces = sync.Pool{New: func() any { return new([PieceSize]byte) }}
 
 // Ahead reads on a goroutine of its own, one piece further than what is being used. It implements io.Reader.
 type Ahead struct {
 	full    chan piece
-	free    chan *[pieceSize]byte
+	free    chan *[PieceSize]byte
 	stopped chan struct{}
-	current *[pieceSize]byte
+	current *[PieceSize]byte
 	rest    []byte // of current, for Read
 	err     error  // that follows rest
 }
 
 type piece struct {
-	buf *[pieceSize]byte
+	buf *[PieceSize]byte
 	n   int
 	err error
 }
 
 // ReadAhead begins to read r, until its first error or until Stop.
 func ReadAhead(r io.Reader) *Ahead {
-	a := &Ahead{full: make(chan piece), free: make(chan *[pieceSize]byte, 2), stopped: make(chan struct{})}
+	a := &Ahead{full: make(chan piece), free: make(chan *[PieceSize]byte, 2), stopped: make(chan struct{})}
 	for range cap(a.free) {
-		a.free <- pieces.Get().(*[pieceSize]byte)
+		a.free <- pieces.Get().(*[PieceSize]byte)
 	}
 	go a.run(r)
 	return a
