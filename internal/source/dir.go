@@ -23,20 +23,17 @@ const tarBlock = 512
 
 // dirBlob is a directory.
 type dirBlob struct {
-	counter
-	ctx   context.Context // that of OpenDir
+	blob
 	root  *os.Root
-	name  string
-	files []dirFile // by offset
-	size  int64
+	parts []dirPart // by offset
 }
 
-// dirFile is a regular file or a link.
-type dirFile struct {
-	name, link    string
-	size          int64
-	modified      time.Time
-	header, start int64 // offsets of the header and of the bytes
+// dirPart is a header, a file, or zeros.
+type dirPart struct {
+	off, size int64
+	header    []byte // before the zeros that size has beyond it
+	file      string
+	modified  time.Time
 }
 
 // OpenDir gives a directory as the tar of what is in it, sorted by name: regular files, links as links, and
@@ -53,148 +50,116 @@ func OpenDir(ctx context.Context, path string) (Blob, error) {
 	if err != nil {
 		return nil, fileError("open", path, err)
 	}
-	b := &dirBlob{ctx: ctx, root: root, name: path}
-	if err := b.list(ctx); err != nil {
-		root.Close() //nolint:gosec // only read from
+	b := &dirBlob{blob: newBlob(ctx, path), root: root}
+	names, err := b.list()
+	for _, name := range names {
+		if err == nil {
+			err = b.add(name)
+		}
+	}
+	if err != nil {
+		b.Close() //nolint:gosec // only read from
 		return nil, err
 	}
+	b.append(dirPart{size: 2 * tarBlock})
 	return b, nil
 }
 
-// list finds the files and gives them their places.
-func (b *dirBlob) list(ctx context.Context) error {
-	err := fs.WalkDir(b.root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
+// list gives the sorted names of what is below the directory and is no directory.
+func (b *dirBlob) list() (names []string, err error) {
+	err = fs.WalkDir(b.root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return fileError("read", b.name+"/"+name, err)
-		case ctx.Err() != nil:
-			return ctx.Err()
+		case b.ctx.Err() != nil:
+			return b.ctx.Err()
 		case entry.IsDir():
-			return nil
-		case len(b.files) == maxDirFiles:
+		case len(names) == maxDirFiles:
 			return fmt.Errorf("open %q: more than %d files are below it: %w", b.name, maxDirFiles, ErrInvalid)
+		default:
+			names = append(names, name)
 		}
-		f, err := b.look(name, entry)
-		if err == nil {
-			b.files = append(b.files, f)
-		}
-		return err
+		return nil
 	})
+	slices.Sort(names)
+	return names, err //nolint:wrapcheck // what the function above returned
+}
+
+func (b *dirBlob) append(p dirPart) {
+	p.off = b.size
+	b.size += p.size
+	b.parts = append(b.parts, p)
+}
+
+// add appends a file or a link.
+func (b *dirBlob) add(name string) error {
+	path := b.name + "/" + name
+	info, err := b.root.Lstat(name)
 	if err != nil {
-		return err //nolint:wrapcheck // what the function above returned
+		return fileError("read", path, err)
 	}
-	slices.SortFunc(b.files, func(x, y dirFile) int { return cmp.Compare(x.name, y.name) })
-	for i := range b.files {
-		f := &b.files[i]
-		header, err := f.tarHeader()
-		if err != nil {
-			return fmt.Errorf("open %q: file %.200q: %s: %w", b.name, f.name, err.Error(), ErrInvalid)
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: info.Size(), Mode: 0o644, ModTime: time.Unix(0, 0)}
+	switch mode := info.Mode(); {
+	case mode&fs.ModeSymlink != 0:
+		h.Typeflag, h.Size = tar.TypeSymlink, 0
+		if h.Linkname, err = b.root.Readlink(name); err != nil {
+			return fileError("read", path, err)
 		}
-		f.header, f.start = b.size, b.size+int64(len(header))
-		b.size = f.start + (f.size+tarBlock-1)/tarBlock*tarBlock
+	case !mode.IsRegular():
+		return fmt.Errorf("open %q: %.200q in it is a %s: %w", b.name, name, kindOf(mode), ErrInvalid)
 	}
-	b.size += 2 * tarBlock
+	var header bytes.Buffer
+	if err := tar.NewWriter(&header).WriteHeader(h); err != nil {
+		return fmt.Errorf("open %q: file %.200q: %s: %w", b.name, name, err.Error(), ErrInvalid)
+	}
+	b.append(dirPart{size: int64(header.Len()), header: header.Bytes()})
+	if h.Size > 0 {
+		b.append(dirPart{size: h.Size, file: name, modified: info.ModTime()})
+		b.append(dirPart{size: -h.Size & (tarBlock - 1)})
+	}
 	return nil
 }
 
-func (b *dirBlob) look(name string, entry fs.DirEntry) (dirFile, error) {
-	info, err := entry.Info()
-	if err != nil {
-		return dirFile{}, fileError("read", b.name+"/"+name, err)
-	}
-	f := dirFile{name: name}
-	switch mode := info.Mode(); {
-	case mode.IsRegular():
-		f.size, f.modified = info.Size(), info.ModTime()
-	case mode&fs.ModeSymlink != 0:
-		if f.link, err = b.root.Readlink(name); err != nil {
-			return f, fileError("read", b.name+"/"+name, err)
-		}
-	default:
-		return f, fmt.Errorf("open %q: %.200q in it is a %s: %w", b.name, name, kindOf(mode), ErrInvalid)
-	}
-	return f, nil
+func (b *dirBlob) Close() error {
+	b.cancel()
+	return b.root.Close() //nolint:wrapcheck // names the directory itself
 }
-
-// tarHeader is the header, of one block or more.
-func (f *dirFile) tarHeader() ([]byte, error) {
-	h := &tar.Header{Typeflag: tar.TypeReg, Name: f.name, Size: f.size, Mode: 0o644, ModTime: time.Unix(0, 0)}
-	if f.link != "" {
-		h.Typeflag, h.Linkname = tar.TypeSymlink, f.link
-	}
-	var buf bytes.Buffer
-	err := tar.NewWriter(&buf).WriteHeader(h)
-	return buf.Bytes(), err
-}
-
-func (b *dirBlob) RandomAccess() bool { return true }
-func (b *dirBlob) Remote() bool       { return false }
-func (b *dirBlob) Size() int64        { return b.size }
-func (b *dirBlob) Validator() string  { return "" }
-func (b *dirBlob) String() string     { return b.name }
-func (b *dirBlob) Close() error       { return b.root.Close() } //nolint:wrapcheck // names the directory itself
 
 func (b *dirBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	return newSection(ctx, b.ctx, b, b.size, off, n)
+	return b.section(ctx, off, n, b.readAt)
 }
 
 func (b *dirBlob) ReadAt(p []byte, off int64) (int, error) { return b.readAt(b.ctx, p, off) }
 
-func (b *dirBlob) readAt(ctx context.Context, p []byte, off int64) (int, error) {
+func (b *dirBlob) readAt(ctx context.Context, p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %q: negative offset: %w", b.name, ErrInvalid)
 	}
-	n := 0
-	for n < len(p) {
-		if off+int64(n) >= b.size {
+	for n < len(p) && err == nil {
+		at := off + int64(n)
+		if at >= b.size {
 			return n, io.EOF
 		}
-		k, err := b.readSome(ctx, p[n:], off+int64(n))
-		if err != nil {
-			return n, err
+		// The part with at in it is the last that begins there or before; behind an empty one.
+		i, _ := slices.BinarySearchFunc(b.parts, at+1, func(part dirPart, off int64) int { return cmp.Compare(part.off, off) })
+		part := &b.parts[i-1]
+		from, k := at-part.off, 0
+		piece := p[n:min(int64(len(p)), int64(n)+part.size-from)]
+		if part.file != "" {
+			k, err = readInterruptibly(ctx, leastTime, piece, func(buf []byte) (int, error) { return b.readFile(part, buf, from) })
+		} else {
+			k = len(piece)
+			clear(piece[copy(piece, part.header[min(from, int64(len(part.header))):]):])
 		}
 		n += k
 	}
-	return n, nil
-}
-
-// readSome reads at least one byte: of a header, of a file, or of the zeros between and behind them.
-func (b *dirBlob) readSome(ctx context.Context, p []byte, off int64) (int, error) {
-	i, found := slices.BinarySearchFunc(b.files, off, func(f dirFile, off int64) int { return cmp.Compare(f.header, off) })
-	if !found {
-		i-- // the one that begins before off
-	}
-	if i < 0 { // there is none
-		return zeros(p, b.size-off), nil
-	}
-	f, end := &b.files[i], b.size
-	if i+1 < len(b.files) {
-		end = b.files[i+1].header
-	}
-	switch {
-	case off < f.start:
-		header, err := f.tarHeader()
-		if err != nil {
-			return 0, fmt.Errorf("read %q: %w: %w", b.name, err, ErrInvalid)
-		}
-		return copy(p, header[off-f.header:]), nil
-	case off < f.start+f.size:
-		p = p[:min(int64(len(p)), f.start+f.size-off)]
-		return readInterruptibly(ctx, leastTime, p, func(buf []byte) (int, error) { return b.readFile(f, buf, off-f.start) })
-	}
-	return zeros(p, end-off), nil
-}
-
-func zeros(p []byte, n int64) int {
-	p = p[:min(int64(len(p)), n)]
-	clear(p)
-	return len(p)
+	return n, err
 }
 
 // readFile fills p. A directory may hold thousands of files: none stays open.
-func (b *dirBlob) readFile(f *dirFile, p []byte, off int64) (int, error) {
-	path := b.name + "/" + f.name
-	file, err := b.root.Open(f.name)
+func (b *dirBlob) readFile(part *dirPart, p []byte, off int64) (int, error) {
+	path := b.name + "/" + part.file
+	file, err := b.root.Open(part.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, fmt.Errorf("read %q: the file was removed meanwhile: %w", path, ErrChanged)
 	}
@@ -203,12 +168,12 @@ func (b *dirBlob) readFile(f *dirFile, p []byte, off int64) (int, error) {
 	}
 	defer file.Close()
 	n, err := file.ReadAt(p, off)
-	b.add(n)
+	b.read.Add(int64(n))
 	info, statErr := file.Stat()
 	switch {
 	case statErr != nil:
 		return 0, fileError("read", path, statErr)
-	case info.Size() != f.size || !info.ModTime().Equal(f.modified):
+	case info.Size() != part.size || !info.ModTime().Equal(part.modified):
 		return 0, fmt.Errorf("read %q: the file was written to or replaced meanwhile: %w", path, ErrChanged)
 	case n < len(p):
 		return 0, fileError("read", path, err)

@@ -70,30 +70,17 @@ func describeCertificate(err error) string {
 	return "the server's certificate is not valid"
 }
 
-// isAlert tells whether the server ended a TLS connection with an alert.
-func isAlert(err error) bool {
+// isAlert tells whether the server ended a TLS connection with an alert, one of these if there are any.
+func isAlert(err error, alerts ...tls.AlertError) bool {
 	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "remote error"
-}
-
-// certificateAlerts are the alerts with which a server refuses a client's certificate, or asks for
-// one in vain (RFC 8446, section 6.2).
-var certificateAlerts = []tls.AlertError{
-	42,  // bad_certificate
-	43,  // unsupported_certificate
-	44,  // certificate_revoked
-	45,  // certificate_expired
-	46,  // certificate_unknown
-	48,  // unknown_ca
-	49,  // access_denied
-	116, // certificate_required
-}
-
-func deniedByAlert(err error) bool {
-	var op *net.OpError
-	if !isAlert(err) || !errors.As(err, &op) {
+	if !errors.As(err, &op) || op.Op != "remote error" {
 		return false
 	}
 	// Over TCP the alert's own type is not exported; its text is.
-	return slices.ContainsFunc(certificateAlerts, func(a tls.AlertError) bool { return op.Err.Error() == a.Error() })
+	return len(alerts) == 0 || slices.ContainsFunc(alerts, func(a tls.AlertError) bool { return op.Err.Error() == a.Error() })
 }
+
+// deniedByAlert tells whether a server refused a client's certificate, or asked for one in vain (RFC 8446, section 6.2):
+// bad_certificate, unsupported_certificate, certificate_revoked, certificate_expired, certificate_unknown, unknown_ca,
+// access_denied, certificate_required.
+func deniedByAlert(err error) bool { return isAlert(err, 42, 43, 44, 45, 46, 48, 49, 116) }

@@ -87,30 +87,19 @@ type file interface {
 
 // fileBlob is a regular file.
 type fileBlob struct {
-	counter
-	ctx    context.Context
-	cancel context.CancelFunc
+	blob
 	f      file
-	name   string
-	opened fs.FileInfo
+	opened identity
 	limit  time.Duration // of each read: leastTime but in tests
 }
 
+// newFileBlob gives the file a validator that stays the same when the file is copied with its times, or its file system is
+// mounted again: FAT makes up inodes at each mount, and keeps no time of change.
 func newFileBlob(ctx context.Context, f file, info fs.FileInfo, name string) *fileBlob {
-	b := &fileBlob{f: f, name: name, opened: info, limit: leastTime}
-	b.ctx, b.cancel = context.WithCancel(ctx)
+	b := &fileBlob{blob: newBlob(ctx, name), f: f, opened: identify(info), limit: leastTime}
+	b.size = info.Size()
+	b.validator = fmt.Sprintf("%d-%d", info.Size(), info.ModTime().UnixNano())
 	return b
-}
-
-func (b *fileBlob) RandomAccess() bool { return true }
-func (b *fileBlob) Remote() bool       { return false }
-func (b *fileBlob) Size() int64        { return b.opened.Size() }
-func (b *fileBlob) String() string     { return b.name }
-
-// Validator is the same after the file was copied with its times, or its file system was mounted again: FAT makes up
-// inodes at each mount, and keeps no time of change.
-func (b *fileBlob) Validator() string {
-	return fmt.Sprintf("%d-%d", b.opened.Size(), b.opened.ModTime().UnixNano())
 }
 
 // closeTimeout bounds the wait for close(2), which asks a FUSE daemon too.
@@ -129,7 +118,7 @@ func (b *fileBlob) Close() error {
 }
 
 func (b *fileBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	return newSection(ctx, b.ctx, b, b.Size(), off, n)
+	return b.section(ctx, off, n, b.readAt)
 }
 
 func (b *fileBlob) ReadAt(p []byte, off int64) (int, error) { return b.readAt(b.ctx, p, off) }
@@ -138,7 +127,7 @@ func (b *fileBlob) readAt(ctx context.Context, p []byte, off int64) (n int, err 
 	for n < len(p) && err == nil {
 		k, at := 0, off+int64(n)
 		k, err = readInterruptibly(ctx, b.limit, p[n:], func(buf []byte) (int, error) { return b.readChecked(buf, at) })
-		b.add(k)
+		b.read.Add(int64(k))
 		n += k
 	}
 	if err == nil || err == io.EOF { //nolint:errorlint // readChecked returns it bare
@@ -151,7 +140,7 @@ func (b *fileBlob) readAt(ctx context.Context, p []byte, off int64) (n int, err 
 // digest or bad metadata. On the scale of reading a system call costs nothing.
 func (b *fileBlob) readChecked(p []byte, off int64) (int, error) {
 	n, err := b.f.ReadAt(p, off)
-	if err == io.EOF && off+int64(n) < b.Size() {
+	if err == io.EOF && off+int64(n) < b.size {
 		return 0, fmt.Errorf("the file was cut short: %w", ErrChanged)
 	}
 	if err != nil && err != io.EOF {
@@ -161,7 +150,7 @@ func (b *fileBlob) readChecked(p []byte, off int64) (int, error) {
 	if statErr != nil {
 		return 0, fileFault(statErr)
 	}
-	if identify(info) != identify(b.opened) {
+	if identify(info) != b.opened {
 		return 0, fmt.Errorf("the file was written to, replaced or removed meanwhile: %w", ErrChanged)
 	}
 	return n, err //nolint:wrapcheck // io.EOF

@@ -6,11 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"sync/atomic"
 	"time"
 )
 
@@ -48,23 +46,17 @@ func (o HTTPOptions) reach() reach { return reach{o.Anywhere, o.AllowAddresses} 
 // httpBlob is an archive on an HTTP server. It gives random access when the server honours Range and
 // tells a validator that later requests can be bound to (RFC 9110, section 13.1.5).
 type httpBlob struct {
-	counter
+	blob
 	opts      HTTPOptions
 	url       *url.URL
 	client    *http.Client
 	transport *authorizer
-	ctx       context.Context // ends with the context of OpenHTTP, and with Close
-	cancel    context.CancelFunc
 
-	size      int64
-	validator validator
-	version   string // see Blob.Validator
-	pace      pace
-	windows   readAhead   // random access only
-	metadata  progress    // of all ReadAt together
-	stream    *response   // otherwise the one response there is
-	reason    string      // why it is a stream
-	taken     atomic.Bool // the stream has its reader
+	bound    validator // for ranges
+	pace     pace
+	windows  readAhead // of ReadAt
+	metadata progress  // of all ReadAt together
+	whole    *response // the answer that a stream is
 }
 
 // OpenHTTP sends the first request and finds out what kind of access the server gives. The blob's
@@ -93,12 +85,11 @@ func newHTTPBlob(ctx context.Context, opts HTTPOptions) (*httpBlob, error) {
 	setDefault(&opts.BackoffBase, defaultBackoffBase)
 	setDefault(&opts.BackoffMax, defaultBackoffMax)
 	setDefault(&opts.hooks.leastTime, leastTime)
-	b := &httpBlob{opts: opts, url: u}
+	b := &httpBlob{blob: newBlob(ctx, redact(u)), opts: opts, url: u}
 	if b.transport, err = newAuthorizer(u, opts); err != nil {
 		return nil, b.errorf(err)
 	}
 	b.client = &http.Client{Transport: b.transport, CheckRedirect: redirectCheck(opts.reach())}
-	b.ctx, b.cancel = context.WithCancel(ctx)
 	return b, nil
 }
 
@@ -108,12 +99,7 @@ func setDefault(d *time.Duration, value time.Duration) {
 	}
 }
 
-func (b *httpBlob) RandomAccess() bool { return b.stream == nil }
-func (b *httpBlob) Remote() bool       { return true }
-func (b *httpBlob) Size() int64        { return b.size }
-func (b *httpBlob) Validator() string  { return b.version }
-func (b *httpBlob) String() string     { return redact(b.url) }
-func (b *httpBlob) whyStream() string  { return b.reason }
+func (b *httpBlob) Remote() bool { return true }
 
 func (b *httpBlob) RoundTripBytes() int64 {
 	return cmp.Or(b.opts.hooks.roundTripBytes, b.pace.roundTripBytes())
@@ -121,8 +107,8 @@ func (b *httpBlob) RoundTripBytes() int64 {
 
 func (b *httpBlob) Close() error {
 	b.cancel()
-	if b.stream != nil {
-		b.stream.Close() //nolint:gosec // only read from
+	if b.whole != nil {
+		b.whole.Close() //nolint:gosec // only read from
 	}
 	b.transport.closeIdle()
 	return nil
@@ -137,7 +123,7 @@ func (b *httpBlob) open() error {
 	if err != nil {
 		return b.errorf(err)
 	}
-	if b.reason = b.acceptProbe(res); b.reason == "" {
+	if b.stream = b.acceptProbe(res); b.stream == "" {
 		first := make([]byte, res.n)
 		if _, err := b.readFull(first, 0, res); err != nil {
 			return err
@@ -156,7 +142,7 @@ func (b *httpBlob) open() error {
 			return b.errorf(fmt.Errorf("the server answered %d to a request without a range: %w", res.StatusCode, ErrUnavailable))
 		}
 	}
-	b.stream, b.size, b.validator, b.version = res, res.ContentLength, validatorOf(res.Header), versionOf(res.Header)
+	b.whole, b.size, b.validator = res, res.ContentLength, versionOf(res.Header)
 	return nil
 }
 
@@ -184,7 +170,7 @@ func (b *httpBlob) gaveUp(ctx context.Context, wait *backoff, last error) error 
 	if err := ctx.Err(); err != nil {
 		return err //nolint:wrapcheck // the caller's own
 	}
-	return fmt.Errorf("%w, after %d attempts: %w", last, wait.failed, ErrUnavailable)
+	return fmt.Errorf("%w, after %d attempts", last, wait.failed)
 }
 
 // acceptProbe takes size and validator from the answer to the first range request. It returns why
@@ -196,30 +182,27 @@ func (b *httpBlob) acceptProbe(res *response) string {
 	case http.StatusRequestedRangeNotSatisfiable:
 		return "the server refuses the range of the first bytes"
 	}
-	got, err := parseContentRange(res.Header.Get("Content-Range"))
-	if err != nil || got.off != 0 || got.total < 0 {
+	got, ok := parseContentRange(res.Header.Get("Content-Range"))
+	if !ok || got.off != 0 || got.total < 0 {
 		return "the server sends no usable Content-Range"
 	}
-	if b.validator = validatorOf(res.Header); b.validator.value == "" {
+	if b.bound = validatorOf(res.Header); b.bound.value == "" {
 		return "the server sends neither a strong ETag nor Last-Modified"
 	}
-	b.size, b.version = got.total, versionOf(res.Header)
+	b.size, b.validator = got.total, versionOf(res.Header)
 	res.n = min(got.n, firstWindow)
 	return ""
 }
 
 func (b *httpBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	if !b.RandomAccess() {
-		if off != 0 || n >= 0 || b.taken.Swap(true) {
-			return nil, b.errorf(errStreamOnce)
-		}
-		s := b.section(ctx, 0, math.MaxInt64)
-		s.body, b.stream.n = b.stream, math.MaxInt64
+	n, err := b.check(off, n)
+	if err != nil {
+		return nil, err
+	}
+	s := b.newSection(ctx, off, n)
+	if b.whole != nil {
+		s.body, b.whole.n = b.whole, n
 		context.AfterFunc(s.ctx, b.cancel) // the answer ends with the blob's context
-		return s, nil
 	}
-	if off < 0 {
-		return nil, b.errorf(fmt.Errorf("negative offset: %w", ErrInvalid))
-	}
-	return b.section(ctx, off, sectionLength(b.size, off, n)), nil
+	return s, nil
 }

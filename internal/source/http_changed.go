@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"net/http"
 	"strings"
 )
@@ -30,12 +29,12 @@ func HTTPChanged(ctx context.Context, opts HTTPOptions, validator string) (bool,
 	}
 	res, err := b.send(ctx, header)
 	if err != nil {
-		return false, b.errorf(lasting(err))
+		return false, b.errorf(err)
 	}
 	defer res.Close()
 	if res.StatusCode != http.StatusNotModified {
 		if err := statusError(res.Response); err != nil {
-			return false, b.errorf(lasting(err))
+			return false, b.errorf(err)
 		}
 	}
 	// Even when it was not modified: a server may say so of every older date, and the one that comes along tells.
@@ -45,14 +44,6 @@ func HTTPChanged(ctx context.Context, opts HTTPOptions, validator string) (bool,
 
 // strong is a validator for the weak comparison of RFC 9110, section 8.8.3.2: servers make an ETag weak and strong again.
 func strong(validator string) string { return strings.TrimPrefix(validator, "W/") }
-
-// lasting makes an error of the package of one that would be tried again at once.
-func lasting(err error) error {
-	if t, ok := err.(*temporaryError); ok { //nolint:errorlint // never wrapped
-		return fmt.Errorf("%w: %w", t, ErrUnavailable)
-	}
-	return err
-}
 
 // conditionFor is the header that makes a request conditional on a validator (RFC 9110, section 13.1), empty for none.
 func conditionFor(validator string) string {

@@ -124,7 +124,7 @@ func (b *httpBlob) fetch(p []byte, off int64) (int, error) {
 
 // readFull reads a range, of which an answer may be there already.
 func (b *httpBlob) readFull(p []byte, off int64, res *response) (int, error) {
-	s := b.section(b.ctx, off, int64(len(p)))
+	s := b.newSection(b.ctx, off, int64(len(p)))
 	s.body, s.progress = res, &b.metadata
 	defer s.Close()
 	return io.ReadFull(s, p) //nolint:wrapcheck // section names the source

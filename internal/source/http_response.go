@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -30,16 +30,21 @@ type temporaryError struct {
 }
 
 func (e *temporaryError) Error() string { return e.text }
+func (e *temporaryError) Unwrap() error { return ErrUnavailable }
 
-// response is an answer whose body is watched: a read that brings nothing for the idle timeout ends.
+// response is an answer whose body is watched: a read that brings nothing for the idle timeout ends. The clock runs only
+// while somebody waits: a reader that takes its time is not the server's fault.
 type response struct {
 	*http.Response
-	n     int64 // bytes of the body that may be used
-	watch *watch
-	pace  *pace
-	came  int64         // bytes of the body so far,
-	took  time.Duration // and how long they were waited for
+	n      int64 // bytes of the body that may be used
+	b      *httpBlob
+	cancel context.CancelCauseFunc
+	idle   *time.Timer
+	came   int64         // bytes of the body so far,
+	took   time.Duration // and how long they were waited for
 }
+
+var errIdle = errors.New("idle timeout")
 
 // get sends one request. It returns answers with the status 200, 206 and 416, and otherwise a
 // temporaryError, one of the package's errors, or ctx's own.
@@ -47,8 +52,8 @@ func (b *httpBlob) get(ctx context.Context, r byteRange) (*response, error) {
 	header := http.Header{}
 	if r.n != wholeBlob {
 		header.Set("Range", r.String())
-		if b.validator.value != "" {
-			header.Set("If-Range", b.validator.value)
+		if b.bound.value != "" {
+			header.Set("If-Range", b.bound.value)
 		}
 	}
 	out, err := b.send(ctx, header)
@@ -65,34 +70,32 @@ func (b *httpBlob) get(ctx context.Context, r byteRange) (*response, error) {
 
 // send sends one request and returns whatever answer there is.
 func (b *httpBlob) send(ctx context.Context, header http.Header) (*response, error) {
-	watched, w := newWatch(ctx, b.opts.IdleTimeout)
+	watched, cancel := context.WithCancelCause(ctx)
 	req, err := http.NewRequestWithContext(watched, http.MethodGet, b.url.String(), http.NoBody)
 	if err != nil {
-		w.end()
+		cancel(nil)
 		return nil, fmt.Errorf("the URL cannot be requested: %w", ErrInvalid)
 	}
 	req.Header = header
 	req.Header.Set("User-Agent", userAgent)
 	start := time.Now()
-	w.start()
+	idle := time.AfterFunc(b.opts.IdleTimeout, func() { cancel(errIdle) })
 	res, err := b.client.Do(req) //nolint:bodyclose // response.Close does
-	w.stop()
+	idle.Stop()
 	if err != nil {
-		err = requestError(ctx, w, err)
-		w.end()
+		err = b.requestError(ctx, context.Cause(watched), err)
+		cancel(nil)
 		return nil, err
 	}
 	b.pace.began(time.Since(start))
-	return &response{Response: res, watch: w, pace: &b.pace}, nil
+	return &response{Response: res, b: b, cancel: cancel, idle: idle}, nil
 }
 
 // requestError gives the error of a request without an answer its meaning.
-func requestError(ctx context.Context, w *watch, err error) error {
+func (b *httpBlob) requestError(ctx context.Context, cause, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err() //nolint:wrapcheck // the caller's own
-	case w.expired():
-		return &temporaryError{text: w.text()}
 	case errors.Is(err, errRedirect), errors.Is(err, ErrInvalid):
 		// net/http puts the URL around it, query included.
 		return innermost(err)
@@ -100,6 +103,14 @@ func requestError(ctx context.Context, w *watch, err error) error {
 		return fmt.Errorf("the server did not accept the client's certificate, or the lack of one: %w", ErrDenied)
 	case isCertificateError(err), errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Errorf("%s: %w", describe(err), ErrUnavailable)
+	}
+	return b.temporary(cause, err)
+}
+
+// temporary is a failure of a connection, which its context's cause may explain.
+func (b *httpBlob) temporary(cause, err error) *temporaryError {
+	if errors.Is(cause, errIdle) {
+		return &temporaryError{text: fmt.Sprintf("the server sent nothing for %s", b.opts.IdleTimeout)}
 	}
 	return &temporaryError{text: describe(err)}
 }
@@ -134,64 +145,27 @@ func statusError(res *http.Response) error {
 
 func (r *response) Read(p []byte) (int, error) {
 	start := time.Now()
-	r.watch.start()
+	r.idle.Reset(r.b.opts.IdleTimeout)
 	n, err := r.Body.Read(p)
-	r.watch.stop()
+	r.idle.Stop()
 	r.came += int64(n)
 	r.took += time.Since(start)
 	return n, err
 }
 
+// broken says why reading the body stopped early.
+func (r *response) broken(err error) *temporaryError {
+	return r.b.temporary(context.Cause(r.Request.Context()), err)
+}
+
 // Close also ends the request; a body that was read to its end leaves the connection for the next.
 func (r *response) Close() error {
 	err := r.Body.Close()
-	r.watch.end()
-	r.pace.came(r.came, r.took)
+	r.idle.Stop()
+	r.cancel(nil)
+	r.b.pace.came(r.came, r.took)
 	return err
 }
-
-// brokenText says why reading the body stopped early.
-func (r *response) brokenText(err error) string {
-	if r.watch.expired() {
-		return r.watch.text()
-	}
-	if errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	return describe(err)
-}
-
-var errIdle = errors.New("idle timeout")
-
-// watch ends a request while it waits for the server longer than allowed. The clock runs only while
-// somebody waits: a reader that takes its time is not the server's fault.
-type watch struct {
-	ctx     context.Context
-	cancel  context.CancelCauseFunc
-	timeout time.Duration
-	timer   *time.Timer
-}
-
-// newWatch returns the context for the request.
-func newWatch(ctx context.Context, timeout time.Duration) (context.Context, *watch) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	w := &watch{ctx: ctx, cancel: cancel, timeout: timeout}
-	w.timer = time.AfterFunc(timeout, func() { cancel(errIdle) })
-	w.timer.Stop()
-	return ctx, w
-}
-
-func (w *watch) start() { w.timer.Reset(w.timeout) }
-func (w *watch) stop()  { w.timer.Stop() }
-
-// end releases the request; nothing can be read from it any more.
-func (w *watch) end() {
-	w.timer.Stop()
-	w.cancel(context.Canceled)
-}
-
-func (w *watch) expired() bool { return errors.Is(context.Cause(w.ctx), errIdle) }
-func (w *watch) text() string  { return fmt.Sprintf("the server sent nothing for %s", w.timeout) }
 
 // validator is what binds later requests to the bytes that the first one saw.
 type validator struct {
@@ -224,33 +198,27 @@ func (v validator) same(h http.Header) bool {
 	return got == v.value || got == "" && v.header == "Last-Modified"
 }
 
-// contentRange is "bytes first-last/total" (RFC 9110, section 14.4); total is -1 if unknown.
+// contentRange is a Content-Range (RFC 9110, section 14.4); total is -1 if unknown.
 type contentRange struct {
 	byteRange
 	total int64
 }
 
-var errContentRange = errors.New("malformed Content-Range")
+// contentRangeForm has no number that int64 has not.
+var contentRangeForm = regexp.MustCompile(`^bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)$`)
 
-func parseContentRange(value string) (contentRange, error) {
-	rest, ok := strings.CutPrefix(value, "bytes ")
-	span, totalText, ok2 := strings.Cut(rest, "/")
-	firstText, lastText, ok3 := strings.Cut(span, "-")
-	if !ok || !ok2 || !ok3 {
-		return contentRange{}, errContentRange
+func parseContentRange(value string) (contentRange, bool) {
+	m := contentRangeForm.FindStringSubmatch(value)
+	if m == nil {
+		return contentRange{}, false
 	}
-	first, err1 := strconv.ParseUint(firstText, 10, 62)
-	last, err2 := strconv.ParseUint(lastText, 10, 62)
-	if err1 != nil || err2 != nil || last < first {
-		return contentRange{}, errContentRange
+	var n [3]int64
+	for i := range n {
+		n[i], _ = strconv.ParseInt(m[i+1], 10, 64) // 0 for *
 	}
-	total := int64(-1)
-	if totalText != "*" {
-		t, err := strconv.ParseUint(totalText, 10, 62)
-		if err != nil || last >= t {
-			return contentRange{}, errContentRange
-		}
-		total = int64(t)
+	first, last, total := n[0], n[1], n[2]
+	if m[3] == "*" {
+		total = -1
 	}
-	return contentRange{byteRange{int64(first), int64(last - first + 1)}, total}, nil
+	return contentRange{byteRange{first, last - first + 1}, total}, first <= last && (total < 0 || last < total)
 }

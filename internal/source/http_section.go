@@ -25,9 +25,9 @@ type httpSection struct {
 	err      error // final
 }
 
-// section makes no request before its first read, and none for what was read ahead.
-func (b *httpBlob) section(ctx context.Context, off, n int64) *httpSection {
-	ctx, cancel := joined(ctx, b.ctx)
+// newSection makes no request before its first read, and none for what was read ahead.
+func (b *httpBlob) newSection(ctx context.Context, off, n int64) *httpSection {
+	ctx, cancel := b.joined(ctx)
 	return &httpSection{ctx: ctx, cancel: cancel, b: b, off: off, left: n, wait: b.newBackoff(resumeAttempts), progress: &progress{}}
 }
 
@@ -64,13 +64,13 @@ func (s *httpSection) Read(p []byte) (n int, err error) {
 // readBody reads from the open connection; 0 means that it is gone.
 func (s *httpSection) readBody(p []byte) int {
 	n, err := s.body.Read(p)
-	s.b.add(n)
+	s.b.read.Add(int64(n))
 	s.body.n -= int64(n)
 	if s.least -= int64(n); s.least <= 0 {
 		s.wait.progress()
 	}
 	switch {
-	case s.b.stream != nil && errors.Is(err, io.EOF):
+	case s.b.whole != nil && errors.Is(err, io.EOF):
 		s.left = int64(n)
 	case s.body.n == 0: // all of it, which may be less than was asked for
 		if s.least > 0 {
@@ -78,7 +78,7 @@ func (s *httpSection) readBody(p []byte) int {
 		}
 		s.drop()
 	case err != nil:
-		s.broken = &temporaryError{text: s.body.brokenText(err)}
+		s.broken = s.body.broken(err)
 		s.drop()
 	}
 	return n
@@ -96,8 +96,8 @@ func (s *httpSection) connect() error {
 	if err := s.ctx.Err(); err != nil {
 		return err //nolint:wrapcheck // the caller's own
 	}
-	if s.b.stream != nil {
-		return fmt.Errorf("%w, and without ranges there is no resuming: %w", s.broken, ErrUnavailable)
+	if s.b.whole != nil {
+		return fmt.Errorf("%w, and without ranges there is no resuming", s.broken)
 	}
 	if s.broken != nil && !s.wait.again(s.ctx, s.broken.after) {
 		return s.b.gaveUp(s.ctx, s.wait, s.broken)
@@ -125,12 +125,12 @@ func (b *httpBlob) acceptPart(res *response, off int64) error {
 	case http.StatusRequestedRangeNotSatisfiable:
 		return fmt.Errorf("the server has no such range any more: %w", ErrChanged)
 	}
-	if !b.validator.same(res.Header) {
-		return fmt.Errorf("the server did not send the same %s again: %w", b.validator.header, ErrChanged)
+	if !b.bound.same(res.Header) {
+		return fmt.Errorf("the server did not send the same %s again: %w", b.bound.header, ErrChanged)
 	}
-	got, err := parseContentRange(res.Header.Get("Content-Range"))
+	got, ok := parseContentRange(res.Header.Get("Content-Range"))
 	switch {
-	case err != nil:
+	case !ok:
 		return fmt.Errorf("the server sent no usable Content-Range: %w", ErrUnavailable)
 	case got.total >= 0 && got.total != b.size:
 		return fmt.Errorf("the server sent another size: %w", ErrChanged)

@@ -9,7 +9,9 @@ package source
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math"
 	"sync/atomic"
 )
 
@@ -64,17 +66,64 @@ type Blob interface {
 
 // WhyStream tells in a few words why b gives no random access; empty if it does.
 func WhyStream(b Blob) string {
-	if b.RandomAccess() {
-		return ""
-	}
 	if s, ok := b.(interface{ whyStream() string }); ok {
 		return s.whyStream()
+	}
+	if b.RandomAccess() {
+		return ""
 	}
 	return "the source can only be read from start to end"
 }
 
-// counter counts the bytes that a blob's readers take from the source.
-type counter struct{ n atomic.Int64 }
+// blob is what all blobs of this package are.
+type blob struct {
+	ctx       context.Context // ends with that of opening, and with Close
+	cancel    context.CancelFunc
+	name      string
+	size      int64
+	validator string
+	stream    string // why there is no random access, or empty
+	read      atomic.Int64
+	taken     atomic.Bool // the only section of a stream
+}
 
-func (c *counter) add(n int)        { c.n.Add(int64(n)) }
-func (c *counter) BytesRead() int64 { return c.n.Load() }
+func newBlob(ctx context.Context, name string) blob {
+	b := blob{name: name, size: -1}
+	b.ctx, b.cancel = context.WithCancel(ctx)
+	return b
+}
+
+func (b *blob) RandomAccess() bool { return b.stream == "" }
+func (b *blob) Remote() bool       { return false }
+func (b *blob) Size() int64        { return b.size }
+func (b *blob) BytesRead() int64   { return b.read.Load() }
+func (b *blob) Validator() string  { return b.validator }
+func (b *blob) String() string     { return b.name }
+func (b *blob) whyStream() string  { return b.stream }
+
+// errStreamOnce is what everything but one read from start to end of a stream gives.
+var errStreamOnce = fmt.Errorf("a stream can be read only once, from its start: %w", ErrInvalid)
+
+// check refuses a section that there cannot be, and gives its length in bytes: it ends where the blob ends, at the latest.
+func (b *blob) check(off, n int64) (int64, error) {
+	switch {
+	case b.RandomAccess() && off < 0:
+		return 0, fmt.Errorf("read %s: negative offset: %w", b.name, ErrInvalid)
+	case !b.RandomAccess() && (off != 0 || n >= 0 || b.taken.Swap(true)):
+		return 0, fmt.Errorf("read %s: %w", b.name, errStreamOnce)
+	case !b.RandomAccess():
+		return math.MaxInt64, nil
+	}
+	rest := max(b.size-off, 0)
+	if n < 0 {
+		return rest, nil
+	}
+	return min(n, rest), nil
+}
+
+// joined is a context that ends with ctx or with the blob's.
+func (b *blob) joined(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(b.ctx, func() { cancel(b.ctx.Err()) })
+	return ctx, func() { stop(); cancel(context.Canceled) }
+}
