@@ -50,7 +50,8 @@ func OpenDir(ctx context.Context, path string) (Blob, error) {
 	if err != nil {
 		return nil, fileError("open", path, err)
 	}
-	b := &dirBlob{blob: newBlob(ctx, path), root: root}
+	b := &dirBlob{root: root}
+	b.init(ctx, path, 0)
 	names, err := b.list()
 	for _, name := range names {
 		if err == nil {

@@ -17,63 +17,61 @@ func OpenFile(ctx context.Context, path string) (Blob, error) {
 	if path == "" {
 		return nil, fmt.Errorf("open file: the path is empty: %w", ErrInvalid)
 	}
-	f, info, err := openInterruptibly(ctx, forever, path, func() (*os.File, error) {
+	f, err := openInterruptibly(ctx, forever, path, func() (*os.File, error) {
 		info, err := os.Stat(path)
 		if err != nil {
-			return nil, fileError("open", path, err)
+			return nil, fileFault(err)
 		}
 		if info.Mode()&fs.ModeNamedPipe == 0 {
-			if err := requireRegular(info, path); err != nil {
+			if err := requireRegular(info); err != nil {
 				return nil, err
 			}
 		}
 		f, err := os.Open(path) //nolint:gosec // the caller of the command line chooses the file
 		if err != nil {
-			return nil, fileError("open", path, err)
+			return nil, fileFault(err)
 		}
 		return f, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if info.Mode()&fs.ModeNamedPipe != 0 {
-		return OpenStream(f, path), nil
+	if f.info.Mode()&fs.ModeNamedPipe != 0 {
+		return OpenStream(f.File, path), nil
 	}
-	return newFileBlob(ctx, f, info, path), nil
+	return newFileBlob(ctx, f, f.info, path), nil
 }
 
-// openInterruptibly opens a file and looks at it.
-func openInterruptibly(
-	ctx context.Context, limit time.Duration, name string, open func() (*os.File, error),
-) (f *os.File, info fs.FileInfo, err error) {
-	var late struct {
-		f    *os.File
-		info fs.FileInfo
-		err  error
+// openFile is a file with what is known of it.
+type openFile struct {
+	*os.File
+	info fs.FileInfo
+}
+
+// openInterruptibly opens a file and asks what it is.
+func openInterruptibly(ctx context.Context, limit time.Duration, name string, open func() (*os.File, error)) (openFile, error) {
+	f, err := interruptible(ctx, limit, func() (openFile, error) {
+		f, err := open()
+		if err != nil {
+			return openFile{}, err
+		}
+		info, err := f.Stat()
+		if err != nil {
+			f.Close() //nolint:gosec // only read from
+			return openFile{}, fileFault(err)
+		}
+		return openFile{f, info}, nil
+	}, func(f openFile) { f.Close() })
+	if err != nil {
+		return f, fmt.Errorf("open %q: %w", name, err)
 	}
-	hung := interruptible(ctx, limit, func() {
-		if late.f, late.err = open(); late.err != nil {
-			return
-		}
-		if late.info, late.err = late.f.Stat(); late.err != nil {
-			late.f.Close() //nolint:gosec // only read from
-			late.err = fileError("open", name, late.err)
-		}
-	}, func() {
-		if late.err == nil {
-			late.f.Close() //nolint:gosec // never read from
-		}
-	})
-	if hung != nil {
-		return nil, nil, fmt.Errorf("open %q: %w", name, hung)
-	}
-	return late.f, late.info, late.err
+	return f, nil
 }
 
 // requireRegular refuses everything that is no regular file.
-func requireRegular(info fs.FileInfo, name string) error {
+func requireRegular(info fs.FileInfo) error {
 	if mode := info.Mode(); !mode.IsRegular() {
-		return fmt.Errorf("open %q: it is a %s, not a regular file: %w", name, kindOf(mode), ErrInvalid)
+		return fmt.Errorf("it is a %s, not a regular file: %w", kindOf(mode), ErrInvalid)
 	}
 	return nil
 }
@@ -96,8 +94,8 @@ type fileBlob struct {
 // newFileBlob gives the file a validator that stays the same when the file is copied with its times, or its file system is
 // mounted again: FAT makes up inodes at each mount, and keeps no time of change.
 func newFileBlob(ctx context.Context, f file, info fs.FileInfo, name string) *fileBlob {
-	b := &fileBlob{blob: newBlob(ctx, name), f: f, opened: identify(info), limit: leastTime}
-	b.size = info.Size()
+	b := &fileBlob{f: f, opened: identify(info), limit: leastTime}
+	b.init(ctx, name, info.Size())
 	b.validator = fmt.Sprintf("%d-%d", info.Size(), info.ModTime().UnixNano())
 	return b
 }

@@ -20,16 +20,15 @@ func OpenUnder(ctx context.Context, dir, path string) (Blob, error) {
 	if !filepath.IsLocal(path) || strings.ContainsRune(path, 0) {
 		return nil, fmt.Errorf("open %q: the path must lead to a file below the archive directory: %w", path, ErrInvalid)
 	}
-	f, info, err := openInterruptibly(ctx, leastTime, path, func() (*os.File, error) { return openBeneath(dir, path) })
+	f, err := openInterruptibly(ctx, leastTime, path, func() (*os.File, error) { return openBeneath(dir, path) })
 	if err != nil {
 		return nil, err
 	}
-	b := newFileBlob(ctx, f, info, path)
-	if err := requireRegular(info, path); err != nil { // a pipe has taken the file's place
-		b.Close() //nolint:gosec // never read from
-		return nil, err
+	if err := requireRegular(f.info); err != nil { // a pipe has taken the file's place
+		f.Close() //nolint:gosec // never read from
+		return nil, fmt.Errorf("open %q: %w", path, err)
 	}
-	return b, nil
+	return newFileBlob(ctx, f, f.info, path), nil
 }
 
 // ChangedUnder tells whether OpenUnder would give other bytes than those of this validator.
@@ -42,31 +41,27 @@ func ChangedUnder(ctx context.Context, dir, path, validator string) (bool, error
 	return b.Validator() != validator, nil
 }
 
-// openBeneath looks at what lies at path before it opens it: opening a device may have effects.
+// openBeneath asks what lies at path before it opens it: opening a device may have effects.
 func openBeneath(dir, path string) (*os.File, error) {
 	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0) //nolint:gosec // the operator's own choice
 	if err != nil {
-		return nil, fileError("open archive directory", dir, err)
+		return nil, fmt.Errorf("archive directory %q: %w", dir, fileFault(err))
 	}
 	defer root.Close()
 	seen, err := walkBeneath(root, path, unix.O_PATH)
 	if err != nil {
-		return nil, beneathError(path, err)
+		return nil, err
 	}
 	defer seen.Close()
 	info, err := seen.Stat()
 	if err != nil {
-		return nil, fileError("open", path, err)
+		return nil, fileFault(err)
 	}
-	if err := requireRegular(info, path); err != nil {
+	if err := requireRegular(info); err != nil {
 		return nil, err
 	}
 	// Without O_NONBLOCK a pipe that has taken the file's place since then would block for ever.
-	f, err := walkBeneath(root, path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
-	if err != nil {
-		return nil, beneathError(path, err)
-	}
-	return f, nil
+	return walkBeneath(root, path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 }
 
 // walkBeneath opens one name after the other, each in the directory before it, which stays open meanwhile: so it does
@@ -83,8 +78,11 @@ func walkBeneath(root *os.File, path string, flags int) (*os.File, error) {
 		if dir != root {
 			dir.Close() //nolint:gosec // only looked up in
 		}
+		if errors.Is(err, unix.ELOOP) {
+			return nil, fmt.Errorf("a symbolic link lies on the way, and links are not followed; mount or hard-link the file: %w", ErrInvalid)
+		}
 		if err != nil {
-			return nil, err
+			return nil, fileFault(err)
 		}
 		dir = next
 	}
@@ -114,12 +112,4 @@ func openStep(dir *os.File, name string, flags int, through bool) (*os.File, err
 		return nil, err
 	}
 	return f, nil
-}
-
-func beneathError(path string, err error) error {
-	if errors.Is(err, unix.ELOOP) {
-		return fmt.Errorf("open %q: a symbolic link lies on the way, and links are not followed; mount or hard-link the file: %w",
-			path, ErrInvalid)
-	}
-	return fileError("open", path, err)
 }

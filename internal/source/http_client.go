@@ -1,6 +1,7 @@
 package source
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -8,8 +9,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -28,7 +31,7 @@ const (
 
 // parseURL accepts absolute http and https URLs without user information. Its errors never show the
 // URL, which may be a secret by itself (presigned).
-func parseURL(raw string, r reach) (*url.URL, error) {
+func parseURL(raw string, p addressPolicy) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil:
@@ -40,7 +43,7 @@ func parseURL(raw string, r reach) (*url.URL, error) {
 	case u.User != nil:
 		return nil, fmt.Errorf("the URL contains a user name or password; give these as credentials: %w", ErrInvalid)
 	}
-	if err := r.checkHost(u); err != nil {
+	if err := p.checkHost(u); err != nil {
 		return nil, fmt.Errorf("the URL's host: %w", err)
 	}
 	return u, nil
@@ -120,8 +123,8 @@ func newTransport(config *tls.Config, opts HTTPOptions) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	return &http.Transport{
-		Proxy:                  checkedProxy(opts.reach(), opts.Proxy),
-		DialContext:            newDialer(opts.reach(), opts.hooks).DialContext,
+		Proxy:                  checkedProxy(opts.addressPolicy(), opts.Proxy),
+		DialContext:            newDialer(opts.addressPolicy(), opts.hooks).DialContext,
 		TLSClientConfig:        config,
 		Protocols:              &protocols,
 		DisableCompression:     true,
@@ -154,7 +157,7 @@ func tlsConfig(opts HTTPOptions) (*tls.Config, error) {
 var errRedirect = errors.New("redirect refused")
 
 // redirectCheck bounds redirects and keeps them from giving away what the first URL protected.
-func redirectCheck(r reach) func(req *http.Request, via []*http.Request) error {
+func redirectCheck(p addressPolicy) func(req *http.Request, via []*http.Request) error {
 	return func(req *http.Request, via []*http.Request) error {
 		// net/http puts the former URL there, query included: the secret of a presigned one.
 		req.Header.Del("Referer")
@@ -168,9 +171,61 @@ func redirectCheck(r reach) func(req *http.Request, via []*http.Request) error {
 		case req.URL.User != nil:
 			return fmt.Errorf("%w: it contains a user name: %w", errRedirect, ErrInvalid)
 		}
-		if err := r.checkHost(req.URL); err != nil {
+		if err := p.checkHost(req.URL); err != nil {
 			return fmt.Errorf("%w: %w", errRedirect, err)
 		}
 		return nil
+	}
+}
+
+// dialTimeout bounds one TCP connect. A server in a reachable network answers within a round trip;
+// ten seconds allow for three lost SYNs (1 + 2 + 4 s, RFC 6298).
+const dialTimeout = 10 * time.Second
+
+// testHooks are what tests put in the place of the machine's own.
+type testHooks struct {
+	resolver *net.Resolver
+	// dialing is told each address that is about to be connected to.
+	dialing func(netip.AddrPort)
+	// leastTime is instead of the constant, and roundTripBytes of what is measured, unless they are 0.
+	leastTime      time.Duration
+	roundTripBytes int64
+}
+
+// newDialer gives a dialer that looks at the address it is about to connect to, after the look-up of
+// the name: a check of the name before it could be answered differently the second time.
+func newDialer(p addressPolicy, hooks testHooks) *net.Dialer {
+	return &net.Dialer{
+		Timeout:  dialTimeout,
+		Resolver: hooks.resolver,
+		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+			ap, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return fmt.Errorf("address %q: %w", address, ErrInvalid)
+			}
+			if err := p.checkAddr(ap.Addr()); err != nil {
+				return err
+			}
+			if hooks.dialing != nil {
+				hooks.dialing(ap)
+			}
+			return nil
+		},
+	}
+}
+
+// checkedProxy gives the proxy of a request, if choose names one. The proxy's own address is checked when
+// it is dialled. A host that is not ASCII would reach the proxy in another form than the one that
+// checkHost has seen: ①②⑦.⓪.⓪.① as 127.0.0.1.
+func checkedProxy(p addressPolicy, choose func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
+	if choose == nil || p.anywhere {
+		return choose
+	}
+	return func(req *http.Request) (*url.URL, error) {
+		proxy, err := choose(req)
+		if proxy != nil && strings.ContainsFunc(req.URL.Hostname(), func(c rune) bool { return c > 0x7f }) {
+			return nil, fmt.Errorf("the URL's host must be in its ASCII form (xn--…) to be asked of a proxy: %w", ErrInvalid)
+		}
+		return proxy, err
 	}
 }

@@ -29,48 +29,60 @@ var (
 const forever = time.Duration(math.MaxInt64)
 
 // interruptible runs call, which may hang in the kernel, on a goroutine of its own. When ctx or the time is over first it
-// abandons the call, with all that the call uses; should the call return, undo releases what it got.
-func interruptible(ctx context.Context, limit time.Duration, call, undo func()) error {
+// abandons the call, with all that the call uses; should the call succeed later, undo releases what it got.
+func interruptible[T any](ctx context.Context, limit time.Duration, call func() (T, error), undo func(T)) (got T, err error) {
 	for deadline := time.Now().Add(abandonedGrace); abandoned.Load() >= maxAbandoned; time.Sleep(abandonedGrace / 100) {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d earlier calls hang in the file system: %w", maxAbandoned, ErrUnavailable)
+			return got, fmt.Errorf("%d earlier calls hang in the file system: %w", maxAbandoned, ErrUnavailable)
 		}
 	}
 	waiting, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	returned := make(chan struct{})
+	type result struct {
+		got T
+		err error
+	}
+	returned := make(chan result)
 	go func() {
-		call()
+		got, err := call()
 		select {
-		case returned <- struct{}{}:
+		case returned <- result{got, err}:
 		case <-waiting.Done():
-			undo()
+			if err == nil {
+				undo(got)
+			}
 			abandoned.Add(-1)
 		}
 	}()
 	select {
-	case <-returned:
-		return nil
+	case r := <-returned:
+		return r.got, r.err
 	case <-waiting.Done():
 		abandoned.Add(1)
 		if err := ctx.Err(); err != nil {
-			return err //nolint:wrapcheck // the caller's own
+			return got, err //nolint:wrapcheck // the caller's own
 		}
-		return fmt.Errorf("the file system has not answered for %s: %w", limit, ErrUnavailable)
+		return got, fmt.Errorf("the file system has not answered for %s: %w", limit, ErrUnavailable)
 	}
 }
 
 // readInterruptibly is read(p), or of the beginning of p. An abandoned read may write into its buffer at any time later:
 // that buffer is never p.
 func readInterruptibly(ctx context.Context, limit time.Duration, p []byte, read func([]byte) (int, error)) (int, error) {
-	buf := readBuffers.Get().(*[readBuffer]byte)
-	release := func() { readBuffers.Put(buf) }
-	var n int
-	var err error
-	if hung := interruptible(ctx, limit, func() { n, err = read(buf[:min(len(p), readBuffer)]) }, release); hung != nil {
-		return 0, hung
+	type filled struct {
+		buf *[readBuffer]byte
+		n   int
+		err error // that belongs to the bytes
 	}
-	copy(p, buf[:n])
-	release()
-	return n, err
+	f, err := interruptible(ctx, limit, func() (f filled, _ error) {
+		f.buf = readBuffers.Get().(*[readBuffer]byte)
+		f.n, f.err = read(f.buf[:min(len(p), readBuffer)])
+		return f, nil
+	}, func(f filled) { readBuffers.Put(f.buf) })
+	if err != nil {
+		return 0, err
+	}
+	copy(p, f.buf[:f.n])
+	readBuffers.Put(f.buf)
+	return f.n, f.err
 }

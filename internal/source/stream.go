@@ -10,7 +10,8 @@ import (
 // OpenStream makes a blob of r, which is read once, from start to end; name says what it is. When r is
 // an io.Closer, Close closes it.
 func OpenStream(r io.Reader, name string) Blob {
-	b := &streamBlob{blob: newBlob(context.Background(), name), r: r}
+	b := &streamBlob{r: r}
+	b.init(context.Background(), name, -1)
 	b.stream = "a pipe has no random access"
 	return b
 }
