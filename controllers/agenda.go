@@ -82,7 +82,6 @@ func (a *agenda) follow(archives []*v1alpha1.ImageArchive, now time.Time) {
 	}
 	for uid := range gone {
 		if a.records[uid].archive != nil {
-			a.release(uid)
 			a.sweep.need()
 		}
 		delete(a.records, uid)

@@ -248,8 +248,6 @@ func TestUnknownArchives(t *testing.T) {
 	b.expect("wait 0s")
 	b.end(good)
 	b.see(a)
-	b.expect("release " + name)
-	b.end(absent)
 	b.expect("sweep")
 	b.end(absent)
 	b.expect("wait 0s")

@@ -124,10 +124,8 @@ func TestQuestionsBesideImports(t *testing.T) {
 	b.expect("wait 0s") // one question at a time
 	b.end(absent)
 	b.expect("import b")
-	b.expect("wait 0s") // a's check and the release wait for the jobs of their archives
+	b.expect("wait 0s") // a's check and the sweep wait for the jobs of their archives
 	b.endOf("gone", outcome{stopped: true})
-	b.expect("release gone")
-	b.end(absent)
 	b.expect("sweep")
 	b.end(absent)
 	b.endOf("a", unreachable)

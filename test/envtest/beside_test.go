@@ -27,11 +27,7 @@ func TestNodeImportsBesideStalledOnes(t *testing.T) {
 		}
 	}
 
-	if err := admin.Delete(t.Context(), first); err != nil {
-		t.Fatal(err)
-	}
-	n.waitFor(t, first.Name, "")
-	eventually(t, "leftovers to go", func() (bool, string) { return n.hasReleased(string(first.UID)), "" })
+	n.deleteAndSweep(t, first)
 	n.newArchive(t, "beside-quick-3")
 	n.waitFor(t, "beside-quick-3", ready)
 	if e := n.waitFor(t, second.Name, importing); e.Attempts != 1 || n.hasReleased(string(second.UID)) {

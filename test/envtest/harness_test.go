@@ -195,6 +195,27 @@ func (f *fakeNode) hasReleased(uid string) bool {
 	return slices.Contains(f.released, uid)
 }
 
+// deleteAndSweep deletes an archive and waits for a sweep that does not keep what is there for it.
+func (f *fakeNode) deleteAndSweep(t *testing.T, a *v1alpha1.ImageArchive) {
+	t.Helper()
+	sweeps := func() (n int) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, wanted := range f.sweeps {
+			if !slices.ContainsFunc(wanted, func(o importer.Owner) bool { return o.UID == string(a.UID) }) {
+				n++
+			}
+		}
+		return n
+	}
+	before := sweeps()
+	if err := admin.Delete(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	f.waitFor(t, a.Name, "")
+	eventually(t, "a sweep", func() (bool, string) { return sweeps() > before, "" })
+}
+
 // put lays an archive into the node's archive directory.
 func (f *fakeNode) put(t *testing.T, name string) {
 	t.Helper()

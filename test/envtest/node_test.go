@@ -188,11 +188,7 @@ func TestNodeForgetsWhatIsGone(t *testing.T) {
 	a := n.newArchive(t, "gone")
 	n.start(t)
 	n.waitFor(t, "gone", importing)
-	if err := admin.Delete(t.Context(), a); err != nil {
-		t.Fatal(err)
-	}
-	n.waitFor(t, "gone", "")
-	eventually(t, "leftovers to go", func() (bool, string) { return n.hasReleased(string(a.UID)), "" })
+	n.deleteAndSweep(t, a)
 }
 
 func TestNodeFollowsItsLabels(t *testing.T) {
