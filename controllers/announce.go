@@ -260,7 +260,10 @@ func releasedText(r importer.Released) string {
 		names []string
 		did   string
 	}{
-		{r.Deleted, "deleted"}, {r.Unpinned, "unpinned"}, {r.InUse, "unpinned and not deleted, since containers use them"}, {r.Retained, "left as they are"},
+		{r.Deleted, "deleted"},
+		{r.Unpinned, "unpinned"},
+		{r.InUse, "unpinned and not deleted, since containers use them"},
+		{r.Retained, "left as they are"},
 	} {
 		if len(p.names) > 0 {
 			parts = append(parts, count(len(p.names), "name")+" "+p.did)

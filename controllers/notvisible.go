@@ -14,13 +14,15 @@ const maxNotVisible = 3
 
 // notVisibleText says which names of an import the kubelet would not find, or why that is not known; empty if it finds all.
 func notVisibleText(r importer.Result) string {
-	switch {
-	case r.CRI != "":
+	if r.CRI != "" {
 		return "whether the kubelet finds the images is not known: " + clip(r.CRI)
-	case len(r.NotVisible) > maxNotVisible:
-		return "the kubelet does not find " + count(len(r.NotVisible), "name") + ": " + strings.Join(r.NotVisible[:maxNotVisible], ", ") + " and others"
-	case len(r.NotVisible) > 0:
-		return "the kubelet does not find " + count(len(r.NotVisible), "name") + ": " + strings.Join(r.NotVisible, ", ")
 	}
-	return ""
+	if len(r.NotVisible) == 0 {
+		return ""
+	}
+	names := strings.Join(r.NotVisible[:min(len(r.NotVisible), maxNotVisible)], ", ")
+	if len(r.NotVisible) > maxNotVisible {
+		names += " and others"
+	}
+	return "the kubelet does not find " + count(len(r.NotVisible), "name") + ": " + names
 }
