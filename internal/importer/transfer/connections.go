@@ -2,6 +2,8 @@ package transfer
 
 import (
 	"context"
+	"errors"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -28,7 +30,7 @@ const (
 // containerd. The first may hold n-1 chunks that wait for the one in front of them and n that are on their way, each of the
 // others one: 3n-2 together.
 //
-// Where a round trip costs more than half of a chunk, each turn asks for all of its section at once, over one connection.
+// Where a round trip costs more than half of a chunk, each turn asks for all of its section at once instead.
 type connections struct {
 	src     source.Blob
 	n       int
@@ -46,7 +48,8 @@ type connections struct {
 type turn struct {
 	*connections
 	came    time.Time
-	section *section // the latest, nil before the first
+	asked   bool     // for a section
+	section *section // the latest in chunks, or nil
 }
 
 func newConnections(src source.Blob, n int) *connections {
@@ -59,7 +62,7 @@ func newConnections(src source.Blob, n int) *connections {
 func (c *connections) enter(ctx context.Context) *turn {
 	for ctx.Err() == nil {
 		c.mu.Lock()
-		opening := slices.ContainsFunc(c.turns, func(t *turn) bool { return t.section == nil && time.Since(t.came) < openTime })
+		opening := slices.ContainsFunc(c.turns, func(t *turn) bool { return !t.asked && time.Since(t.came) < openTime })
 		if c.busy < c.n && !opening {
 			t := &turn{connections: c, came: time.Now()}
 			c.turns = append(c.turns, t)
@@ -76,10 +79,24 @@ func (c *connections) enter(ctx context.Context) *turn {
 	return nil
 }
 
-func (t *turn) leave() {
-	if t == nil { // of a source that needs no turns
-		return
+// Section is as that of a source.Blob. A turn has one at a time.
+func (t *turn) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	s := &section{connections: t.connections, next: off, end: off + n, arrived: make(chan struct{}, 1)}
+	distant := source.RoundTripBytes(t.src) > t.most/2
+	t.mu.Lock()
+	if t.asked = true; !distant {
+		s.ctx, s.cancel = context.WithCancel(ctx)
+		t.section = s
 	}
+	t.schedule()
+	t.mu.Unlock()
+	if distant {
+		return t.src.Section(ctx, off, n) //nolint:wrapcheck // names the source
+	}
+	return s, nil
+}
+
+func (t *turn) leave() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.turns = slices.DeleteFunc(t.turns, func(other *turn) bool { return other == t })
@@ -94,14 +111,13 @@ func (c *connections) schedule() {
 			waiting += max(len(t.section.chunks)-1, 0)
 		}
 	}
-	distant := source.RoundTripBytes(c.src) > c.most/2
 	for _, t := range c.turns {
 		s := t.section
-		for s != nil && s.next < s.end && c.busy < c.n && (len(s.chunks) == 0 || !distant && waiting < 2*c.n-2) {
+		for s != nil && s.next < s.end && c.busy < c.n && (len(s.chunks) == 0 || waiting < 2*c.n-2) {
 			if len(s.chunks) > 0 {
 				waiting++
 			}
-			s.begin(distant)
+			s.begin()
 		}
 	}
 	wake(c.changed)
@@ -123,4 +139,134 @@ func (c *connections) adapt(bytes int64, took time.Duration) {
 	case took > 2*chunkTime:
 		c.size = max(min(c.size, bytes/2), minChunk)
 	}
+}
+
+// section is a part of the source that comes in chunks.
+type section struct {
+	*connections
+	ctx       context.Context
+	cancel    context.CancelFunc
+	receiving sync.WaitGroup
+	next, end int64         // of the archive, what has yet to be asked for
+	chunks    []*chunk      // the first is being read
+	arrived   chan struct{} // tells Read that there is more of the first chunk
+}
+
+// chunk is what one request asks for.
+type chunk struct {
+	off      int64
+	buf      []byte // all of it
+	in, read int    // bytes that have come, and that were read
+	err      error  // why no more will come
+}
+
+// begin has a connection fetch the next chunk.
+func (s *section) begin() {
+	c := &chunk{off: s.next}
+	if last := len(s.buffers) - 1; last >= 0 {
+		c.buf, s.buffers = s.buffers[last], s.buffers[:last]
+	} else {
+		c.buf = make([]byte, s.most)
+	}
+	c.buf = c.buf[:min(s.size, s.end-s.next)]
+	s.next += int64(len(c.buf))
+	s.chunks = append(s.chunks, c)
+	s.busy++
+	s.receiving.Go(func() {
+		start := time.Now()
+		err := s.receive(c)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.busy--
+		if c.err = err; err == nil {
+			s.adapt(int64(len(c.buf)), time.Since(start))
+		} else {
+			s.end = s.next // nobody will get that far
+		}
+		wake(s.arrived)
+		s.schedule()
+	})
+}
+
+// receive fills the buffer. It returns the source's error, as if it were read without chunks.
+func (s *section) receive(c *chunk) error {
+	body, err := s.src.Section(s.ctx, c.off, int64(len(c.buf)))
+	if err != nil {
+		return err //nolint:wrapcheck // names the source
+	}
+	defer body.Close()
+	for {
+		n, err := body.Read(c.buf[c.in:])
+		s.mu.Lock()
+		c.in += n
+		s.mu.Unlock()
+		wake(s.arrived)
+		switch {
+		case c.in == len(c.buf):
+			return nil
+		case errors.Is(err, io.EOF):
+			return io.ErrUnexpectedEOF
+		case err != nil:
+			return err //nolint:wrapcheck // names the source
+		}
+	}
+}
+
+func (s *section) Read(p []byte) (int, error) {
+	for {
+		n, err := s.take(p)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		select {
+		case <-s.arrived:
+		case <-s.ctx.Done():
+			return 0, s.ctx.Err() //nolint:wrapcheck // the caller's own
+		}
+	}
+}
+
+// take reads what has arrived.
+func (s *section) take(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.chunks) > 0 {
+		c := s.chunks[0]
+		if c.read < len(c.buf) {
+			n := copy(p, c.buf[c.read:c.in])
+			if c.read += n; n > 0 {
+				return n, nil
+			}
+			return 0, c.err
+		}
+		s.drop()
+		s.schedule()
+	}
+	if s.next < s.end {
+		return 0, nil
+	}
+	return 0, io.EOF
+}
+
+// drop gives the first chunk's memory back.
+func (s *section) drop() {
+	buf := s.chunks[0].buf
+	s.buffers = append(s.buffers, buf[:cap(buf)])
+	s.chunks = s.chunks[1:]
+}
+
+// Close returns when nothing is received any more.
+func (s *section) Close() error {
+	s.mu.Lock()
+	s.next = s.end // nothing more is asked for
+	s.mu.Unlock()
+	s.cancel()
+	s.receiving.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.chunks) > 0 {
+		s.drop()
+	}
+	s.schedule()
+	return nil
 }

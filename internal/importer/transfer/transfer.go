@@ -36,17 +36,16 @@ func Each(ctx context.Context, src source.Blob, n int, extents []archive.Extent,
 	group.SetLimit(n)
 	c := newConnections(src, n)
 	for _, run := range runs(src, extents) {
-		var t *turn
+		leave := func() {}
 		if src.Remote() {
-			if t = c.enter(groupCtx); t != nil {
-				run.src = t
-			}
+			t := c.enter(groupCtx)
+			run.src, leave = t, t.leave
 		}
 		if groupCtx.Err() != nil {
 			break
 		}
 		group.Go(func() error {
-			defer t.leave()
+			defer leave()
 			defer run.Release()
 			return use(groupCtx, run)
 		})
