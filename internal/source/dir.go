@@ -40,11 +40,11 @@ type dirPart struct {
 // nothing else. The tar is nowhere; its bytes are made when they are read.
 func OpenDir(ctx context.Context, path string) (Blob, error) {
 	info, err := os.Stat(path)
+	if err == nil && !info.IsDir() {
+		err = fmt.Errorf("it is no directory: %w", ErrInvalid)
+	}
 	if err != nil {
 		return nil, fileError("open", path, err)
-	}
-	if !info.IsDir() {
-		return nil, fmt.Errorf("open %q: it is no directory: %w", path, ErrInvalid)
 	}
 	root, err := os.OpenRoot(path)
 	if err != nil {

@@ -86,10 +86,8 @@ func newHTTPBlob(ctx context.Context, opts HTTPOptions) (*httpBlob, error) {
 	if err != nil {
 		return nil, err
 	}
-	setDefault(&opts.IdleTimeout, defaultIdleTimeout)
-	setDefault(&opts.BackoffBase, defaultBackoffBase)
-	setDefault(&opts.BackoffMax, defaultBackoffMax)
-	setDefault(&opts.hooks.leastTime, leastTime)
+	opts.IdleTimeout = cmp.Or(opts.IdleTimeout, defaultIdleTimeout)
+	opts.hooks.leastTime = cmp.Or(opts.hooks.leastTime, leastTime)
 	b := &httpBlob{opts: opts, url: u}
 	b.init(ctx, redact(u), -1)
 	if b.transport, err = newAuthorizer(u, opts); err != nil {
@@ -97,12 +95,6 @@ func newHTTPBlob(ctx context.Context, opts HTTPOptions) (*httpBlob, error) {
 	}
 	b.client = &http.Client{Transport: b.transport, CheckRedirect: redirectCheck(opts.addressPolicy())}
 	return b, nil
-}
-
-func setDefault(d *time.Duration, value time.Duration) {
-	if *d <= 0 {
-		*d = value
-	}
 }
 
 func (b *httpBlob) Remote() bool { return true }
@@ -161,22 +153,14 @@ func (b *httpBlob) try(r byteRange) (*response, error) {
 		if err == nil || !errors.As(err, &temporary) {
 			return res, err
 		}
-		if !wait.again(b.ctx, temporary.after) {
-			return nil, b.gaveUp(b.ctx, wait, temporary)
+		if err := wait.pause(b.ctx, temporary); err != nil {
+			return nil, err
 		}
 	}
 }
 
 func (b *httpBlob) newBackoff(attempts int) *backoff {
-	return &backoff{base: b.opts.BackoffBase, max: b.opts.BackoffMax, attempts: attempts}
-}
-
-// gaveUp is the error when no attempt is left, or no time for one.
-func (b *httpBlob) gaveUp(ctx context.Context, wait *backoff, last error) error {
-	if err := ctx.Err(); err != nil {
-		return err //nolint:wrapcheck // the caller's own
-	}
-	return fmt.Errorf("%w, after %d attempts", last, wait.failed)
+	return &backoff{cmp.Or(b.opts.BackoffBase, backoffBase), cmp.Or(b.opts.BackoffMax, backoffMax), attempts, 0}
 }
 
 // acceptProbe takes size and validator from the answer to the first range request. It returns why
@@ -229,8 +213,10 @@ func HTTPChanged(ctx context.Context, opts HTTPOptions, validator string) (bool,
 	defer b.Close()
 	header := http.Header{}
 	header.Set("Range", byteRange{0, 1}.String())
-	if name := conditionFor(validator); name != "" {
-		header.Set(name, validator)
+	if _, err := http.ParseTime(validator); err == nil { // RFC 9110, section 13.1
+		header.Set("If-Modified-Since", validator)
+	} else if strings.HasSuffix(validator, `"`) {
+		header.Set("If-None-Match", validator)
 	}
 	res, err := b.send(ctx, header)
 	if err != nil {
@@ -244,21 +230,8 @@ func HTTPChanged(ctx context.Context, opts HTTPOptions, validator string) (bool,
 	}
 	// Even when it was not modified: a server may say so of every older date, and the one that comes along tells.
 	version := versionOf(res.Header)
-	return version != "" && strong(version) != strong(validator), nil
-}
-
-// strong is a validator for the weak comparison of RFC 9110, section 8.8.3.2: servers make an ETag weak and strong again.
-func strong(validator string) string { return strings.TrimPrefix(validator, "W/") }
-
-// conditionFor is the header that makes a request conditional on a validator (RFC 9110, section 13.1), empty for none.
-func conditionFor(validator string) string {
-	if strings.HasSuffix(validator, `"`) {
-		return "If-None-Match"
-	}
-	if _, err := http.ParseTime(validator); err == nil {
-		return "If-Modified-Since"
-	}
-	return ""
+	// Servers make an ETag weak and strong again (RFC 9110, section 8.8.3.2).
+	return version != "" && strings.TrimPrefix(version, "W/") != strings.TrimPrefix(validator, "W/"), nil
 }
 
 // versionOf tells an answer's bytes from others as Blob.Validator does. Unlike for ranges, a weak ETag will do.

@@ -99,8 +99,10 @@ func (s *httpSection) connect() error {
 	if s.b.whole != nil {
 		return fmt.Errorf("%w, and without ranges there is no resuming", s.broken)
 	}
-	if s.broken != nil && !s.wait.again(s.ctx, s.broken.after) {
-		return s.b.gaveUp(s.ctx, s.wait, s.broken)
+	if s.broken != nil {
+		if err := s.wait.pause(s.ctx, s.broken); err != nil {
+			return err
+		}
 	}
 	s.broken, s.least = nil, min(leastAnswer, (s.left+1)/2)
 	res, err := s.b.get(s.ctx, byteRange{s.off, s.left})

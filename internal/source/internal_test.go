@@ -117,15 +117,15 @@ func TestRetryAfter(t *testing.T) {
 func TestBackoffIsBounded(t *testing.T) {
 	b := &backoff{base: time.Nanosecond, max: time.Microsecond, attempts: 70}
 	n := 1
-	for b.again(t.Context(), 0) {
+	for b.pause(t.Context(), &temporaryError{}) == nil {
 		n++
 	}
 	if n != 70 {
 		t.Errorf("%d attempts", n)
 	}
 	b.progress()
-	if !b.again(t.Context(), 0) {
-		t.Error("no attempt after progress")
+	if err := b.pause(t.Context(), &temporaryError{}); err != nil {
+		t.Errorf("no attempt after progress: %v", err)
 	}
 }
 

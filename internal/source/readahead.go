@@ -85,42 +85,29 @@ func (a *readAhead) size(b *httpBlob, off, least int64) int64 {
 	return min(size, b.size-off)
 }
 
-// ReadAt serves small reads from windows, and reads the missing ones. Two reads that miss the same
-// bytes at the same time both fetch them.
-func (b *httpBlob) ReadAt(p []byte, off int64) (int, error) {
+// ReadAt serves small reads from windows, and fetches what is missing: for large ones straight into p, else a window. Two
+// reads that miss the same bytes at the same time both fetch them.
+func (b *httpBlob) ReadAt(p []byte, off int64) (n int, err error) {
 	if !b.RandomAccess() || off < 0 {
 		return 0, b.errorf(errStreamOnce)
 	}
-	n := 0
-	for n < len(p) {
-		at := off + int64(n)
+	for n < len(p) && err == nil {
+		at, k := off+int64(n), 0
 		if at >= b.size {
 			return n, io.EOF
 		}
-		k := b.windows.copy(p[n:], at)
-		if k == 0 {
-			var err error
-			if k, err = b.fetch(p[n:], at); err != nil {
-				return n + k, err
+		if len(p)-n >= firstWindow {
+			k, err = b.readFull(p[n:min(int64(len(p)), b.size-off)], at, nil)
+		} else if k = b.windows.copy(p[n:], at); k == 0 {
+			data := make([]byte, b.windows.size(b, at, int64(len(p)-n)))
+			if _, err = b.readFull(data, at, nil); err == nil {
+				b.windows.add(at, data)
+				k = copy(p[n:], data)
 			}
 		}
 		n += k
 	}
-	return n, nil
-}
-
-// fetch reads at least one byte of p from the server: large reads straight into p, small ones by way
-// of a window that is kept.
-func (b *httpBlob) fetch(p []byte, off int64) (int, error) {
-	if len(p) >= firstWindow {
-		return b.readFull(p[:min(int64(len(p)), b.size-off)], off, nil)
-	}
-	data := make([]byte, b.windows.size(b, off, int64(len(p))))
-	if _, err := b.readFull(data, off, nil); err != nil {
-		return 0, err
-	}
-	b.windows.add(off, data)
-	return copy(p, data), nil
+	return n, err
 }
 
 // readFull reads a range, of which an answer may be there already.

@@ -18,8 +18,8 @@ const (
 	// that is a minute on average: enough for a server to be restarted under a running transfer.
 	resumeAttempts = 11
 
-	defaultBackoffBase = 250 * time.Millisecond
-	defaultBackoffMax  = 30 * time.Second
+	backoffBase = 250 * time.Millisecond
+	backoffMax  = 30 * time.Second
 
 	// maxRetryAfter bounds what a server may ask for with Retry-After: a wait is no reason to hold an
 	// import open for hours, the next attempt of the whole import can come later.
@@ -69,20 +69,19 @@ type backoff struct {
 // progress makes the next failure the first again.
 func (b *backoff) progress() { b.failed = 0 }
 
-// again waits for the next attempt, at least atLeast. It reports false when there is none left, or
-// when ctx ended.
-func (b *backoff) again(ctx context.Context, atLeast time.Duration) bool {
-	b.failed++
-	if b.failed >= b.attempts {
-		return false
+// pause waits for the next attempt after one that failed, at least as long as the server wishes. It fails when there is none
+// left, or when ctx ends.
+func (b *backoff) pause(ctx context.Context, last *temporaryError) error {
+	if b.failed++; b.failed >= b.attempts {
+		return fmt.Errorf("%w, after %d attempts", last, b.failed)
 	}
-	timer := time.NewTimer(b.next(atLeast))
+	timer := time.NewTimer(b.next(last.after))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-		return false
+		return ctx.Err() //nolint:wrapcheck // the caller's own
 	case <-timer.C:
-		return true
+		return nil
 	}
 }
 
