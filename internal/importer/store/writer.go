@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -123,7 +124,7 @@ func (w *writer) Write(p []byte) (int, error) {
 
 // Commit ends the ingest when the blob is in the store.
 func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
-	err := w.Writer.Commit(ctx, size, expected, opts...)
+	err := w.Writer.Commit(leases.WithLease(ctx, w.lease.ID), size, expected, opts...)
 	if err == nil || errdefs.IsAlreadyExists(err) {
 		w.session.mu.Lock()
 		delete(w.session.refs, w.ref)
