@@ -119,8 +119,12 @@ func (o *Ownership) prepare(ctx context.Context, c Claim) (*publishing, error) {
 	p.record.Names, p.record.Pinned, p.record.Serial = len(c.Names), c.Pin, 1
 	if newest := newest(list, c.Owner); len(newest) > 0 {
 		r := newest[0].record
-		p.record.Serial += r.Serial
-		p.ownsAll = c.Owner.UID != "" && r.Spec == p.record.Spec && r.Index == p.record.Index && r.Names == p.record.Names
+		same := r.Spec == p.record.Spec && r.Index == p.record.Index && r.Names == p.record.Names
+		p.record.Serial = r.Serial
+		if !same { // a repetition that fails on its way, or two at a time, add to what is there
+			p.record.Serial++
+		}
+		p.ownsAll = c.Owner.UID != "" && same
 	}
 	return p, nil
 }
