@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/importer/check"
 	"github.com/tarlift/tarlift/internal/importer/daemon"
@@ -69,13 +70,18 @@ func (o *Ownership) release(ctx context.Context, ends []claim, policy func(claim
 	r := &releasing{Ownership: o, snapshotters: snapshotters}
 	fates := map[string]fate{}
 	var failures []error
+	failed := map[digest.Digest]bool{} // images of which a name has failed
 	deleted := false
 	for _, e := range order {
 		if unrecoverable(ctx, failures) {
 			break
 		}
+		if e.isID() && failed[e.Target.Digest] {
+			continue // else it would stay for that name, and nobody's
+		}
 		f, err := r.end(ctx, e)
 		if err != nil {
+			failed[e.Target.Digest] = true
 			failures = append(failures, fmt.Errorf("end the claim on %q: %w", e.Name, err))
 			continue
 		}
