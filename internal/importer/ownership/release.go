@@ -192,7 +192,7 @@ func (r *releasing) decide(ctx context.Context, e *ending, now images.Image) (fa
 func (e *ending) unpins(rest []claim) bool {
 	pinned := func(c claim) bool { return c.record.Pinned }
 	before := func(c claim) bool { return c.record.Found != nil && c.record.Found.Pinned }
-	return e.policy != Retain && slices.ContainsFunc(e.claims, pinned) && !slices.ContainsFunc(rest, pinned) &&
+	return mildness(e.policy) < mildness(Retain) && slices.ContainsFunc(e.claims, pinned) && !slices.ContainsFunc(rest, pinned) &&
 		!slices.ContainsFunc(e.claims, before)
 }
 
