@@ -69,7 +69,7 @@ func testCase(t *testing.T, c corpus.Case, stream bool) {
 		t.Fatal(err)
 	}
 	after := n.state(t)
-	unchanged(t, with(before, c.Published), withoutLabels(before, after))
+	unchanged(t, n.with(t, before, c.Published), withoutLabels(before, after))
 	reported := map[string]digest.Digest{}
 	for _, img := range got.Images {
 		reported[img.Name] = img.Digest
@@ -93,7 +93,7 @@ func (n *node) whole(t *testing.T, published []corpus.Image) {
 			t.Errorf("no image %s", img.Name)
 			continue
 		}
-		missing, err := n.missing(n.in(t.Context()), stored.Target)
+		missing, err := n.check.Missing(n.in(t.Context()), stored.Target)
 		if err != nil || len(missing) > 0 {
 			t.Errorf("%s lacks %v (%v)", img.Name, missing, err)
 		}
@@ -124,9 +124,11 @@ func (n *node) corpusBystander(t testing.TB) {
 }
 
 // with is a state and what the import of these images adds to it, without the labels of the new names.
-func with(s state, published []corpus.Image) state {
-	names, blobs := map[string]bool{}, map[string]bool{}
+func (n *node) with(t *testing.T, s state, published []corpus.Image) state {
+	t.Helper()
+	names, blobs, tags := map[string]bool{}, map[string]bool{}, []string{}
 	for _, img := range published {
+		tags = append(tags, img.Name)
 		name, err := reference.ParseNormalizedNamed(img.Name)
 		if err != nil {
 			panic(err)
@@ -136,6 +138,9 @@ func with(s state, published []corpus.Image) state {
 		for _, d := range img.Blobs {
 			blobs[d.String()] = true
 		}
+	}
+	for id, target := range n.ids(t, tags...) {
+		names[id+" "+target] = true
 	}
 	for _, d := range s.Content {
 		blobs[d] = true

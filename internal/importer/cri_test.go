@@ -29,25 +29,25 @@ func (f fakeImages) ImageStatus(
 	return &runtimeapi.ImageStatusResponse{Image: &runtimeapi.Image{Id: id.String()}}, nil
 }
 
-// What CRI says reaches the result, under the name and under name@digest, and is compared with the right image.
+// What CRI says reaches the result, under each of its three names, and is compared with the right image.
 func TestImportAsksCRI(t *testing.T) {
 	built := version(t, "one")
 	img := built.Images[0]
 	config := img.Platforms[0].Config.Digest
 	ref := strings.TrimSuffix(appName, ":1") + "@" + img.Target.Digest.String()
 	for name, tc := range map[string]struct {
-		known  map[string]digest.Digest
-		unseen []string
+		known      map[string]digest.Digest
+		notVisible []string
 	}{
-		"both":         {map[string]digest.Digest{appName: config, ref: config}, nil},
-		"no reference": {map[string]digest.Digest{appName: config}, []string{ref}},
+		"all":          {map[string]digest.Digest{appName: config, ref: config, config.String(): config}, nil},
+		"no reference": {map[string]digest.Digest{appName: config, config.String(): config}, []string{ref}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, "linux/amd64")
 			n.cri = cri.Client{Images: fakeImages{ids: tc.known}}
 			r, err := n.Import(t.Context(), blobOf(t, built, false), wanted(named("a", "1")))
-			if err != nil || r.CRI != "" || !slices.Equal(r.Unseen, tc.unseen) {
-				t.Errorf("unseen %q, unknown %q, error %v; want %q", r.Unseen, r.CRI, err, tc.unseen)
+			if err != nil || r.CRI != "" || !slices.Equal(r.NotVisible, tc.notVisible) {
+				t.Errorf("notVisible %q, unknown %q, error %v; want %q", r.NotVisible, r.CRI, err, tc.notVisible)
 			}
 			if n.image(t, appName) == nil {
 				t.Error("the image is not there")
@@ -56,8 +56,8 @@ func TestImportAsksCRI(t *testing.T) {
 	}
 	n := newNode(t, "linux/amd64")
 	n.namespace, n.cri = "other", cri.Client{Images: fakeImages{}}
-	if r, err := n.Import(t.Context(), blobOf(t, built, false), wanted(named("a", "1"))); err != nil || r.CRI != "" || r.Unseen != nil {
-		t.Errorf("in another namespace than the kubelet's: unseen %q, unknown %q, error %v", r.Unseen, r.CRI, err)
+	if r, err := n.Import(t.Context(), blobOf(t, built, false), wanted(named("a", "1"))); err != nil || r.CRI != "" || r.NotVisible != nil {
+		t.Errorf("in another namespace than the kubelet's: not visible %q, unknown %q, error %v", r.NotVisible, r.CRI, err)
 	}
 	n = newNode(t, "linux/amd64")
 	if r, err := n.Import(t.Context(), blobOf(t, built, false), wanted(named("a", "1"))); err != nil || r.CRI == "" {

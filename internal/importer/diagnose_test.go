@@ -2,6 +2,7 @@ package importer
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -15,7 +16,7 @@ import (
 	"github.com/tarlift/tarlift/internal/importer/cri"
 )
 
-// A session that lives, one that was killed and what it left are told apart, and looking changes nothing.
+// What an import has under way, and what a failed one has kept, is told; looking changes nothing.
 func TestLeftovers(t *testing.T) {
 	n := newNode(t, "linux/amd64")
 	look := func(want Leftovers) {
@@ -25,7 +26,7 @@ func TestLeftovers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if (got.Oldest.IsZero()) != (got.Stopped == 0) {
+		if (got.Oldest.IsZero()) != (got.Leases == 0) || time.Since(got.Oldest) < 0 {
 			t.Errorf("the oldest lease is of %s", got.Oldest)
 		}
 		got.Oldest = time.Time{}
@@ -35,42 +36,33 @@ func TestLeftovers(t *testing.T) {
 		unchanged(t, before, n.state(t))
 	}
 	look(Leftovers{})
-	s, ctx, err := n.begin(n.in(t.Context()), wanted(Owner{}))
-	if err != nil {
+	for _, o := range []Owner{{}, owner} {
+		a, ctx, err := n.begin(n.in(t.Context()), &memory{}, Request{Owner: o, Keep: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := a.content.Writer(ctx, content.WithRef("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte("0123456789")); err != nil {
+			t.Fatal(err)
+		}
+		if o.UID == "" {
+			look(Leftovers{Leases: 1, Ingests: 1, Bytes: 10})
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.end(ctx, errInjected); !errors.Is(err, errInjected) {
+			t.Fatal(err)
+		}
+	}
+	look(Leftovers{Leases: 2, Ingests: 2, Bytes: 20})
+	if err := n.Release(t.Context(), owner.UID); err != nil {
 		t.Fatal(err)
 	}
-	w, err := s.services.content.Writer(ctx, content.WithRef("x"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write([]byte("0123456789")); err != nil {
-		t.Fatal(err)
-	}
-	look(Leftovers{Living: 1})
-	// The daemon closes what a dead client had open.
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.life.writer.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s.life.close()
-	look(Leftovers{Stopped: 1, Ingests: 1, Bytes: 10})
-	if err := n.Recover(t.Context(), nil, nil); err != nil {
-		t.Fatal(err)
-	}
-	look(Leftovers{})
-}
-
-// A publishing of which some names were not written is told.
-func TestLeftoversUnsettled(t *testing.T) {
-	n := newNode(t, "linux/amd64")
-	src := blobOf(t, version(t, "one"), false)
-	killed(t, n, src, wanted(owner), 1)
-	got, err := n.Leftovers(t.Context())
-	if err != nil || got.Stopped != 1 || got.Unsettled != 1 || got.Living != 0 {
-		t.Errorf("%+v, %v", got, err)
-	}
+	look(Leftovers{Leases: 1, Ingests: 1, Bytes: 10})
 }
 
 func TestHeld(t *testing.T) {
@@ -118,12 +110,12 @@ func TestHeld(t *testing.T) {
 		known.ids[h.Name] = built.Images[0].Platforms[0].Config.Digest
 	}
 	n.cri = cri.Client{Images: known}
-	if names, unknown, err := n.Unseen(t.Context(), held); len(names) != 0 || unknown != "" || err != nil {
-		t.Errorf("unseen %q, unknown %q, %v", names, unknown, err)
+	if names, unknown, err := n.NotVisible(t.Context(), held); len(names) != 0 || unknown != "" || err != nil {
+		t.Errorf("not visible %q, unknown %q, %v", names, unknown, err)
 	}
 	delete(known.ids, appName)
-	if names, unknown, err := n.Unseen(t.Context(), held); !slices.Equal(names, []string{appName}) || unknown != "" || err != nil {
-		t.Errorf("unseen %q, unknown %q, %v", names, unknown, err)
+	if names, unknown, err := n.NotVisible(t.Context(), held); !slices.Equal(names, []string{appName}) || unknown != "" || err != nil {
+		t.Errorf("not visible %q, unknown %q, %v", names, unknown, err)
 	}
 	if err := n.services.content.Delete(ctx, built.Images[0].Platforms[0].Layers[0].Digest); err != nil {
 		t.Fatal(err)

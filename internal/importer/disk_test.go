@@ -22,7 +22,7 @@ func TestKeptBytesTakeNoRoom(t *testing.T) {
 	if _, err := n.Import(t.Context(), src, req); !errors.Is(err, errInjected) {
 		t.Fatalf("error %v", err)
 	}
-	s, ctx, err := n.begin(n.in(t.Context()), req)
+	attempt, ctx, err := n.begin(n.in(t.Context()), src, req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,11 +34,11 @@ func TestKeptBytesTakeNoRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept, err := s.kept(ctx, p)
+	kept, err := attempt.kept(ctx, p)
 	if err != nil || kept < size/4 || kept > size*3/4 {
 		t.Errorf("%d bytes are there, error %v", kept, err)
 	}
-	if err := s.end(ctx, nil); err != nil {
+	if err := attempt.end(ctx, nil); err != nil {
 		t.Error(err)
 	}
 }

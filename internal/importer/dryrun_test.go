@@ -33,15 +33,15 @@ func TestDryRunNames(t *testing.T) {
 		first   *Owner // who has imported version one
 		replace bool
 		archive *builder.Built
-		want    []NameChange // of the name and of name@digest
+		want    []NameChange // of the name, of name@digest and of the id
 		refused error
 	}{
-		"new":                    {nil, false, two, []NameChange{NameNew, NameNew}, nil},
-		"there":                  {&Owner{}, false, one, []NameChange{NameKept, NameKept}, nil},
-		"there as an archive's":  {&Owner{Name: "a", UID: "1"}, false, one, []NameChange{NameKept, NameKept}, nil},
-		"its own, another image": {&Owner{}, false, two, []NameChange{NameMoved, NameNew}, nil},
-		"another's":              {&Owner{Name: "a", UID: "1"}, false, two, []NameChange{NameConflict, NameNew}, ErrNameConflict},
-		"another's, replaced":    {&Owner{Name: "a", UID: "1"}, true, two, []NameChange{NameMoved, NameNew}, nil},
+		"new":                    {nil, false, two, []NameChange{NameNew, NameNew, NameNew}, nil},
+		"there":                  {&Owner{}, false, one, []NameChange{NameKept, NameKept, NameKept}, nil},
+		"there as an archive's":  {&Owner{Name: "a", UID: "1"}, false, one, []NameChange{NameKept, NameKept, NameKept}, nil},
+		"its own, another image": {&Owner{}, false, two, []NameChange{NameMoved, NameNew, NameNew}, nil},
+		"another's":              {&Owner{Name: "a", UID: "1"}, false, two, []NameChange{NameConflict, NameNew, NameNew}, ErrNameConflict},
+		"another's, replaced":    {&Owner{Name: "a", UID: "1"}, true, two, []NameChange{NameMoved, NameNew, NameNew}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, "linux/amd64")

@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/archive/builder"
@@ -156,36 +155,6 @@ func TestReleaseDropsWhatWasKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	unchanged(t, before, n.state(t))
-}
-
-// A kill in mid-blob can leave an ingest whose bytes are not the blob's.
-func TestPoisonedIngestIsDropped(t *testing.T) {
-	b := build(t, twoImages())
-	n := newNode(t, "linux/amd64")
-	l := b.Images[0].Platforms[0].Layers[1]
-	ctx := n.in(t.Context())
-	poison := guardedContent{n.services.content, ingestPrefix(sessionKey(owner.UID, ""))}
-	s := &session{importer: n.Importer, services: services{content: poison}, progress: newReporter(nil), written: map[digest.Digest]int64{}}
-	w, err := s.writer(ctx, l.Digest.String(), l)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(bytes.Repeat([]byte("poison"), 500)); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	// Resuming it as it is does fail.
-	if w, err = s.writer(ctx, l.Digest.String(), l); err != nil {
-		t.Fatal(err)
-	}
-	st, err := w.Status()
-	if err != nil || st.Offset != 3000 {
-		t.Fatalf("offset %d, error %v", st.Offset, err)
-	}
-	w.Close()
-	if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(owner)); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func TestInterruptedImportChangesNothing(t *testing.T) {

@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,17 +17,16 @@ import (
 // sink is a stream's in a session of its own.
 func (n *node) sink(t *testing.T) *streamSink {
 	t.Helper()
-	req := wanted(owner)
-	s, ctx, err := n.begin(n.in(t.Context()), req)
+	a, ctx, err := n.begin(n.in(t.Context()), &memory{stream: true}, wanted(owner))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := s.end(ctx, errInjected); err != nil {
+		if err := a.end(ctx, errInjected); !errors.Is(err, context.Canceled) { // the test has ended
 			t.Error(err)
 		}
 	})
-	return &streamSink{session: s, req: req}
+	return &streamSink{attempt: a}
 }
 
 // Each image of a stream ends the hope that all metadata has passed. What is needed is found out after the last of as

@@ -67,13 +67,18 @@ func (n *node) checkPublished(t *testing.T, before state) {
 	}
 	for _, img := range list {
 		name, err := reference.ParseDockerRef(img.Name)
-		if err != nil || name.String() != img.Name {
+		if id := digest.Digest(img.Name); id.Validate() == nil {
+			config, err := images.Config(ctx, n.services.content, img.Target, platforms.Only(n.platform))
+			if err != nil || config.Digest != id {
+				t.Errorf("id %s stands for an image of %s: %v", id, config.Digest, err)
+			}
+		} else if err != nil || name.String() != img.Name {
 			t.Errorf("name %q: %v", img.Name, err)
 		}
 		if d, ok := name.(reference.Digested); ok && d.Digest() != img.Target.Digest {
 			t.Errorf("name %q stands for %s", img.Name, img.Target.Digest)
 		}
-		missing, err := n.missing(ctx, img.Target)
+		missing, err := n.check.Missing(ctx, img.Target)
 		if err != nil || len(missing) > 0 {
 			t.Errorf("%s lacks %v (%v)", img.Name, missing, err)
 		}

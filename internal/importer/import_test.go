@@ -111,7 +111,8 @@ func TestImportPublishesWholeImages(t *testing.T) {
 					t.Errorf("lacks %s", d)
 				}
 			}
-			for _, name := range []string{appName, toolName, "registry.example/team/app@" + b.Images[0].Target.Digest.String()} {
+			for _, name := range []string{appName, toolName, "registry.example/team/app@" + b.Images[0].Target.Digest.String(),
+				b.Images[1].Platforms[0].Config.Digest.String()} {
 				img := n.image(t, name)
 				if img == nil {
 					t.Fatalf("no image %s", name)
@@ -120,7 +121,7 @@ func TestImportPublishesWholeImages(t *testing.T) {
 					t.Errorf("labels of %s: %v", name, img.Labels)
 				}
 			}
-			if len(s.Images) != 4 {
+			if len(s.Images) != 6 {
 				t.Errorf("images %v", s.Images)
 			}
 			if tc.pack == nil && !tc.stream && got.Bytes.Written != sum(needed) {
@@ -317,7 +318,7 @@ func TestSecondPlatformLeavesTheFirst(t *testing.T) {
 	if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(owner)); err != nil {
 		t.Fatal(err)
 	}
-	other := &node{newImporter(n.client, inProcess, builder.Platform("linux/amd64")), n.db}
+	other := n.other("linux/amd64")
 	for range 2 {
 		if _, err := other.Import(t.Context(), blobOf(t, b, false), wanted(named("other", "2"))); err != nil {
 			t.Fatal(err)

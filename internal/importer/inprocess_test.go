@@ -66,6 +66,58 @@ func newNode(t testing.TB, platform string) *node {
 	return n
 }
 
+// other is an importer of another process beside this one.
+func (n *node) other(platform string) *node {
+	o := &node{newImporter(n.client, inProcess, platforms.Normalize(platforms.MustParse(platform))), n.db}
+	o.services = n.services
+	o.connect()
+	return o
+}
+
+// useImages lets the importer write names through another store. It returns how to go back.
+func (n *node) useImages(s images.Store) (back func()) {
+	was := n.services.images
+	n.services.images = s
+	n.connect()
+	return func() {
+		n.services.images = was
+		n.connect()
+	}
+}
+
+// useContent is the same for blobs.
+func (n *node) useContent(s content.Store) (back func()) {
+	was := n.services.content
+	n.services.content = s
+	n.connect()
+	return func() {
+		n.services.content = was
+		n.connect()
+	}
+}
+
+// pieceSize is what the store reads of a source at once, in bytes.
+const pieceSize = 512 << 10
+
+// The labels of names. The CRI looks for its own, and later versions for ours.
+const (
+	labelPinned      = "io.cri-containerd.pinned"
+	valuePinned      = "pinned"
+	labelManaged     = "io.cri-containerd.image"
+	valueManaged     = "managed"
+	importLabel      = "tarlift.dev/import"
+	ownerLabelPrefix = "tarlift.dev/archive."
+)
+
+func ownerLabel(o Owner) string {
+	if o.UID == "" {
+		return importLabel
+	}
+	return ownerLabelPrefix + o.UID
+}
+
+func isOwnerLabel(k string) bool { return k == importLabel || strings.HasPrefix(k, ownerLabelPrefix) }
+
 // state is everything that an import could change, in comparable form.
 type state struct {
 	Images, Content, Ingests, Leases []string
@@ -140,6 +192,26 @@ func (n *node) has(t *testing.T, d digest.Digest) bool {
 		t.Fatal(err)
 	}
 	return err == nil
+}
+
+// ids are the digests of the configs of these images, each with the target of the first image that has it.
+func (n *node) ids(t *testing.T, names ...string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	for _, name := range slices.Sorted(slices.Values(names)) {
+		img := n.image(t, name)
+		if img == nil {
+			continue
+		}
+		config, err := images.Config(n.in(t.Context()), n.services.content, img.Target, platforms.Only(n.platform))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all[config.Digest.String()] == "" {
+			all[config.Digest.String()] = img.Target.Digest.String()
+		}
+	}
+	return all
 }
 
 func unchanged(t *testing.T, before, after state) {

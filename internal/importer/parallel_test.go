@@ -168,7 +168,7 @@ func TestLayersBelowAreGivenUp(t *testing.T) {
 		daemon.store = s
 		return daemon
 	})
-	n.services.content = unlabelled{n.services.content, blobs[1].Digest}
+	n.useContent(unlabelled{n.services.content, blobs[1].Digest})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	req := wanted(owner)

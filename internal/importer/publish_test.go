@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -142,28 +143,7 @@ func (f failingImages) Update(ctx context.Context, i images.Image, paths ...stri
 	return f.Store.Update(ctx, i, paths...)
 }
 
-func TestFailedPublishIsTakenBack(t *testing.T) {
-	b := build(t, twoImages())
-	for k := range 4 {
-		n := newNode(t, "linux/amd64")
-		// One of the names is there with another target, to be replaced.
-		if _, err := n.Import(t.Context(), blobOf(t, version(t, "old"), false), wanted(named("old", "7"))); err != nil {
-			t.Fatal(err)
-		}
-		before := n.state(t)
-		whole, left := n.services.images, k
-		n.services.images = failingImages{whole, &left}
-		req := wanted(owner)
-		req.Replace = true
-		if _, err := n.Import(t.Context(), blobOf(t, b, false), req); !errors.Is(err, errInjected) {
-			t.Fatalf("error %v", err)
-		}
-		n.services.images = whole
-		unchanged(t, before, n.state(t))
-	}
-}
-
-// deafImages makes writes of which the k-th answer gets lost.
+// deafImages makes writes of which the k-th answer gets lost, and those of all that follow.
 type deafImages struct {
 	images.Store
 	left *int
@@ -171,7 +151,7 @@ type deafImages struct {
 
 func (d deafImages) lose(err error) error {
 	if *d.left--; err == nil && *d.left < 0 {
-		return context.Canceled
+		return errInjected
 	}
 	return err
 }
@@ -190,68 +170,99 @@ func (d deafImages) Update(ctx context.Context, i images.Image, paths ...string)
 	return i, err
 }
 
-func TestWriteWithLostAnswerIsTakenBack(t *testing.T) {
-	b := build(t, twoImages())
-	for k := range 4 {
-		n := newNode(t, "linux/amd64")
-		if _, err := n.Import(t.Context(), blobOf(t, version(t, "old"), false), wanted(named("old", "7"))); err != nil {
-			t.Fatal(err)
+// Whichever write fails, each name is complete or as it was before, nothing is left behind but names, and the next import
+// publishes the rest.
+func TestFailedPublishLeavesWholeNames(t *testing.T) {
+	b, old := build(t, twoImages()), version(t, "old")
+	const names = 6 // of two images, a tag, a digest reference and an id each
+	for name, wrap := range map[string]func(images.Store, *int) images.Store{
+		"a write fails":  func(s images.Store, k *int) images.Store { return failingImages{s, k} },
+		"an answer lost": func(s images.Store, k *int) images.Store { return deafImages{s, k} },
+	} {
+		for k := range names {
+			t.Run(fmt.Sprint(name, " after ", k), func(t *testing.T) {
+				n := newNode(t, "linux/amd64")
+				n.bring(t, old, named("old", "7")) // it has one of the names, to be replaced
+				before := n.state(t)
+				left := k
+				n.useImages(wrap(n.services.images, &left))
+				req := wanted(owner)
+				req.Replace, req.Keep = true, k%2 == 0
+				if _, err := n.Import(t.Context(), blobOf(t, b, false), req); !errors.Is(err, errInjected) {
+					t.Fatalf("error %v", err)
+				}
+				left = names // the next attempt is this process' own
+				if _, err := n.db.GarbageCollect(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				n.wholeOrAsBefore(t, before, owner)
+				if s := n.state(t); !req.Keep && len(s.Leases)+len(s.Ingests) != 0 {
+					t.Errorf("left behind %v, %v", s.Leases, s.Ingests)
+				}
+				got, err := n.Import(t.Context(), blobOf(t, b, false), req)
+				if err != nil || len(got.Names) != names || req.Keep && got.Bytes.Written != 0 {
+					t.Fatalf("the next import published %q, moved %+v: %v", got.Names, got.Bytes, err)
+				}
+				if loss := n.loss(t, owner); loss != "" {
+					t.Errorf("lost %q", loss)
+				}
+				if s := n.state(t); len(s.Leases)+len(s.Ingests) != 0 {
+					t.Errorf("left behind %v, %v", s.Leases, s.Ingests)
+				}
+			})
 		}
-		before := n.state(t)
-		whole, left := n.services.images, k
-		n.services.images = deafImages{whole, &left}
-		req := wanted(owner)
-		req.Replace = true
-		if _, err := n.Import(t.Context(), blobOf(t, b, false), req); !errors.Is(err, context.Canceled) {
-			t.Fatalf("error %v", err)
-		}
-		n.services.images = whole
-		unchanged(t, before, n.state(t))
 	}
 }
 
-// Two runs of `agent import` have the same label. The one that fails leaves what the other has published.
-func TestFailedImportLeavesTheOthers(t *testing.T) {
-	n := newNode(t, "linux/amd64")
-	b := build(t, twoImages())
-	whole, left := n.services.images, 1
-	other := &node{newImporter(n.client, inProcess, n.platform), n.db}
-	n.services.images = sharing{deafImages{whole, &left}, func() {
-		if _, err := other.Import(t.Context(), blobOf(t, b, false), wanted(Owner{})); err != nil {
-			t.Error(err)
+// wholeOrAsBefore checks each name: it is as it was in before, or has a whole target, its pin, and its owner.
+func (n *node) wholeOrAsBefore(t *testing.T, before state, o Owner) {
+	t.Helper()
+	after := n.state(t)
+	for _, line := range before.Images {
+		if n.image(t, strings.Fields(line)[0]) == nil {
+			t.Errorf("gone: %s", line)
 		}
-	}}
-	if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(Owner{})); err == nil {
-		t.Fatal("no error")
 	}
-	n.services.images = whole
-	if _, loss, ok, err := n.Imported(t.Context(), Owner{}); !ok || loss != "" || err != nil {
-		t.Errorf("the other import is whole: %v, error %v", ok, err)
+	for _, line := range after.Images {
+		if slices.Contains(before.Images, line) {
+			continue
+		}
+		img := n.image(t, strings.Fields(line)[0])
+		missing, err := n.check.Missing(n.in(t.Context()), img.Target)
+		if err != nil || len(missing) > 0 {
+			t.Errorf("%s lacks %v, %v", img.Name, missing, err)
+		}
+		if img.Labels[labelPinned] != valuePinned || img.Labels[labelManaged] != valueManaged || img.Labels[ownerLabel(o)] == "" {
+			t.Errorf("%s has labels %v", img.Name, img.Labels)
+		}
 	}
 }
 
-// A name that another archive came to share while this import was publishing is not taken from it.
-func TestTakingBackLeavesSharedNames(t *testing.T) {
-	n := newNode(t, "linux/amd64")
+// What another process publishes of the same archive, for the same owner or another one, while an import publishes that then
+// fails, is that other's all the same.
+func TestFailedPublishLeavesTheOthers(t *testing.T) {
 	b := build(t, twoImages())
-	whole, left := n.services.images, 1
-	n.services.images = failingImages{whole, &left}
-	other := &node{newImporter(n.client, inProcess, n.platform), n.db}
-	req := wanted(owner)
-	n.services.images = sharing{n.services.images, func() {
-		if _, err := other.Import(t.Context(), blobOf(t, b, false), wanted(named("other", "9"))); err != nil {
-			t.Error(err)
-		}
-	}}
-	if _, err := n.Import(t.Context(), blobOf(t, b, false), req); !errors.Is(err, errInjected) {
-		t.Fatalf("error %v", err)
-	}
-	n.services.images = whole
-	if _, loss, ok, err := n.Imported(t.Context(), named("other", "9")); !ok || loss != "" || err != nil {
-		t.Errorf("the other archive's import is whole: %v, error %v", ok, err)
-	}
-	if img := n.image(t, appName); img.Labels[ownerLabel(owner)] != "" {
-		t.Errorf("labels %v", img.Labels)
+	for name, tc := range map[string]struct{ failing, other Owner }{
+		"two runs of agent import": {Owner{}, Owner{}},
+		"two archives":             {owner, named("other", "9")},
+		"two agents":               {owner, owner},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, "linux/amd64")
+			other, left := n.other("linux/amd64"), 1
+			back := n.useImages(sharing{deafImages{n.services.images, &left}, func() { other.bring(t, b, tc.other) }})
+			if _, err := n.Import(t.Context(), blobOf(t, b, false), wanted(tc.failing)); !errors.Is(err, errInjected) {
+				t.Fatalf("error %v", err)
+			}
+			back()
+			if loss := n.loss(t, tc.other); loss != "" {
+				t.Errorf("lost %q", loss)
+			}
+			n.sweep(t, tc.other)
+			if loss := n.loss(t, tc.other); loss != "" {
+				t.Errorf("after a sweep lost %q", loss)
+			}
+		})
 	}
 }
 
@@ -285,7 +296,7 @@ func TestImported(t *testing.T) {
 			if err := n.services.images.Delete(n.in(t.Context()), toolName); err != nil {
 				t.Fatal(err)
 			}
-		}, owner, true, "1 of 4 names missing"},
+		}, owner, true, "1 of 6 names missing"},
 		{"a pin lost", func(t *testing.T, n *node) {
 			set(t, n, images.Image{Name: appName, Labels: map[string]string{labelPinned: ""}}, "labels."+labelPinned)
 		}, owner, true, "app:1 is not pinned"},

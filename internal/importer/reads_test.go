@@ -18,16 +18,16 @@ func TestStoredMetadataIsBounded(t *testing.T) {
 	config := append([]byte(`{"a":"`), bytes.Repeat([]byte("x"), 7<<20)...)
 	config = append(config, `"}`...)
 	d := ocispec.Descriptor{Digest: digest.FromBytes(config), Size: int64(len(config))}
-	s, ctx, err := n.begin(n.in(t.Context()), wanted(owner))
+	a, ctx, err := n.begin(n.in(t.Context()), &memory{}, wanted(owner))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := s.end(ctx, errInjected); err != nil {
+		if err := a.end(ctx, errInjected); !errors.Is(err, errInjected) {
 			t.Error(err)
 		}
 	}()
-	if err := s.putHere(ctx, heldBlob(d.Digest, config)); err != nil {
+	if err := a.writeInline(ctx, heldBlob(d.Digest, config)); err != nil {
 		t.Fatal(err)
 	}
 	p := &planner{importer: n.Importer, archive: &Archive{Layout: &archive.Layout{}}}

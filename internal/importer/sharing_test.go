@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tarlift/tarlift/internal/source"
@@ -85,74 +86,50 @@ func (n *node) imports(t *testing.T, src source.Blob, o Owner) func() {
 
 const sharedSize = 6 << 20
 
-// Two importers that need the same layer move it once: the second waits for the first, as long as that comes on.
+// Imports of one process that need the same layer move it once: one moves it, and the others wait.
 func TestSharedLayerIsMovedOnce(t *testing.T) {
 	b := build(t, single(layer("shared", sharedSize)))
-	n := newNode(t, "linux/amd64")
-	first := newGate(blobOf(t, b, false), sharedSize/2)
-	waitFirst := n.imports(t, first, named("first", "1"))
-	<-first.reached
-	second := newGate(blobOf(t, b, false), 1<<40)
-	waitSecond := n.imports(t, second, named("second", "2"))
-	n.until(t, 2) // the second has opened its ingest, and sees the first's
-	close(first.through)
-	waitFirst()
-	waitSecond()
-	if got := second.bytes.Load(); got != 0 {
-		t.Errorf("the second read %d bytes of a layer that the first brought", got)
-	}
-	if s := n.state(t); len(s.Leases)+len(s.Ingests) != 0 {
-		t.Errorf("left behind %+v", s)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, "linux/amd64")
+		first := newGate(blobOf(t, b, false), sharedSize/2)
+		waits := []func(){n.imports(t, first, named("first", "1"))}
+		<-first.reached
+		others := newGate(blobOf(t, b, false), 1<<40)
+		for _, uid := range []string{"2", "3", "4"} {
+			waits = append(waits, n.imports(t, others, named("archive-"+uid, uid)))
+		}
+		synctest.Wait() // they have begun, and wait for the first
+		close(first.through)
+		for _, wait := range waits {
+			wait()
+		}
+		if got := others.bytes.Load(); got != 0 {
+			t.Errorf("the others read %d bytes of a layer that the first moved", got)
+		}
+		if s := n.state(t); len(s.Leases)+len(s.Ingests) != 0 {
+			t.Errorf("left behind %+v", s)
+		}
+	})
 }
 
-// An import whose source stalls, or gives next to nothing, holds nobody up.
+// An import whose source stalls holds nobody up, and goes on when its source does.
 func TestSlowImportIsPassed(t *testing.T) {
 	b := build(t, single(layer("shared", sharedSize)))
-	for _, trickle := range []int64{0, 100} {
+	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t, "linux/amd64")
 		slow := newGate(blobOf(t, b, false), sharedSize/2)
-		slow.trickle = trickle
 		waitSlow := n.imports(t, slow, named("slow", "1"))
 		<-slow.reached
 		n.imports(t, newGate(blobOf(t, b, false), 1<<40), named("second", "2"))()
 		close(slow.through)
 		waitSlow()
-		if _, loss, ok, err := n.Imported(t.Context(), named("slow", "1")); !ok || loss != "" || err != nil {
-			t.Errorf("trickle %d: the slow import went on: %v, %v", trickle, ok, err)
+		for _, o := range []Owner{named("slow", "1"), named("second", "2")} {
+			if loss := n.loss(t, o); loss != "" {
+				t.Errorf("%s lost %q", o.Name, loss)
+			}
 		}
-	}
-}
-
-// Of importers that begin in the same moment one moves the layer.
-func TestSimultaneousImportsMoveALayerOnce(t *testing.T) {
-	b := build(t, single(layer("shared", sharedSize)))
-	n := newNode(t, "linux/amd64")
-	var sources []*gate
-	var waits []func()
-	for _, uid := range []string{"1", "2", "3", "4"} {
-		g := newGate(blobOf(t, b, false), 1<<40)
-		sources = append(sources, g)
-		waits = append(waits, n.imports(t, g, named("archive-"+uid, uid)))
-	}
-	var total int64
-	for k, wait := range waits {
-		wait()
-		total += sources[k].bytes.Load()
-	}
-	if total > sharedSize*3/2 {
-		t.Errorf("%d bytes moved of a layer of %d", total, sharedSize)
-	}
-}
-
-// until waits until so many ingests are open, or were.
-func (n *node) until(t *testing.T, ingests int) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for len(n.state(t).Ingests) < ingests {
-		if time.Now().After(deadline) {
-			t.Fatal("the ingests did not come")
+		if s := n.state(t); len(s.Leases)+len(s.Ingests) != 0 {
+			t.Errorf("left behind %+v", s)
 		}
-		time.Sleep(time.Millisecond)
-	}
+	})
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/test/inprocess"
 )
 
 // newUnpackingNode is a node with containerd's native snapshotter. Layers are applied by apply, since that takes mounts.
@@ -59,7 +60,7 @@ func newNodeUnpackingWith(t *testing.T, name string, apply func(content.Store) d
 	c, err := client.New("", client.WithServices(
 		client.WithContentStore(db.ContentStore()),
 		client.WithImageStore(metadata.NewImageStore(db)),
-		client.WithLeasesService(collecting{metadata.NewLeaseManager(db), db}),
+		client.WithLeasesService(inprocess.Leases(db)),
 		client.WithSnapshotters(map[string]snapshots.Snapshotter{name: snapshotter}),
 		client.WithDiffService(diffService{Applier: apply(db.ContentStore())}),
 		client.WithIntrospectionService(rebasing{}),

@@ -47,7 +47,7 @@ func (n *node) sweep(t *testing.T, wanted ...Owner) []string {
 	return lines(swept)
 }
 
-func lines(swept []Swept) []string {
+func lines(swept []Released) []string {
 	all := []string{}
 	for _, s := range swept {
 		all = append(all, fmt.Sprintf("%s retained %d unpinned %d deleted %d in use %d",
@@ -89,7 +89,7 @@ func TestSweepActsForTheLastOwner(t *testing.T) {
 				t.Errorf("swept (-want +got):\n%s", diff)
 			}
 			s := n.state(t)
-			if (len(s.Images) == 2) != tc.stays || (len(s.Content) > 0) != tc.stays || len(s.Leases)+len(s.Ingests) != 0 {
+			if (len(s.Images) == 3) != tc.stays || (len(s.Content) > 0) != tc.stays || len(s.Leases)+len(s.Ingests) != 0 {
 				t.Errorf("state %v", s)
 			}
 			if !tc.stays {
@@ -164,7 +164,7 @@ func TestSweepLeavesForeignNames(t *testing.T) {
 	}
 }
 
-// An image that a container uses, by whatever name, is unpinned only. CRI's own name goes with the last of ours.
+// An image that a container uses, by whatever name, is unpinned only. Its id goes with the last of its names.
 func TestSweepLeavesImagesInUse(t *testing.T) {
 	spec, err := typeurl.MarshalAny(&events.ImageDelete{}) // it must have some
 	if err != nil {
@@ -187,13 +187,8 @@ func TestSweepLeavesImagesInUse(t *testing.T) {
 		n := newNode(t, "linux/amd64")
 		n.bring(t, one, under(named("a", "1"), DeletionDelete))
 		ctx := n.in(t.Context())
-		names := []string{config}
 		if tc.image == "foreign.example/x:1" {
-			names = append(names, tc.image)
-		}
-		for _, name := range names {
-			img := images.Image{Name: name, Target: target, Labels: map[string]string{labelManaged: valueManaged}}
-			if _, err := n.services.images.Create(ctx, img); err != nil {
+			if _, err := n.services.images.Create(ctx, images.Image{Name: tc.image, Target: target}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -218,26 +213,34 @@ func TestSweepLeavesImagesInUse(t *testing.T) {
 	}
 }
 
-// CRI's name is somebody's own when it is pinned, owned, or the image has a name that stays.
-func TestSweepLeavesCRIsName(t *testing.T) {
+// An image's id stays while somebody has a use for it.
+func TestSweepLeavesIDs(t *testing.T) {
 	one := version(t, "one")
 	config := one.Images[0].Platforms[0].Config.Digest.String()
-	for name, extra := range map[string][]images.Image{
-		"pinned":        {{Name: config, Labels: map[string]string{labelPinned: valuePinned}}},
-		"owned":         {{Name: config, Labels: map[string]string{importLabel: "{}"}}},
-		"named by more": {{Name: config}, {Name: "foreign.example/x:1"}},
+	for name, tc := range map[string]struct {
+		policy Deletion
+		extra  *images.Image // beside what the archive has published
+		stays  bool
+	}{
+		"nobody has":                  {DeletionDelete, nil, false},
+		"the names stay":              {DeletionUnpin, nil, true},
+		"somebody has another name":   {DeletionDelete, &images.Image{Name: "foreign.example/x:1", Target: one.Images[0].Target}, true},
+		"another archive's name does": {DeletionDelete, &images.Image{Name: "foreign.example/x:1", Target: version(t, "two").Images[0].Target}, false},
 	} {
 		n := newNode(t, "linux/amd64")
-		n.bring(t, one, under(named("a", "1"), DeletionDelete))
-		for _, img := range extra {
-			img.Target = one.Images[0].Target
-			if _, err := n.services.images.Create(n.in(t.Context()), img); err != nil {
+		n.bring(t, one, under(named("a", "1"), tc.policy))
+		if tc.extra != nil {
+			if _, err := n.services.images.Create(n.in(t.Context()), *tc.extra); err != nil {
 				t.Fatal(err)
 			}
 		}
 		n.sweep(t)
-		if n.image(t, config) == nil || n.image(t, appName) != nil {
-			t.Errorf("%s: state %v", name, n.state(t))
+		img := n.image(t, config)
+		if (img != nil) != tc.stays || n.has(t, one.Images[0].Platforms[0].Layers[0].Digest) != tc.stays {
+			t.Errorf("%s: %v", name, n.state(t))
+		}
+		if img != nil && (img.Labels[labelPinned] != "" || img.Labels[ownerLabel(named("a", "1"))] != "") {
+			t.Errorf("%s: labels %v", name, img.Labels)
 		}
 	}
 }
@@ -264,20 +267,15 @@ func (a anyWrite) Delete(ctx context.Context, name string, opts ...images.Delete
 // Whatever a Sweep was ended by, the next one goes on, to the same end.
 func TestSweepGoesOn(t *testing.T) {
 	b := build(t, twoImages())
-	config := b.Images[0].Platforms[0].Config.Digest.String()
-	for k := range 6 {
+	for k := range 7 { // two images have three names each
 		n := newNode(t, "linux/amd64")
 		n.bring(t, b, under(named("a", "1"), DeletionDelete))
-		crisName := images.Image{Name: config, Target: b.Images[0].Target, Labels: map[string]string{labelManaged: valueManaged}}
-		if _, err := n.services.images.Create(n.in(t.Context()), crisName); err != nil {
-			t.Fatal(err)
-		}
-		left, whole := k, n.services.images
-		n.services.images = anyWrite{failingImages{whole, &left}}
-		if _, err := n.Sweep(t.Context(), nil, nil); (err != nil) != (k < 5) {
+		left := k
+		back := n.useImages(anyWrite{failingImages{n.services.images, &left}})
+		if _, err := n.Sweep(t.Context(), nil, nil); (err != nil) != (k < 6) {
 			t.Fatalf("with %d writes: %v", k, err)
 		}
-		n.services.images = whole
+		back()
 		n.sweep(t)
 		if s := n.state(t); len(s.Images)+len(s.Content) != 0 {
 			t.Errorf("after %d writes: %v", k, s)
@@ -303,11 +301,10 @@ func TestSweepRecordsAChangedPolicy(t *testing.T) {
 	}
 }
 
-// unreadable fails to read a blob, and whoever wants to write under a reference.
+// unreadable fails to read a blob.
 type unreadable struct {
 	content.Store
 	blob digest.Digest
-	ref  string
 }
 
 func (u unreadable) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
@@ -317,66 +314,36 @@ func (u unreadable) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content
 	return u.Store.ReaderAt(ctx, d)
 }
 
-func (u unreadable) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
-	var o content.WriterOpts
-	for _, opt := range opts {
-		if err := opt(&o); err != nil {
-			return nil, err
-		}
-	}
-	if o.Ref == u.ref {
-		return nil, errInjected
-	}
-	return u.Store.Writer(ctx, opts...)
-}
-
-// What cannot be swept keeps nothing else from it.
+// What cannot be swept keeps nothing else from it, and goes with the next call.
 func TestSweepPassesOverFailures(t *testing.T) {
 	b := build(t, twoImages())
 	third := build(t, builder.Archive{Images: []builder.Image{{Names: []string{"registry.example/team/third:1"}, Platforms: []builder.PlatformImage{
 		platformImage("linux/amd64", layer("third", 3000))}}}})
-	a, z := under(named("a", "1"), DeletionDelete), named("z", "2")
-	for name, tc := range map[string]struct {
-		content unreadable
-		swept   []string
-	}{
-		"an image that cannot be read": {
-			unreadable{blob: b.Images[0].Target.Digest},
-			[]string{"1 retained 0 unpinned 0 deleted 2 in use 0", "2 retained 0 unpinned 2 deleted 0 in use 0"},
-		},
-		"an archive that cannot be held": {
-			unreadable{ref: lifeRoot + sessionKey("1", "")},
-			[]string{"2 retained 0 unpinned 2 deleted 0 in use 0"},
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			n := newNode(t, "linux/amd64")
-			n.bring(t, b, a)
-			n.bring(t, third, z)
-			whole := n.services.content
-			tc.content.Store = whole
-			n.services.content = tc.content
-			swept, err := n.Sweep(t.Context(), nil, nil)
-			if diff := cmp.Diff(tc.swept, lines(swept)); diff != "" || !errors.Is(err, errInjected) {
-				t.Errorf("error %v, swept (-want +got):\n%s", err, diff)
-			}
-			n.services.content = whole
-			n.sweep(t)
-			if s := n.state(t); len(s.Images) != 2 || n.image(t, appName) != nil || len(s.Leases)+len(s.Ingests) != 0 {
-				t.Errorf("state %v", s)
-			}
-		})
+	n := newNode(t, "linux/amd64")
+	n.bring(t, b, under(named("a", "1"), DeletionDelete))
+	n.bring(t, third, named("z", "2"))
+	back := n.useContent(unreadable{n.services.content, b.Images[0].Target.Digest})
+	swept, err := n.Sweep(t.Context(), nil, nil)
+	want := []string{"1 retained 0 unpinned 0 deleted 2 in use 0", "2 retained 0 unpinned 2 deleted 0 in use 0"}
+	if diff := cmp.Diff(want, lines(swept)); diff != "" || !errors.Is(err, errInjected) {
+		t.Errorf("error %v, swept (-want +got):\n%s", err, diff)
+	}
+	back()
+	n.sweep(t)
+	if s := n.state(t); len(s.Images) != 3 || n.has(t, b.Images[0].Target.Digest) || len(s.Leases)+len(s.Ingests) != 0 {
+		t.Errorf("state %v", s)
 	}
 }
 
 // However many archives went, one call deals with all.
 func TestSweepOfManyOwners(t *testing.T) {
+	const owners = 300
 	n, one := newNode(t, "linux/amd64"), version(t, "one")
 	n.bring(t, one, named("a", "1"))
 	value := n.image(t, appName).Labels[ownerLabelPrefix+"1"]
 	more := images.Image{Name: appName, Labels: map[string]string{}}
 	var paths []string
-	for k := range maxSwept {
+	for k := range owners {
 		label := fmt.Sprintf("%smore-%d", ownerLabelPrefix, k)
 		more.Labels[label] = value
 		paths = append(paths, "labels."+label)
@@ -384,31 +351,11 @@ func TestSweepOfManyOwners(t *testing.T) {
 	if _, err := n.services.images.Update(n.in(t.Context()), more, paths...); err != nil {
 		t.Fatal(err)
 	}
-	if swept := n.sweep(t); len(swept) != maxSwept+1 {
+	if swept := n.sweep(t); len(swept) != owners+1 {
 		t.Errorf("swept %d owners", len(swept))
 	}
 	if img := n.image(t, appName); img.Labels[labelPinned] != "" || len(img.Labels) != 1 {
 		t.Errorf("labels %v", img.Labels)
-	}
-}
-
-// A living importer of an archive that is not wanted is left alone until it ends.
-func TestSweepLeavesTheLiving(t *testing.T) {
-	n, one := newNode(t, "linux/amd64"), version(t, "one")
-	a := named("a", "1")
-	n.bring(t, one, a)
-	l, err := n.live(n.in(t.Context()), sessionKey(a.UID, ""), 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	before := n.state(t)
-	n.sweep(t)
-	unchanged(t, before, n.state(t))
-	if err := l.end(n.in(t.Context())); err != nil {
-		t.Fatal(err)
-	}
-	if got := n.sweep(t); len(got) != 1 {
-		t.Errorf("swept %v", got)
 	}
 }
 
@@ -435,19 +382,15 @@ func TestChangedArchiveDropsNames(t *testing.T) {
 			a.Deletion = tc.policy
 			var got []string
 			if killed {
-				list := n.services.images
-				n.services.images = unlisted{list}
+				back := n.useImages(publishingOnly{n.services.images})
 				n.bring(t, tool, a)
-				n.services.images = list
+				back()
 				if img := n.image(t, appName); img == nil || img.Labels[ownerLabel(a)] == "" {
-					t.Fatalf("the name went without being looked for: %v", img)
-				}
-				if err := n.Recover(t.Context(), []Owner{a, other}, nil); err != nil {
-					t.Fatal(err)
+					t.Fatalf("the name went without a write: %v", img)
 				}
 				got = n.sweep(t, a, other)
 			} else {
-				got = lines([]Swept{n.bring(t, tool, a).Former})
+				got = lines([]Released{n.bring(t, tool, a).Former})
 			}
 			if diff := cmp.Diff([]string{tc.want}, got); diff != "" {
 				t.Errorf("%v, killed %v (-want +got):\n%s", tc, killed, diff)
@@ -460,7 +403,7 @@ func TestChangedArchiveDropsNames(t *testing.T) {
 			if n.has(t, layer) != tc.stays {
 				t.Errorf("%v, killed %v: the layer is there: %v", tc, killed, !tc.stays)
 			}
-			if got, loss, found, err := n.Imported(t.Context(), a); !found || loss != "" || len(got.Names) != 2 || err != nil {
+			if got, loss, found, err := n.Imported(t.Context(), a); !found || loss != "" || len(got.Names) != 3 || err != nil {
 				t.Errorf("%v: %v, found %v, loss %q, error %v", tc, got.Names, found, loss, err)
 			}
 			if again := n.sweep(t, a, other); len(again) != 0 {
@@ -470,17 +413,21 @@ func TestChangedArchiveDropsNames(t *testing.T) {
 	}
 }
 
-// unlisted fails the list of all images, so that nothing is dropped after a publishing.
-type unlisted struct{ images.Store }
+// publishingOnly fails what is written of names after a publishing.
+type publishingOnly struct{ images.Store }
 
-func (u unlisted) List(ctx context.Context, filters ...string) ([]images.Image, error) {
-	if len(filters) == 0 {
-		return nil, errInjected
+func (p publishingOnly) Update(ctx context.Context, i images.Image, paths ...string) (images.Image, error) {
+	for k, v := range i.Labels {
+		if isOwnerLabel(k) && v != "" {
+			return p.Store.Update(ctx, i, paths...)
+		}
 	}
-	return u.Store.List(ctx, filters...)
+	return i, errInjected
 }
 
-// What a name stood for before goes with its last name, although CRI has made one of its own, unless a container uses it.
+func (publishingOnly) Delete(context.Context, string, ...images.DeleteOpt) error { return errInjected }
+
+// What an archive has published goes when the archive moves on, the id with the last other name, and frees its bytes.
 func TestReplacedImageGoes(t *testing.T) {
 	spec, err := typeurl.MarshalAny(&events.ImageDelete{}) // it must have some
 	if err != nil {
@@ -488,32 +435,52 @@ func TestReplacedImageGoes(t *testing.T) {
 	}
 	one, two := version(t, "one"), version(t, "two")
 	config := one.Images[0].Platforms[0].Config.Digest.String()
-	for _, inUse := range []bool{false, true} {
-		n := newNode(t, "linux/amd64")
-		n.foreign(t, appName, one)
-		ctx := n.in(t.Context())
-		if _, err := n.services.images.Create(ctx, images.Image{Name: config, Target: one.Images[0].Target}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := n.db.GarbageCollect(ctx); err != nil {
-			t.Fatal(err)
-		}
-		if inUse {
-			c := containers.Container{ID: "c", Image: config, Runtime: containers.RuntimeInfo{Name: "r"}, Spec: spec}
-			if _, err := n.services.containers.Create(ctx, c); err != nil {
+	for name, tc := range map[string]struct {
+		policy     Deletion
+		references bool
+		foreign    bool // somebody else has brought it
+		inUse      bool
+		stays      bool
+	}{
+		"Delete":                  {policy: DeletionDelete, references: true},
+		"Unpin, nothing names it": {policy: DeletionUnpin},
+		"Unpin, a reference does": {policy: DeletionUnpin, references: true, stays: true},
+		"Retain":                  {policy: DeletionRetain, references: true, stays: true},
+		"in use":                  {policy: DeletionUnpin, inUse: true, stays: true},
+		"in use, Delete":          {policy: DeletionDelete, references: true, inUse: true, stays: true},
+		"somebody else's":         {policy: DeletionDelete, references: true, foreign: true, stays: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, ctx := newNode(t, "linux/amd64"), t.Context()
+			req := wanted(under(named("a", "1"), tc.policy))
+			req.Selection.DigestReferences = tc.references
+			if tc.foreign {
+				n.foreign(t, appName, one)
+				if _, err := n.services.images.Create(n.in(ctx), images.Image{Name: config, Target: one.Images[0].Target}); err != nil {
+					t.Fatal(err)
+				}
+				req.Replace = true
+			} else if _, err := n.Import(ctx, blobOf(t, one, false), req); err != nil {
 				t.Fatal(err)
 			}
-		}
-		req := wanted(named("a", "1"))
-		req.Replace = true
-		if _, err := n.Import(t.Context(), blobOf(t, two, false), req); err != nil {
-			t.Fatal(err)
-		}
-		if gone := n.image(t, config) == nil; gone == inUse {
-			t.Errorf("in use %v, CRI's name is gone %v", inUse, gone)
-		}
-		if stays := n.has(t, one.Images[0].Platforms[0].Layers[0].Digest); stays != inUse {
-			t.Errorf("in use %v, the layer is there: %v", inUse, stays)
-		}
+			if tc.inUse {
+				c := containers.Container{ID: "c", Image: config, Runtime: containers.RuntimeInfo{Name: "r"}, Spec: spec}
+				if _, err := n.services.containers.Create(n.in(ctx), c); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := n.Import(ctx, blobOf(t, two, false), req); err != nil {
+				t.Fatal(err)
+			}
+			if got := n.image(t, appName).Target.Digest; got != two.Images[0].Target.Digest {
+				t.Errorf("the name stands for %s", got)
+			}
+			if stays := n.image(t, config) != nil; stays != tc.stays {
+				t.Errorf("the id is there: %v", stays)
+			}
+			if stays := n.has(t, one.Images[0].Platforms[0].Layers[0].Digest); stays != tc.stays {
+				t.Errorf("the layer is there: %v", stays)
+			}
+		})
 	}
 }

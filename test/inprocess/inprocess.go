@@ -44,7 +44,7 @@ func New(t testing.TB) *Containerd {
 	}
 	return &Containerd{
 		DB: db, Content: db.ContentStore(), Images: metadata.NewImageStore(db),
-		Leases: collecting{metadata.NewLeaseManager(db), db}, Containers: metadata.NewContainerStore(db),
+		Leases: Leases(db), Containers: metadata.NewContainerStore(db),
 	}
 }
 
@@ -55,6 +55,9 @@ func (c *Containerd) Collect(t testing.TB) {
 		t.Fatal(err)
 	}
 }
+
+// Leases are those of a database, as a client sees them.
+func Leases(db *metadata.DB) leases.Manager { return collecting{metadata.NewLeaseManager(db), db} }
 
 // collecting deletes leases the way the daemon's service does: a synchronous deletion collects garbage first.
 type collecting struct {
