@@ -164,3 +164,30 @@ func TestRoom(t *testing.T) {
 		}
 	}
 }
+
+func TestWatch(t *testing.T) {
+	var nearlyAll Reserve
+	if err := nearlyAll.Set("99.9999%"); err != nil {
+		t.Fatal(err)
+	}
+	daemonAt := containerd{content: t.TempDir(), overlayfs: "/does/not/exist"}
+	all, err := Find(t.Context(), daemonAt, Options{Snapshotter: "overlayfs", Reserve: nearlyAll})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, full := make(chan bool), make(chan error, 1)
+	stop := Watch(all, func() bool { return <-asked }, func(err error) { full <- err })
+	for range 3 {
+		asked <- false
+	}
+	select {
+	case err := <-full:
+		t.Errorf("while nothing is written: %v", err)
+	default:
+	}
+	asked <- true
+	if err := <-full; !errors.Is(err, daemon.ErrNoSpace) {
+		t.Errorf("error %v", err)
+	}
+	stop()
+}
