@@ -6,11 +6,9 @@ import (
 	"path/filepath"
 	"testing"
 
-	api "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
-	"github.com/containerd/containerd/v2/core/introspection"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -28,15 +26,6 @@ import (
 // newUnpackingNode is a node with containerd's native snapshotter. Layers are applied by apply, since that takes mounts.
 func newUnpackingNode(t *testing.T, apply *hashingApplier) (*node, snapshots.Snapshotter) {
 	t.Helper()
-	return newNodeUnpackingWith(t, "native", func(s content.Store) diff.Applier {
-		apply.store = s
-		return apply
-	})
-}
-
-// newNodeUnpackingWith is one whose native snapshotter goes by another name. Any snapshotter of this node's can rebase.
-func newNodeUnpackingWith(t *testing.T, name string, apply func(content.Store) diff.Applier) (*node, snapshots.Snapshotter) {
-	t.Helper()
 	dir := t.TempDir()
 	store, err := local.NewStore(filepath.Join(dir, "content"))
 	if err != nil {
@@ -52,36 +41,31 @@ func newNodeUnpackingWith(t *testing.T, name string, apply func(content.Store) d
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { bdb.Close() })
-	db := metadata.NewDB(bdb, store, map[string]snapshots.Snapshotter{name: layers})
+	db := metadata.NewDB(bdb, store, map[string]snapshots.Snapshotter{"native": layers})
 	if err := db.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	snapshotter := db.Snapshotter(name)
+	apply.store = db.ContentStore()
+	snapshotter := db.Snapshotter("native")
 	c, err := client.New("", client.WithServices(
 		client.WithContentStore(db.ContentStore()),
 		client.WithImageStore(metadata.NewImageStore(db)),
 		client.WithLeasesService(inprocess.Leases(db)),
-		client.WithSnapshotters(map[string]snapshots.Snapshotter{name: snapshotter}),
-		client.WithDiffService(diffService{Applier: apply(db.ContentStore())}),
-		client.WithIntrospectionService(rebasing{}),
+		client.WithSnapshotters(map[string]snapshots.Snapshotter{"native": snapshotter}),
+		client.WithDiffService(diffService{Applier: apply}),
 	), client.WithDefaultNamespace("k8s.io"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &node{newImporter(c, Options{Namespace: "k8s.io", Snapshotter: name, Reserve: inProcess.Reserve}, builder.Platform("linux/amd64")), db}, snapshotter
+	o := inProcess
+	o.Snapshotter = "native"
+	return &node{newImporter(c, o, builder.Platform("linux/amd64")), db}, snapshotter
 }
 
 // diffService applies only.
 type diffService struct {
 	diff.Comparer
 	diff.Applier
-}
-
-// rebasing says of each plugin that it can rebase.
-type rebasing struct{ introspection.Service }
-
-func (rebasing) Plugins(context.Context, ...string) (*api.PluginsResponse, error) {
-	return &api.PluginsResponse{Plugins: []*api.Plugin{{Capabilities: []string{snapshots.RebaseCap}}}}, nil
 }
 
 // hashingApplier says what a layer's content is, and leaves the snapshot empty.
