@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"slices"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -8,17 +9,13 @@ import (
 
 // Docker's schema 2 media types (distribution, manifest/schema2), and those of layers that OCI has deprecated.
 const (
-	mediaTypeDockerIndex        = "application/vnd.docker.distribution.manifest.list.v2+json"
-	mediaTypeDockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
-	mediaTypeDockerConfig       = "application/vnd.docker.container.image.v1+json"
-	mediaTypeDockerLayer        = "application/vnd.docker.image.rootfs.diff.tar"
-	mediaTypeDockerLayerGzip    = mediaTypeDockerLayer + ".gzip"
-	mediaTypeDockerLayerZstd    = mediaTypeDockerLayer + ".zstd"
-	mediaTypeDockerForeign      = "application/vnd.docker.image.rootfs.foreign.diff.tar"
-	mediaTypeDockerForeignGzip  = mediaTypeDockerForeign + ".gzip"
-	mediaTypeNonDistributable   = "application/vnd.oci.image.layer.nondistributable.v1.tar"
-	mediaTypeNonDistributableGz = mediaTypeNonDistributable + "+gzip"
-	mediaTypeNonDistributableZs = mediaTypeNonDistributable + "+zstd"
+	mediaTypeDockerIndex      = "application/vnd.docker.distribution.manifest.list.v2+json"
+	mediaTypeDockerManifest   = "application/vnd.docker.distribution.manifest.v2+json"
+	mediaTypeDockerConfig     = "application/vnd.docker.container.image.v1+json"
+	mediaTypeDockerLayer      = "application/vnd.docker.image.rootfs.diff.tar"
+	mediaTypeDockerLayerGzip  = mediaTypeDockerLayer + ".gzip"
+	mediaTypeDockerForeign    = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+	mediaTypeNonDistributable = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 )
 
 // IsIndex says whether a media type is an index's, of OCI or docker.
@@ -42,15 +39,12 @@ func isConfig(mediaType string) bool {
 
 // isLayer says whether containerd can unpack a layer of this media type.
 func isLayer(mediaType string) bool {
-	switch mediaType {
-	case ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd,
-		mediaTypeNonDistributable, mediaTypeNonDistributableGz, mediaTypeNonDistributableZs,
-		mediaTypeDockerLayer, mediaTypeDockerLayerGzip, mediaTypeDockerLayerZstd,
-		mediaTypeDockerForeign, mediaTypeDockerForeignGzip:
-		return true
-	default:
-		return false
-	}
+	return slices.Contains([]string{
+		ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd,
+		mediaTypeNonDistributable, mediaTypeNonDistributable + "+gzip", mediaTypeNonDistributable + "+zstd",
+		mediaTypeDockerLayer, mediaTypeDockerLayerGzip, mediaTypeDockerLayer + ".zstd",
+		mediaTypeDockerForeign, mediaTypeDockerForeign + ".gzip",
+	}, mediaType)
 }
 
 // AnnotationImageName on a descriptor of index.json is an image's full name (containerd's images.AnnotationImageName).

@@ -109,64 +109,33 @@ func (t *Tree) readControl(s *scanner, e entry) error {
 	if t.kept += e.size; t.kept > MaxMetadataBytes {
 		return fmt.Errorf("copies of %s have more than %d bytes: %w", e.name, MaxMetadataBytes, ErrLimit)
 	}
-	b, data := &body{s: s, name: e.name}, make([]byte, e.size)
-	if _, err := io.ReadFull(b, data); err != nil {
-		return b.fault(err)
+	data := make([]byte, e.size)
+	if _, err := io.ReadFull(s, data); err != nil {
+		return s.fault(err)
 	}
 	return t.addControl(e.name, member{offset: e.data, size: e.size}, data)
 }
 
 // putMember puts a member of a stream into the sink.
 func (t *Tree) putMember(ctx context.Context, s *scanner, e entry) (member, error) {
-	m, b := member{size: e.size}, &body{s: s, name: e.name}
-	head := make([]byte, min(e.size, SniffLen))
-	if _, err := io.ReadFull(b, head); err != nil {
-		return m, b.fault(err)
+	m, head := member{size: e.size}, make([]byte, min(e.size, SniffLen))
+	if _, err := io.ReadFull(s, head); err != nil {
+		return m, s.fault(err)
 	}
 	m.compression = Sniff(head)
 	claimed := claimedDigest(e.name)
 	var err error
-	if m.digest, err = t.sink.Put(ctx, claimed, e.size, io.MultiReader(bytes.NewReader(head), b)); err != nil {
-		return m, b.fault(err)
+	if m.digest, err = t.sink.Put(ctx, claimed, e.size, io.MultiReader(bytes.NewReader(head), s)); err != nil {
+		return m, s.fault(err)
 	}
 	if claimed != "" && m.digest != claimed {
 		return m, fmt.Errorf("member %.200q has digest %s: %w", e.name, m.digest, ErrDigestMismatch)
 	}
 	// archive/tar would count what is left as headers.
-	if _, err := io.Copy(io.Discard, b); err != nil {
-		return m, b.fault(err)
+	if _, err := io.Copy(io.Discard, s); err != nil {
+		return m, s.fault(err)
 	}
 	return m, nil
-}
-
-// body is a member's bytes. It keeps its own error, which counts more than what a sink makes of it.
-type body struct {
-	s    *scanner
-	name string
-	err  error
-}
-
-func (b *body) Read(p []byte) (int, error) {
-	n, err := b.s.tr.Read(p)
-	switch {
-	case err == nil || err == io.EOF:
-		return n, err //nolint:wrapcheck // a reader hands errors on
-	case b.s.in.err != nil:
-		b.err = b.s.in.err
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		b.err = fmt.Errorf("the tar ends at byte %d within member %.200q: %w", b.s.in.off, b.name, ErrTruncated)
-	default:
-		b.err = fmt.Errorf("read member %.200q: %w: %w", b.name, err, ErrInvalid)
-	}
-	return n, b.err
-}
-
-// fault is the error of reading, or else err.
-func (b *body) fault(err error) error {
-	if b.err != nil {
-		return b.err
-	}
-	return fmt.Errorf("member %.200q: %w", b.name, err)
 }
 
 // checkPadding reads the n bytes from off, behind the end marker of the tar.

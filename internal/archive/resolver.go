@@ -39,20 +39,16 @@ type document struct {
 }
 
 // once returns what decode makes of a document, from known if it is there.
-func once[T any](known *map[document]T, d ocispec.Descriptor, decode func() (T, error)) (T, error) {
+func once[T any](known map[document]T, d ocispec.Descriptor, decode func() (T, error)) (T, error) {
 	key := document{d.MediaType, d.Digest, d.Size}
-	if v, ok := (*known)[key]; ok {
+	if v, ok := known[key]; ok {
 		return v, nil
 	}
 	v, err := decode()
-	if err != nil {
-		return v, err
+	if err == nil {
+		known[key] = v
 	}
-	if *known == nil {
-		*known = map[document]T{}
-	}
-	(*known)[key] = v
-	return v, nil
+	return v, err
 }
 
 // PlatformManifests returns the manifests below target in the order of their indexes, without attestations and
@@ -60,6 +56,9 @@ func once[T any](known *map[document]T, d ocispec.Descriptor, decode func() (T, 
 // manifests without platform, that are absent are left out: the archive has only other platforms. A target that is an
 // artifact has no platform manifests.
 func (r *Resolver) PlatformManifests(ctx context.Context, target ocispec.Descriptor) ([]PlatformManifest, error) {
+	if r.visited == nil {
+		r.visited, r.indexes, r.platforms = map[digest.Digest]bool{}, map[document][]ocispec.Descriptor{}, map[document]*ocispec.Platform{}
+	}
 	one := resolution{Resolver: r}
 	err := one.visit(ctx, target, nil)
 	return one.found, err
@@ -68,15 +67,15 @@ func (r *Resolver) PlatformManifests(ctx context.Context, target ocispec.Descrip
 // resolution is the state of resolving one target.
 type resolution struct {
 	*Resolver
-	found   []PlatformManifest
-	visited int
+	found []PlatformManifest
+	count int // of visits
 }
 
 func (r *resolution) visit(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
 	if err := ctx.Err(); err != nil {
 		return err //nolint:wrapcheck // the caller's own
 	}
-	if r.visited++; r.visited > MaxDescriptors {
+	if r.count++; r.count > MaxDescriptors {
 		return fmt.Errorf("more than %d manifests and indexes: %w", MaxDescriptors, ErrLimit)
 	}
 	if err := checkDescriptor("target", d); err != nil {
@@ -114,9 +113,6 @@ func (r *Resolver) countVisit(d ocispec.Descriptor) error {
 	if r.repeated > MaxRepeatedBytes {
 		return fmt.Errorf("manifests and indexes are named again and again, more than %d MiB of them: %w", MaxRepeatedBytes>>20, ErrLimit)
 	}
-	if r.visited == nil {
-		r.visited = map[digest.Digest]bool{}
-	}
 	r.visited[d.Digest] = true
 	return nil
 }
@@ -131,7 +127,7 @@ func (r *resolution) visitIndex(ctx context.Context, d ocispec.Descriptor, paren
 	if slices.ContainsFunc(parents, func(p ocispec.Descriptor) bool { return p.Digest == d.Digest }) {
 		return fmt.Errorf("index %s contains itself: %w", d.Digest, ErrInvalid)
 	}
-	children, err := once(&r.indexes, d, func() ([]ocispec.Descriptor, error) { return r.readChildren(ctx, d) })
+	children, err := once(r.indexes, d, func() ([]ocispec.Descriptor, error) { return r.readChildren(ctx, d) })
 	if err != nil {
 		return err
 	}
@@ -163,7 +159,7 @@ func (r *resolution) visitManifest(ctx context.Context, d ocispec.Descriptor, pa
 		return nil
 	}
 	if d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == "" {
-		p, err := once(&r.platforms, d, func() (*ocispec.Platform, error) { return r.readPlatform(ctx, d) })
+		p, err := once(r.platforms, d, func() (*ocispec.Platform, error) { return r.readPlatform(ctx, d) })
 		if err != nil || p == nil {
 			return err
 		}
@@ -186,7 +182,7 @@ func (r *Resolver) readPlatform(ctx context.Context, d ocispec.Descriptor) (*oci
 	if isArtifact(m.ArtifactType) || !isConfig(m.Config.MediaType) {
 		return nil, nil //nolint:nilnil // not an image, and no error
 	}
-	return once(&r.platforms, m.Config, func() (*ocispec.Platform, error) {
+	return once(r.platforms, m.Config, func() (*ocispec.Platform, error) {
 		return read(ctx, r.Fetch, "config", m.Config, MaxConfigBytes, decodePlatform)
 	})
 }

@@ -24,6 +24,8 @@ type scanner struct {
 	// so far: members, and bytes of names and links
 	members int
 	text    int64
+	name    string // of the current member
+	err     error  // of reading its bytes
 	// complete is known at the end: there was an end marker.
 	complete bool
 }
@@ -66,7 +68,7 @@ func (s *scanner) next(ctx context.Context) (entry, error) {
 			return entry{}, err
 		}
 		s.in.end = (s.in.off + e.size + blockSize - 1) / blockSize * blockSize
-		s.in.nonZero = false
+		s.in.nonZero, s.name = false, e.name
 		if h.Typeflag != tar.TypeXGlobalHeader {
 			return e, nil
 		}
@@ -155,6 +157,30 @@ func isSparse(h *tar.Header) bool {
 // typeNames are those of members that no image archive needs.
 var typeNames = map[byte]string{
 	tar.TypeChar: "a device", tar.TypeBlock: "a device", tar.TypeFifo: "a FIFO", tar.TypeGNUSparse: "a sparse file",
+}
+
+// Read reads the bytes of the member that next returned last.
+func (s *scanner) Read(p []byte) (int, error) {
+	n, err := s.tr.Read(p)
+	switch {
+	case err == nil || err == io.EOF: //nolint:errorlint // a reader's end is io.EOF itself
+		return n, err //nolint:wrapcheck // a reader hands errors on
+	case s.in.err != nil:
+		s.err = s.in.err
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		s.err = fmt.Errorf("the tar ends at byte %d within member %.200q: %w", s.in.off, s.name, ErrTruncated)
+	default:
+		s.err = fmt.Errorf("read member %.200q: %w: %w", s.name, err, ErrInvalid)
+	}
+	return n, s.err
+}
+
+// fault is the error of Read, or else what a sink made of the member's bytes.
+func (s *scanner) fault(err error) error {
+	if s.err != nil {
+		return s.err
+	}
+	return fmt.Errorf("member %.200q: %w", s.name, err)
 }
 
 // explain turns an error of archive/tar into one of this package.

@@ -69,7 +69,7 @@ func (s Selection) SelectAt(manifests []ocispec.Descriptor, place func(i int) st
 	var leftOut []string // names that no glob selects
 	targets := map[string]digest.Digest{}
 	for i, d := range manifests {
-		source, nameless, err := c.sourceName(d)
+		source, err := c.sourceName(d)
 		switch {
 		case err != nil && len(s.Include) > 0:
 			unnamed = err
@@ -82,7 +82,7 @@ func (s Selection) SelectAt(manifests []ocispec.Descriptor, place func(i int) st
 			leftOut = append(leftOut, source.String())
 			continue
 		}
-		n, err := c.name(d, source, nameless)
+		n, err := c.name(d, source)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", place(i), err)
 		}
@@ -209,25 +209,23 @@ func (r Rename) validate() error {
 }
 
 // name gives a selected image its names.
-func (c compiled) name(d ocispec.Descriptor, source reference.Named, nameless bool) (Named, error) {
+func (c compiled) name(d ocispec.Descriptor, source reference.Named) (Named, error) {
 	final, err := c.rename(source, d)
 	if err != nil {
 		return Named{}, err
 	}
 	n := Named{Target: d, Name: final.String()}
-	if !nameless {
+	if d.Annotations[AnnotationImageName] != "" || d.Annotations[ocispec.AnnotationRefName] != "" {
 		n.Source = source.String()
 	}
-	if c.DigestReferences {
-		ref, err := reference.WithDigest(reference.TrimNamed(final), d.Digest)
-		if err != nil {
-			return Named{}, fmt.Errorf("name %.200q: %s: %w", n.Name, reason(err), ErrInvalidName)
-		}
-		if ref.String() != n.Name {
-			n.DigestReference = ref.String()
-		}
+	if !c.DigestReferences {
+		return n, nil
 	}
-	return n, nil
+	ref, err := withDigest(final, d)
+	if err == nil && ref.String() != n.Name {
+		n.DigestReference = ref.String()
+	}
+	return n, err
 }
 
 func (c compiled) included(name string) bool { return c.include == nil || c.include.MatchString(name) }
@@ -236,36 +234,38 @@ func (c compiled) excluded(name string) bool { return c.exclude != nil && c.excl
 
 const needsBaseName = "set images.baseName (--base-name) to name it"
 
-// sourceName is an image's full name before renaming; nil for what is no image.
-func (c compiled) sourceName(d ocispec.Descriptor) (name reference.Named, nameless bool, err error) {
-	if full := d.Annotations[AnnotationImageName]; full != "" {
-		name, err = parseName(full, d)
-		return name, false, err
+// sourceName is an image's full name before it is renamed; nil for what is not an image.
+func (c compiled) sourceName(d ocispec.Descriptor) (reference.Named, error) {
+	tag := d.Annotations[ocispec.AnnotationRefName]
+	full := d.Annotations[AnnotationImageName]
+	if full == "" && strings.ContainsAny(tag, "/:") {
+		full = tag
 	}
-	ref := d.Annotations[ocispec.AnnotationRefName]
 	switch {
-	case strings.ContainsAny(ref, "/:"):
-		name, err = parseName(ref, d)
-	case ref != "" && c.base == nil:
-		err = fmt.Errorf("image %s has only the tag %.200q, %s: %w", d.Digest, ref, needsBaseName, ErrInvalidName)
-	case ref != "":
-		if name, err = reference.WithTag(c.base, ref); err != nil {
-			err = fmt.Errorf("tag %.200q: %s: %w", ref, reason(err), ErrInvalidName)
+	case full != "":
+		return parseName(full, d)
+	case tag != "" && c.base == nil:
+		return nil, fmt.Errorf("image %s has only the tag %.200q, %s: %w", d.Digest, tag, needsBaseName, ErrInvalidName)
+	case tag != "":
+		name, err := reference.WithTag(c.base, tag)
+		if err != nil {
+			return nil, fmt.Errorf("tag %.200q: %s: %w", tag, reason(err), ErrInvalidName)
 		}
+		return name, nil
 	case isReferrer(d):
-		return nil, false, nil
+		return nil, nil //nolint:nilnil // not an image, and no error
 	case c.base == nil:
-		err = fmt.Errorf("image %s has no name, %s: %w", d.Digest, needsBaseName, ErrInvalidName)
-	default:
-		nameless = true
-		if name, err = reference.WithDigest(c.base, d.Digest); err != nil {
-			err = fmt.Errorf("digest %.200q: %s: %w", d.Digest, reason(err), ErrInvalidName)
-		}
+		return nil, fmt.Errorf("image %s has no name, %s: %w", d.Digest, needsBaseName, ErrInvalidName)
 	}
+	return withDigest(c.base, d)
+}
+
+func withDigest(name reference.Named, d ocispec.Descriptor) (reference.Named, error) {
+	out, err := reference.WithDigest(reference.TrimNamed(name), d.Digest)
 	if err != nil {
-		return nil, false, err
+		return nil, fmt.Errorf("name %.200q: digest %.200q: %s: %w", name, d.Digest, reason(err), ErrInvalidName)
 	}
-	return name, nameless, nil
+	return out, nil
 }
 
 // parseName normalises a full name. A digest in it must be the image's.
@@ -301,14 +301,11 @@ func (c compiled) rename(name reference.Named, d ocispec.Descriptor) (reference.
 	old := name.String()
 	for _, r := range c.Rename {
 		rest, ok := strings.CutPrefix(old, r.From)
-		switch {
-		case !strings.HasSuffix(r.From, "/"):
+		if !strings.HasSuffix(r.From, "/") { // one name
 			from, err := reference.ParseDockerRef(r.From)
-			if ok = err == nil && from.String() == old; !ok {
-				continue
-			}
-			rest = ""
-		case !ok:
+			rest, ok = "", err == nil && from.String() == old
+		}
+		if !ok {
 			continue
 		}
 		to, err := parseName(r.To+rest, d)
