@@ -62,7 +62,7 @@ func Decompress(r io.Reader, c Compression) (io.ReadCloser, error) {
 			return nil, d.explain(err)
 		}
 		d.out, d.close = zr, zr.Close
-	case Zstd:
+	default:
 		// One at a time and low memory: with more, each decoder goroutine holds blocks of the window's size.
 		zr, err := zstd.NewReader(d.in,
 			zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindowBytes))
@@ -70,8 +70,6 @@ func Decompress(r io.Reader, c Compression) (io.ReadCloser, error) {
 			return nil, d.explain(err)
 		}
 		d.out, d.close = zr, func() error { zr.Close(); return nil }
-	default:
-		return nil, fmt.Errorf("unknown compression %d", c)
 	}
 	return d, nil
 }

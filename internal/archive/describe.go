@@ -60,17 +60,10 @@ func isText(head []byte) bool {
 	return true
 }
 
-// isTarStart says whether less than a block may begin a tar header: a name, zeros to the end of its field, an octal mode.
+// isTarStart says whether less than a block may begin a tar header: a name, then zeros to the end of its field.
 func isTarStart(head []byte) bool {
-	const nameLen, modeEnd = 100, 108
+	const nameLen = 100
 	name := head[:min(len(head), nameLen)]
 	end := bytes.IndexByte(name, 0)
-	if end <= 0 || !isText(name[:end]) || !isZero(name[end:]) {
-		return false
-	}
-	if len(head) <= nameLen {
-		return true
-	}
-	mode := head[nameLen:min(len(head), modeEnd)]
-	return strings.Trim(string(mode), "01234567 \x00") == ""
+	return end > 0 && isText(name[:end]) && isZero(name[end:])
 }

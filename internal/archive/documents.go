@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"strings"
 	"time"
 	"unicode"
 
@@ -123,14 +124,13 @@ func jsonError(err error) error {
 // reason is a parser's message, which may repeat what the parser was given: shortened, and without characters that do
 // not print.
 func reason(err error) string {
-	const most = 200
-	text := []rune(err.Error())
-	for i, r := range text {
-		if !unicode.IsPrint(r) {
-			text[i] = unicode.ReplacementChar
+	text := strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
 		}
-	}
-	return string(text[:min(len(text), most)])
+		return unicode.ReplacementChar
+	}, err.Error())
+	return fmt.Sprintf("%.200s", text)
 }
 
 // countValues counts the objects and lists in JSON, and what else is behind a comma: before they take memory.

@@ -81,10 +81,8 @@ func Decode(ctx context.Context, t *Tree) (*Layout, error) {
 
 func (l *Layout) decodeOCI(ctx context.Context) error {
 	l.Format = FormatOCI
-	for _, name := range []string{ocispec.ImageLayoutFile, ocispec.ImageIndexFile, blobsDir} {
-		if link := l.tree.firstLink(name); link != "" {
-			return fmt.Errorf("member %.200q is a link: %w", link, ErrInvalid)
-		}
+	if link := l.tree.blobLink(); link != "" {
+		return fmt.Errorf("member %.200q is a link: %w", link, ErrInvalid)
 	}
 	data, err := l.readFile(ctx, ocispec.ImageLayoutFile, MaxManifestBytes)
 	if err != nil {

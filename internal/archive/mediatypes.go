@@ -2,13 +2,13 @@ package archive
 
 import (
 	"slices"
-	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Docker's schema 2 media types (distribution, manifest/schema2), and those of layers that OCI has deprecated.
 const (
+	mediaTypeDockerSchema1    = "application/vnd.docker.distribution.manifest.v1+" // of Docker before 1.10: +json, +prettyjws
 	mediaTypeDockerIndex      = "application/vnd.docker.distribution.manifest.list.v2+json"
 	mediaTypeDockerManifest   = "application/vnd.docker.distribution.manifest.v2+json"
 	mediaTypeDockerConfig     = "application/vnd.docker.container.image.v1+json"
@@ -26,11 +26,6 @@ func IsIndex(mediaType string) bool {
 // IsManifest says whether a media type is a manifest's, of OCI or docker.
 func IsManifest(mediaType string) bool {
 	return mediaType == ocispec.MediaTypeImageManifest || mediaType == mediaTypeDockerManifest
-}
-
-// isSchema1: manifests of Docker before 1.10 (distribution, manifest/schema1).
-func isSchema1(mediaType string) bool {
-	return strings.HasPrefix(mediaType, "application/vnd.docker.distribution.manifest.v1+")
 }
 
 func isConfig(mediaType string) bool {

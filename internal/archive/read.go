@@ -96,12 +96,13 @@ func (t *Tree) readMember(s *scanner, e entry, take func(entry) (member, error))
 		return t.readControl(s, e)
 	}
 	m, err := take(e)
-	if err != nil {
-		return err
+	if err == nil {
+		t.addFile(e.name, m)
 	}
-	return t.addFile(e.name, m)
+	return err
 }
 
+// readControl reads a control file into memory.
 func (t *Tree) readControl(s *scanner, e entry) error {
 	if e.size > MaxManifestBytes {
 		return tooLarge(e.name, e.size, MaxManifestBytes)
@@ -113,7 +114,12 @@ func (t *Tree) readControl(s *scanner, e entry) error {
 	if _, err := io.ReadFull(s, data); err != nil {
 		return s.fault(err)
 	}
-	return t.addControl(e.name, member{offset: e.data, size: e.size}, data)
+	if old, ok := t.control[e.name]; ok && !bytes.Equal(old, data) {
+		return fmt.Errorf("%s is there twice with different content: %w", e.name, ErrInvalid)
+	}
+	t.control[e.name] = data
+	t.addFile(e.name, member{offset: e.data, size: e.size, digest: digest.FromBytes(data), compression: Sniff(data)})
+	return nil
 }
 
 // putMember puts a member of a stream into the sink.
@@ -139,12 +145,12 @@ func (t *Tree) putMember(ctx context.Context, s *scanner, e entry) (member, erro
 }
 
 // checkPadding reads the n bytes from off, behind the end marker of the tar.
-func checkPadding(ctx context.Context, r Random, off, n int64) (err error) {
+func checkPadding(ctx context.Context, r Random, off, n int64) error {
 	rc, err := r.Section(ctx, off, n)
 	if err != nil {
 		return err
 	}
-	defer closeInto(rc, &err)
+	defer rc.Close()
 	return expectZeros(rc)
 }
 
@@ -165,12 +171,5 @@ func expectZeros(r io.Reader) error {
 		if err != nil {
 			return err
 		}
-	}
-}
-
-// closeInto closes c; its error counts when there is no other.
-func closeInto(c io.Closer, err *error) {
-	if cerr := c.Close(); *err == nil {
-		*err = cerr
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -90,7 +91,7 @@ func (r *resolution) visit(ctx context.Context, d ocispec.Descriptor, parents []
 		err = r.visitIndex(ctx, d, parents)
 	case IsManifest(d.MediaType):
 		err = r.visitManifest(ctx, d, parents)
-	case len(parents) == 0 && isSchema1(d.MediaType):
+	case len(parents) == 0 && strings.HasPrefix(d.MediaType, mediaTypeDockerSchema1):
 		err = fmt.Errorf("%s is a manifest of schema 1 (%q), which containerd does not read, convert the image: %w",
 			d.Digest, d.MediaType, ErrInvalid)
 	case len(parents) == 0:

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -87,8 +88,10 @@ func (s *scanner) check(h *tar.Header) (entry, error) {
 	e := entry{name: name, kind: h.Typeflag, data: s.in.off, size: h.Size}
 	switch h.Typeflag {
 	case tar.TypeReg:
-		if isSparse(h) {
-			return entry{}, fmt.Errorf("member %.200q is a sparse file: %w", name, ErrInvalid)
+		for key := range h.PAXRecords {
+			if strings.HasPrefix(key, "GNU.sparse.") { // archive/tar would expand the holes
+				return entry{}, fmt.Errorf("member %.200q is a sparse file: %w", name, ErrInvalid)
+			}
 		}
 		if name == "." {
 			return entry{}, fmt.Errorf("member %.200q is a regular file: %w", h.Name, ErrInvalid)
@@ -144,16 +147,6 @@ func linkTarget(dir, link string) string {
 	return target
 }
 
-// isSparse: archive/tar would expand the holes; image archives have no use for them.
-func isSparse(h *tar.Header) bool {
-	for k := range h.PAXRecords {
-		if strings.HasPrefix(k, "GNU.sparse.") {
-			return true
-		}
-	}
-	return false
-}
-
 // typeNames are those of members that no image archive needs.
 var typeNames = map[byte]string{
 	tar.TypeChar: "a device", tar.TypeBlock: "a device", tar.TypeFifo: "a FIFO", tar.TypeGNUSparse: "a sparse file",
@@ -183,39 +176,30 @@ func (s *scanner) fault(err error) error {
 	return fmt.Errorf("member %.200q: %w", s.name, err)
 }
 
-// explain turns an error of archive/tar into one of this package.
+// explain turns an error of archive/tar into one of this package. archive/tar reports the end marker and a cut between
+// two members in the same way.
 func (s *scanner) explain(err error) error {
 	in := s.in
+	ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	behind := in.off - in.end // bytes that were read behind the last member
 	switch {
 	case in.err != nil:
 		return in.err
 	case errors.Is(err, errHeaderTooLong), errors.Is(err, tar.ErrFieldTooLong):
 		return fmt.Errorf("tar headers at byte %d have more than %d bytes: %w", in.end, MaxTarHeaderBytes, ErrLimit)
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return s.explainEnd()
-	case in.off <= blockSize && !isTarStart(in.head):
-		return fmt.Errorf("%s, not a tar archive: %w", describe(in.head), ErrInvalid)
-	default:
-		return fmt.Errorf("tar header at byte %d: %w: %w", in.end, err, ErrInvalid)
-	}
-}
-
-// explainEnd tells the end marker from a cut; archive/tar reports both as io.EOF.
-func (s *scanner) explainEnd() error {
-	in := s.in
-	beyond := in.off - in.end
-	switch {
-	case beyond >= blockSize && !in.nonZero:
-		s.complete = true
-		return io.EOF
 	case in.off == 0:
 		return fmt.Errorf("an empty file: %w", ErrInvalid)
-	case beyond == 0:
+	case ended && behind >= blockSize && !in.nonZero:
+		s.complete = true
+		return io.EOF
+	case ended && behind == 0:
 		return io.EOF
 	case s.members == 0 && !isTarStart(in.head):
 		return fmt.Errorf("%s, not a tar archive: %w", describe(in.head), ErrInvalid)
-	default:
+	case ended:
 		return fmt.Errorf("the tar ends at byte %d within a member: %w", in.off, ErrTruncated)
+	default:
+		return fmt.Errorf("tar header at byte %d: %w: %w", in.end, err, ErrInvalid)
 	}
 }
 
@@ -237,8 +221,8 @@ type tarInput struct {
 	err         error  // of r itself
 }
 
-// maxHeaderRead leaves room for the header blocks around the extended ones, and
-// for the last byte and the padding of the member before, which archive/tar reads with them.
+// maxHeaderRead leaves room for the header blocks around the extended ones, and for the last byte and the padding of the
+// member before, which archive/tar reads with them.
 const maxHeaderRead = MaxTarHeaderBytes + 8*blockSize
 
 // Read fills p unless r ends, so that a block comes at once.
@@ -256,13 +240,10 @@ func (t *tarInput) Read(p []byte) (int, error) {
 		t.nonZero = !isZero(p[:n])
 	}
 	t.off += int64(n)
-	switch {
-	case err == nil:
-	case errors.Is(err, io.EOF):
-		return 0, io.EOF
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return n, nil // what follows is io.EOF
-	default:
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return n, nil // io.EOF follows
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
 		t.err = err
 	}
 	return n, err //nolint:wrapcheck // a reader hands errors on
@@ -282,11 +263,4 @@ func (s *seekInput) Seek(offset int64, whence int) (int64, error) {
 	return n, err
 }
 
-func isZero(p []byte) bool {
-	for _, b := range p {
-		if b != 0 {
-			return false
-		}
-	}
-	return true
-}
+func isZero(p []byte) bool { return len(bytes.TrimLeft(p, "\x00")) == 0 }

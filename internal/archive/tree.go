@@ -1,12 +1,13 @@
 package archive
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -34,8 +35,8 @@ type member struct {
 	compression Compression   // once digest is known
 }
 
-// controlFiles say what is in an archive. They must not be there twice with different content: readers would disagree
-// about which one counts.
+// controlFiles say what is in an archive. They must not be links, nor be there twice with different content: readers would
+// disagree about which one counts.
 var controlFiles = map[string]bool{
 	ocispec.ImageLayoutFile: true,
 	ocispec.ImageIndexFile:  true,
@@ -117,12 +118,12 @@ func (t *Tree) identify(ctx context.Context, name string, m member) (member, err
 	return m, nil
 }
 
-func (t *Tree) hash(ctx context.Context, m member) (d digest.Digest, err error) {
+func (t *Tree) hash(ctx context.Context, m member) (digest.Digest, error) {
 	rc, err := t.random.Section(ctx, m.offset, m.size)
 	if err != nil {
 		return "", err
 	}
-	defer closeInto(rc, &err)
+	defer rc.Close()
 	sum := digest.Canonical.Digester()
 	n, err := io.Copy(sum.Hash(), rc)
 	if err != nil {
@@ -155,29 +156,14 @@ func (t *Tree) Locate(name string) (off, size int64, ok bool) {
 	return m.offset, m.size, err == nil && t.random != nil
 }
 
-// addFile adds a regular member.
-func (t *Tree) addFile(name string, m member) error {
-	if _, ok := t.links[name]; ok && controlFiles[name] {
-		return fmt.Errorf("%s is there as a file and as a link: %w", name, ErrInvalid)
-	}
+func (t *Tree) addFile(name string, m member) {
 	delete(t.links, name)
 	t.files[name] = m
-	return nil
-}
-
-// addControl adds a control file, which is kept in memory.
-func (t *Tree) addControl(name string, m member, data []byte) error {
-	if old, ok := t.control[name]; ok && !bytes.Equal(old, data) {
-		return fmt.Errorf("%s is there twice with different content: %w", name, ErrInvalid)
-	}
-	t.control[name] = data
-	m.digest, m.compression = digest.FromBytes(data), Sniff(data)
-	return t.addFile(name, m)
 }
 
 func (t *Tree) addLink(name, target string) error {
-	if _, ok := t.files[name]; ok && controlFiles[name] {
-		return fmt.Errorf("%s is there as a file and as a link: %w", name, ErrInvalid)
+	if controlFiles[name] {
+		return fmt.Errorf("member %.200q is a link: %w", name, ErrInvalid)
 	}
 	delete(t.files, name)
 	t.links[name] = target
@@ -206,17 +192,14 @@ func (t *Tree) has(name string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// firstLink returns the first link with this name or, when it ends in a slash, below it; or "".
-func (t *Tree) firstLink(name string) string {
-	first := ""
-	for l := range t.links {
-		if l == name || strings.HasSuffix(name, "/") && strings.HasPrefix(l, name) {
-			if first == "" || l < first {
-				first = l
-			}
+// blobLink returns the first link below blobs/, or "".
+func (t *Tree) blobLink() string {
+	for _, name := range slices.Sorted(maps.Keys(t.links)) {
+		if strings.HasPrefix(name, blobsDir) {
+			return name
 		}
 	}
-	return first
+	return ""
 }
 
 // claimedDigest is the digest that a member's name claims, or "": that of a blob in a layout, and of a compressed layer
