@@ -198,6 +198,11 @@ func TestOpenUnderMount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeBlob(t, b)
 	wantSection(t, b, 0, -1, []byte("medium"))
+	closeBlob(t, b)
+	for _, mount := range []string{filepath.Join(stick, "null"), stick} {
+		if err := unix.Unmount(mount, 0); err != nil {
+			t.Error(err)
+		}
+	}
 }
