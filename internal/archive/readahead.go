@@ -32,7 +32,7 @@ func (r *readAhead) ReadAt(p []byte, off int64) (int, error) {
 		n, err := r.ReaderAt.ReadAt(r.data, off)
 		r.start, r.data = off, r.data[:n]
 		if n < len(p) {
-			return copy(p, r.data), err //nolint:wrapcheck // the source's own
+			return copy(p, r.data), err
 		}
 	}
 	return copy(p, r.data[off-r.start:]), nil

@@ -156,7 +156,7 @@ var typeNames = map[byte]string{
 func (s *scanner) Read(p []byte) (int, error) {
 	n, err := s.tr.Read(p)
 	switch {
-	case err == nil || err == io.EOF: //nolint:errorlint // a reader's end is io.EOF itself
+	case err == nil || err == io.EOF:
 		return n, err //nolint:wrapcheck // a reader hands errors on
 	case s.in.err != nil:
 		s.err = s.in.err

@@ -255,17 +255,15 @@ func (p *planner) addBlobs(ctx context.Context, name string, d archive.PlatformM
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range slices.Concat(d.Parents, []ocispec.Descriptor{d.Descriptor, m.Config}) {
-		if err := p.addBlob(ctx, d, p.readMetadata); err != nil {
-			return nil, err
-		}
-	}
 	diffIDs, err := archive.ReadConfig(ctx, p.fetchStored, m, *d.Platform)
+	if errors.Is(err, archive.ErrMissing) {
+		return nil, p.incomplete(m.Config)
+	}
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range m.Layers {
-		if err := p.addBlob(ctx, d, p.locateLayer); err != nil {
+	for _, blob := range slices.Concat(d.Parents, []ocispec.Descriptor{d.Descriptor, m.Config}, m.Layers) {
+		if err := p.addBlob(ctx, blob); err != nil {
 			return nil, err
 		}
 	}
@@ -274,10 +272,8 @@ func (p *planner) addBlobs(ctx context.Context, name string, d archive.PlatformM
 	return fs, nil
 }
 
-// addBlob plans a blob, once. find finds one that is not in the content store.
-func (p *planner) addBlob(
-	ctx context.Context, d ocispec.Descriptor, find func(context.Context, ocispec.Descriptor) (archive.Extent, error),
-) error {
+// addBlob plans a blob, once.
+func (p *planner) addBlob(ctx context.Context, d ocispec.Descriptor) error {
 	if p.needed[d.Digest] {
 		return nil
 	}
@@ -291,7 +287,7 @@ func (p *planner) addBlob(
 			b.extent = e
 		}
 	case errdefs.IsNotFound(err):
-		if b.extent, err = find(ctx, d); err != nil {
+		if b.extent, err = p.locate(ctx, d); err != nil {
 			return err
 		}
 		info.Size = b.extent.Size
@@ -305,17 +301,9 @@ func (p *planner) addBlob(
 	return nil
 }
 
-// readMetadata reads an index, manifest or config: most have been read already, and they lie side by side.
-func (p *planner) readMetadata(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
-	data, err := p.archive.ReadBlob(ctx, d, archive.MaxConfigBytes)
-	if errors.Is(err, archive.ErrMissing) {
-		err = p.incomplete(d)
-	}
-	return archive.Extent{Size: int64(len(data)), Data: data}, err
-}
-
-// locateLayer finds a layer without reading it.
-func (p *planner) locateLayer(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
+// locate finds a blob that is not in the content store: metadata in memory, since it has been read, and layers without
+// reading them.
+func (p *planner) locate(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
 	if e, ok := p.archive.locate(d.Digest); ok {
 		return e, nil
 	}
