@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tarlift/tarlift/hack/compile"
 	"github.com/tarlift/tarlift/internal/archive/builder"
 )
 
@@ -83,32 +83,13 @@ func build(ctx context.Context, o options) (err error) {
 	var images []builder.PlatformImage
 	for _, platform := range strings.Split(o.platforms, ",") {
 		binary := prefix + "-" + strings.ReplaceAll(platform, "/", "-")
-		if err := compile(ctx, o, platform, binary); err != nil {
+		if err := compile.Binary(ctx, o.pkg, platform, o.ldflags, binary); err != nil {
 			return err
 		}
 		images = append(images, platformImage(tagged, builder.Platform(platform), binary))
 	}
 	archive := builder.Archive{Images: []builder.Image{{Names: []string{tagged.String()}, Platforms: images}}}
 	return write(archive, o.output)
-}
-
-// compile builds a binary that depends on nothing of this machine: no paths, no
-// libc, no state of the working tree but what ldflags say.
-func compile(ctx context.Context, o options, platform, output string) error {
-	goos, goarch, ok := strings.Cut(platform, "/")
-	if !ok {
-		return fmt.Errorf("platform %q: want os/arch", platform)
-	}
-	//nolint:gosec // the command line is the Makefile's
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", o.ldflags, "-o", output, o.pkg)
-	// The default features and levels, whatever the environment prefers.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+goos, "GOARCH="+goarch, "GOAMD64=v1", "GOARM64=v8.0",
-		"GOEXPERIMENT=", "GOFIPS140=off", "GOFLAGS=")
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("build %s for %s: %w", o.pkg, platform, err)
-	}
-	return nil
 }
 
 // platformImage is the binary on an empty base. Root certificates lie in a layer
