@@ -28,8 +28,8 @@ cluster-tools:
 tool-%:
 	@hack/tools/build.sh $*
 
-build: ## Build the agent: bin/agent, one static file
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/agent ./cmd/agent
+build: ## Build bin/agent, for nodes, and bin/tarlift, for desks: each one static file
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/agent ./cmd/tarlift
 
 image: ## Build the agent's image for amd64 and arm64: bin/agent-image.tar, an OCI archive
 	go run ./hack/image -name ghcr.io/tarlift/agent:$(VERSION) -platforms $(PLATFORMS) -ldflags '$(LDFLAGS)' -o bin/agent-image.tar

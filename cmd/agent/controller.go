@@ -28,16 +28,17 @@ import (
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/internal/cli"
 )
 
 const (
-	// leaseName is the Lease that controllers elect their leader by; the role allows no other.
+	// leaseName is the Lease of the controllers' leader election; the role allows no other.
 	leaseName = "controller.tarlift.dev"
-	// shutdownTimeout is how long a stopping process waits for a running import to end and for Events to be sent.
-	// It is below the 30 s that the kubelet leaves a pod.
+	// shutdownTimeout is how long a stopping process waits for a running import to end and for Events to be sent:
+	// less than the 30 s that the kubelet gives a pod.
 	shutdownTimeout = 20 * time.Second
-	// syncTimeout is how long a process waits for an API server that does not answer, or lacks the CRDs. Ending
-	// earlier would only make it find the API server later, after the kubelet's growing pauses.
+	// syncTimeout is how long a process waits for an API server that does not answer, or lacks the CRDs. If the process
+	// ended earlier, the kubelet's backoff would only delay it.
 	syncTimeout = 24 * time.Hour
 )
 
@@ -52,17 +53,17 @@ func newControllerCommand() *cobra.Command {
 	var f controllerFlags
 	cmd := &cobra.Command{
 		Use:   "controller",
-		Short: "Sum up what the nodes report in the status of ImageArchives, and let them in as rollouts allow",
+		Short: "Aggregate the nodes' reports in the status of ImageArchives, and admit nodes as rollouts allow",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.leaderElect && f.leaderElectionNamespace == "" {
-				return usagef("--leader-election-namespace, or POD_NAMESPACE in the environment, is missing")
+				return cli.Usagef("--leader-election-namespace is missing, and POD_NAMESPACE is not set")
 			}
 			return runController(cmd.Context(), f)
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVar(&f.leaderElect, "leader-elect", false, "work only while holding a Lease, so that several may run")
+	flags.BoolVar(&f.leaderElect, "leader-elect", false, "elect a leader by a Lease, so that several controllers can run")
 	flags.StringVar(&f.leaderElectionNamespace, "leader-election-namespace", os.Getenv("POD_NAMESPACE"),
 		"`namespace` of the Lease (default: $POD_NAMESPACE)")
 	f.listen.add(flags, ":9463", ":9464")
@@ -116,8 +117,7 @@ func newControllerManager(server *rest.Config, f controllerFlags) (ctrl.Manager,
 	return mgr, addProbes(mgr)
 }
 
-// newLeaderLock makes the lock without the Events that the manager's own one emits, which would need a right to the
-// old Event API.
+// newLeaderLock returns a lock that emits no Events: those of the manager's own lock need a right to the old Event API.
 func newLeaderLock(config *rest.Config, namespace string) (resourcelock.Interface, error) {
 	client, err := coordinationv1.NewForConfig(config)
 	if err != nil {
@@ -134,14 +134,14 @@ func newLeaderLock(config *rest.Config, namespace string) (resourcelock.Interfac
 	}, nil
 }
 
-// listenFlags are where a process serves metrics and probes.
+// listenFlags say where a process serves metrics and probes.
 type listenFlags struct {
 	metricsAddress, health string
 }
 
 func (f *listenFlags) add(flags *pflag.FlagSet, metrics, health string) {
-	flags.StringVar(&f.metricsAddress, "metrics-bind-address", metrics, "`address` to serve metrics on, 0 for none")
-	flags.StringVar(&f.health, "health-probe-bind-address", health, "`address` to serve /healthz and /readyz on, 0 for none")
+	flags.StringVar(&f.metricsAddress, "metrics-bind-address", metrics, "`address` of metrics; 0 for none")
+	flags.StringVar(&f.health, "health-probe-bind-address", health, "`address` of /healthz and /readyz; 0 for none")
 }
 
 func (f *listenFlags) metrics() metricsserver.Options {
@@ -165,13 +165,13 @@ func clientConfig() (*rest.Config, error) {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
 	config.UserAgent = rest.DefaultKubernetesUserAgent()
-	if _, err := rest.TransportFor(config); err != nil { // of certificates that are not there, say
+	if _, err := rest.TransportFor(config); err != nil { // a certificate file that does not exist, for example
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
 	return config, nil
 }
 
-// setLogger sends all logs to standard error, a JSON object a line.
+// setLogger sends all logs to standard error, one JSON object a line.
 func setLogger() {
 	log := newLogger(os.Stderr)
 	ctrl.SetLogger(log)

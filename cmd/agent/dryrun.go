@@ -9,46 +9,47 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"github.com/tarlift/tarlift/internal/cli"
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
-// rehearsed is what -o json prints of a dry run.
-type rehearsed struct {
+// dryRunResult is what -o json prints of a dry run.
+type dryRunResult struct {
 	importer.DryRun
-	Error *failure `json:"error,omitempty"`
+	Error *cli.Failure `json:"error,omitempty"`
 }
 
-// dryRun tells what an import would do. It fails where the import would.
-func dryRun(cmd *cobra.Command, o importer.Options, input inputFlags, arg string, r importer.Request, format string) error {
-	d, err := rehearse(cmd.Context(), o, input, arg, cmd.InOrStdin(), r)
+// dryRun prints what an import would do, and fails where the import would.
+func dryRun(cmd *cobra.Command, o importer.Options, input cli.Input, arg string, r importer.Request, format string) error {
+	d, err := planImport(cmd.Context(), o, input, arg, cmd.InOrStdin(), r)
 	if d.Plan == nil {
 		return err
 	}
 	if err == nil {
 		err = d.Refusal
 	}
-	if format == outputText {
+	if format == cli.OutputText {
 		if printErr := printDryRun(cmd.OutOrStdout(), d, o); printErr != nil {
 			return printErr
 		}
 		if err == nil && r.Digest != "" {
-			fmt.Fprintln(cmd.ErrOrStderr(), "note: --digest is looked at when the archive is read in full, by the import")
+			fmt.Fprintln(cmd.ErrOrStderr(), "note: only the import checks --digest, since it reads the whole archive")
 		}
 		return err
 	}
-	out := rehearsed{DryRun: d}
+	out := dryRunResult{DryRun: d}
 	if err != nil {
-		f, _ := explain(cmd, err)
-		out.Error, err = &f, toldError{err}
+		f, _ := failures.Explain(cmd.Context(), err)
+		out.Error, err = &f, cli.PrintedError{Err: err}
 	}
-	if printErr := printJSON(cmd.OutOrStdout(), out); printErr != nil {
+	if printErr := cli.PrintJSON(cmd.OutOrStdout(), out); printErr != nil {
 		return printErr
 	}
 	return err
 }
 
-func rehearse(ctx context.Context, o importer.Options, input inputFlags, arg string, in io.Reader, r importer.Request) (importer.DryRun, error) {
-	blob, err := input.open(ctx, arg, in)
+func planImport(ctx context.Context, o importer.Options, input cli.Input, arg string, in io.Reader, r importer.Request) (importer.DryRun, error) {
+	blob, err := input.Open(ctx, arg, in)
 	if err != nil {
 		return importer.DryRun{}, err
 	}
@@ -60,10 +61,10 @@ func rehearse(ctx context.Context, o importer.Options, input inputFlags, arg str
 	defer imp.Close()
 	a, err := importer.Open(ctx, blob)
 	if err != nil {
-		return importer.DryRun{}, aboutArchive(blob, err)
+		return importer.DryRun{}, cli.NameArchive(blob, err)
 	}
 	d, err := imp.DryRun(ctx, a, r)
-	return d, aboutArchive(blob, err)
+	return d, cli.NameArchive(blob, err)
 }
 
 func printDryRun(w io.Writer, d importer.DryRun, o importer.Options) error {
@@ -82,10 +83,10 @@ func printPlanned(w io.Writer, d importer.DryRun, o importer.Options) {
 	for _, n := range d.Names {
 		names[n.Name] = n
 	}
-	printRow(w, "IMAGE", "PLATFORM", "SIZE", "PRESENT", "TO MOVE", "NAME")
+	cli.PrintRow(w, "IMAGE", "PLATFORM", "SIZE", "PRESENT", "TO TRANSFER", "NAME")
 	for k, sum := range d.Plan.ImageBytes() {
 		img := d.Plan.Images[k]
-		printRow(w, img.Name, img.Platform, size(sum.Total), size(sum.Present), size(sum.Move), nameChange(names[img.Name]))
+		cli.PrintRow(w, img.Name, img.Platform, cli.Size(sum.Total), cli.Size(sum.Present), cli.Size(sum.Move), nameChange(names[img.Name]))
 	}
 	move := 0
 	for _, b := range d.Plan.Blobs {
@@ -93,24 +94,24 @@ func printPlanned(w io.Writer, d importer.DryRun, o importer.Options) {
 			move++
 		}
 	}
-	fmt.Fprintf(w, "\nAn import into %s (namespace %s) would move %d of %d blobs, %s of %s.\n",
-		oneLine(o.Address), oneLine(o.Namespace), move, len(d.Plan.Blobs), size(d.Plan.Bytes.Move), size(d.Plan.Bytes.Total))
+	fmt.Fprintf(w, "\nAn import into %s (namespace %s) would transfer %d of %d blobs, %s of %s.\n",
+		cli.OneLine(o.Address), cli.OneLine(o.Namespace), move, len(d.Plan.Blobs), cli.Size(d.Plan.Bytes.Move), cli.Size(d.Plan.Bytes.Total))
 }
 
-// nameChange is a cell that says what would become of a name.
+// nameChange says what an import would do with a name.
 func nameChange(n importer.PlannedName) string {
 	switch n.Change {
 	case importer.NameKept:
-		return "is there"
+		return "present"
 	case importer.NameMoved:
 		return "moves from " + short(n.Now)
 	case importer.NameConflict:
-		return "conflict: stands for " + short(n.Now)
+		return "conflict: now " + short(n.Now)
 	}
 	return string(n.Change)
 }
 
-// shortDigest is enough of a digest's text to tell a few apart.
+// shortDigest is the length of a digest's text that is enough to tell a few apart.
 const shortDigest = len("sha256:") + 12
 
 func short(d digest.Digest) string { return d.String()[:min(shortDigest, len(d))] }

@@ -4,36 +4,35 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/tarlift/tarlift/internal/cli"
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
 func newImportCommand() *cobra.Command {
 	var (
 		flags importFlags
-		input inputFlags
-		show  = newChoice(progressAuto, progressPlain, progressNone)
+		input cli.Input
 		dry   bool
 	)
 	cmd := &cobra.Command{
 		Use:   "import [flags] FILE|URL|-",
 		Short: "Import an archive's images into this machine's containerd",
-		Long: `Import an archive's images into this machine's containerd: complete or not at all, and only what is missing.
+		Long: `Import an archive's images into this machine's containerd. Each image is imported completely or not at all, and
+only missing blobs are transferred.
 
-The archive is a file, an http or https URL, or standard input (-): an OCI image layout or a docker archive,
-as a plain tar or compressed by gzip or zstd. From a plain tar in a file, or on a server that honours Range,
-only the blobs of this machine's platform that containerd lacks are read.
+The archive is a file, an http or https URL, or standard input (-). It is an OCI image layout or a docker archive, as
+a plain tar or compressed with gzip or zstd. If it is a plain tar in a file, or on a server that supports Range
+requests, the command reads only the blobs of this machine's platform that containerd lacks.
 
-With --dry-run nothing is changed: what would be moved, what would become of each name, and whether there is room
-are told, and the exit code is the import's, as far as that can be known before.
+With --dry-run the command changes nothing. It prints what the import would transfer, what it would do with each name,
+and whether there is enough space. It fails where the import would, as far as that is known before the import.
 
-Exit code 0: the images are there. 1: it failed, and nothing was changed. 2: wrong usage. 130: interrupted, and
-nothing was changed.`,
+Exit codes: 0: the images are imported. 1: failed. 2: the command line is wrong. 130: interrupted.`,
 		Example: `  agent import images.tar
   agent import --dry-run images.tar
   agent import --include 'registry.example/app/**' https://files.example/images.tar
@@ -42,10 +41,10 @@ nothing was changed.`,
 	}
 	flags.add(cmd.Flags())
 	addConcurrency(cmd.Flags(), &flags.containerd)
-	input.add(cmd.Flags())
-	cmd.Flags().Var(&show, "progress", "how to show progress on standard error")
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only tell what would be done; change nothing")
-	output := addOutput(cmd.Flags())
+	input.Add(cmd.Flags())
+	show := cli.AddProgress(cmd.Flags())
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "print what the import would do; change nothing")
+	output := cli.AddOutput(cmd.Flags(), "o")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		started := time.Now()
 		request, err := flags.request()
@@ -53,26 +52,26 @@ nothing was changed.`,
 			return err
 		}
 		if dry {
-			return dryRun(cmd, flags.containerd, input, args[0], request, output.value)
+			return dryRun(cmd, flags.containerd, input, args[0], request, output.Value)
 		}
-		progress := newProgress(show.value, cmd.ErrOrStderr())
-		request.Progress = progress.report
+		progress := cli.NewProgress(show.Value, cmd.ErrOrStderr())
+		request.Progress = progress.Report
 		result, err := importArchive(cmd.Context(), flags.containerd, input, args[0], cmd.InOrStdin(), request)
-		progress.stop()
+		progress.Stop()
 		if err != nil {
 			return err
 		}
-		warnUnseen(cmd.ErrOrStderr(), result)
-		return printImported(cmd.OutOrStdout(), output.value, result, time.Since(started))
+		warnNotVisible(cmd.ErrOrStderr(), result)
+		return printImported(cmd.OutOrStdout(), output.Value, result, time.Since(started))
 	}
 	return cmd
 }
 
-// importArchive opens source and containerd, and imports the one into the other.
-func importArchive(ctx context.Context, o importer.Options, input inputFlags, arg string, in io.Reader,
+// importArchive opens the archive and containerd, and imports.
+func importArchive(ctx context.Context, o importer.Options, input cli.Input, arg string, in io.Reader,
 	r importer.Request,
 ) (importer.Result, error) {
-	blob, err := input.open(ctx, arg, in)
+	blob, err := input.Open(ctx, arg, in)
 	if err != nil {
 		return importer.Result{}, err
 	}
@@ -83,7 +82,7 @@ func importArchive(ctx context.Context, o importer.Options, input inputFlags, ar
 	}
 	defer imp.Close()
 	result, err := imp.Import(ctx, blob, r)
-	return result, aboutArchive(blob, err)
+	return result, cli.NameArchive(blob, err)
 }
 
 // imported is what -o json prints.
@@ -92,39 +91,33 @@ type imported struct {
 	Bytes           importer.Bytes   `json:"bytes"`
 	DurationSeconds float64          `json:"durationSeconds"`
 	Unseen          []string         `json:"unseen,omitempty"` // names that CRI does not find
-	CRI             string           `json:"cri,omitempty"`    // why that is not known
+	CRI             string           `json:"cri,omitempty"`    // why Unseen is not known
 }
 
-// maxWarned names are listed in a warning; -o json has all.
-const maxWarned = 5
-
-// warnUnseen says which images the kubelet would not find although they are there.
-func warnUnseen(w io.Writer, r importer.Result) {
+// warnNotVisible warns of images that the kubelet would not find although containerd has them.
+func warnNotVisible(w io.Writer, r importer.Result) {
 	switch {
 	case r.CRI != "":
-		fmt.Fprintf(w, "warning: whether the kubelet will find these images is not known: %s (see 'agent doctor')\n", oneLine(r.CRI))
+		fmt.Fprintf(w, "warning: cannot check whether the kubelet finds these images: %s (see 'agent doctor')\n", cli.OneLine(r.CRI))
 	case len(r.NotVisible) > 0:
-		list := strings.Join(r.NotVisible[:min(len(r.NotVisible), maxWarned)], ", ")
-		if more := len(r.NotVisible) - maxWarned; more > 0 {
-			list += fmt.Sprintf(" and %d more", more)
-		}
-		fmt.Fprintf(w, "warning: the images are in containerd, but the kubelet would not find %s (are they for this machine's platform? see 'agent doctor')\n", oneLine(list))
+		fmt.Fprintf(w, "warning: the images are in containerd, but the kubelet does not find %s (are they for this machine's platform? "+
+			"see 'agent doctor')\n", cli.OneLine(cli.List(r.NotVisible)))
 	}
 }
 
 func printImported(w io.Writer, format string, r importer.Result, took time.Duration) error {
-	if format == outputJSON {
-		return printJSON(w, imported{r.Images, r.Bytes, took.Round(time.Millisecond).Seconds(), r.NotVisible, r.CRI})
+	if format == cli.OutputJSON {
+		return cli.PrintJSON(w, imported{r.Images, r.Bytes, took.Round(time.Millisecond).Seconds(), r.NotVisible, r.CRI})
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	printRow(t, "IMAGE", "DIGEST")
+	cli.PrintRow(t, "IMAGE", "DIGEST")
 	for _, img := range r.Images {
-		printRow(t, img.Name, img.Digest.String())
+		cli.PrintRow(t, img.Name, img.Digest.String())
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print the result: %w", err)
 	}
-	_, err := fmt.Fprintf(w, "\n%s read, %s written, %s were there already; %s\n",
-		size(r.Bytes.Read), size(r.Bytes.Written), size(r.Bytes.Skipped), took.Round(time.Millisecond*10))
+	_, err := fmt.Fprintf(w, "\n%s read, %s written, %s already present; %s\n",
+		cli.Size(r.Bytes.Read), cli.Size(r.Bytes.Written), cli.Size(r.Bytes.Skipped), took.Round(time.Millisecond*10))
 	return err //nolint:wrapcheck // says what could not be written
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/cli"
 	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/internal/source"
 )
@@ -17,24 +18,27 @@ import (
 func newInspectCommand() *cobra.Command {
 	var (
 		flags importFlags
-		input inputFlags
+		input cli.Input
 		plan  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "inspect [flags] FILE|URL|-",
-		Short: "Show what is in an archive, and with --plan what an import would move",
-		Long: `Show an archive's images, their platforms and sizes, its format, how it can be read, and the digest of its index.
+		Short: "Show what is in an archive, and with --plan what an import would transfer",
+		Long: `Show an archive's images with their platforms and sizes, its format, how it can be read, and the digest of its
+index.json.
 
-With --plan, containerd is asked what an import with the same flags would do: which images it would publish, which
-blobs it would move, and which it would not, because they are there. Nothing is changed.`,
+With --plan, also show what an import with the same flags would do with this machine's containerd: which images it
+would publish, which blobs it would transfer, and which blobs containerd has already. The command changes nothing.
+
+Exit codes: 0: the archive is readable. 1: failed. 2: the command line is wrong. 130: interrupted.`,
 		Example: `  agent inspect images.tar
   agent inspect --plan --include 'registry.example/app/**' https://files.example/images.tar`,
 		Args: cobra.ExactArgs(1),
 	}
 	flags.add(cmd.Flags())
-	input.add(cmd.Flags())
-	cmd.Flags().BoolVar(&plan, "plan", false, "also show what an import here would move, and why")
-	output := addOutput(cmd.Flags())
+	input.Add(cmd.Flags())
+	cmd.Flags().BoolVar(&plan, "plan", false, "also show what an import here would transfer, and why")
+	output := cli.AddOutput(cmd.Flags(), "o")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		request, err := flags.request()
 		if err != nil {
@@ -42,22 +46,22 @@ blobs it would move, and which it would not, because they are there. Nothing is 
 		}
 		for _, name := range planOnly {
 			if !plan && cmd.Flags().Changed(name) {
-				return usagef("--%s counts for an import: it needs --plan here", name)
+				return cli.Usagef("--%s is for imports: it needs --plan here", name)
 			}
 		}
 		ctx := cmd.Context()
-		blob, err := input.open(ctx, args[0], cmd.InOrStdin())
+		blob, err := input.Open(ctx, args[0], cmd.InOrStdin())
 		if err != nil {
 			return err
 		}
 		defer blob.Close()
 		a, err := importer.Open(ctx, blob)
 		if err != nil {
-			return aboutArchive(blob, err)
+			return cli.NameArchive(blob, err)
 		}
 		in, err := inspect(ctx, blob, a, flags.selection.BaseName)
 		if err != nil {
-			return aboutArchive(blob, err)
+			return cli.NameArchive(blob, err)
 		}
 		if plan {
 			imp, err := importer.New(flags.containerd)
@@ -66,25 +70,25 @@ blobs it would move, and which it would not, because they are there. Nothing is 
 			}
 			defer imp.Close()
 			if in.DryRun, err = imp.DryRun(ctx, a, request); err != nil {
-				return aboutArchive(blob, err)
+				return cli.NameArchive(blob, err)
 			}
 			if in.Refusal != nil {
-				f, _ := explain(cmd, in.Refusal)
+				f, _ := failures.Explain(ctx, in.Refusal)
 				in.WouldFail = &f
 			}
 		}
-		if output.value == outputJSON {
-			return printJSON(cmd.OutOrStdout(), in)
+		if output.Value == cli.OutputJSON {
+			return cli.PrintJSON(cmd.OutOrStdout(), in)
 		}
 		return printInspection(cmd.OutOrStdout(), in, flags.containerd)
 	}
 	return cmd
 }
 
-// planOnly are flags that would be believed to have an effect without --plan.
+// planOnly are flags that have no effect without --plan.
 var planOnly = []string{"include", "exclude", "rename", "digest", "index-digest"}
 
-// inspection is what there is to say about an archive; -o json prints it.
+// inspection describes an archive; -o json prints it.
 type inspection struct {
 	Source      string          `json:"source"`
 	Format      string          `json:"format"`           // oci or docker
@@ -95,14 +99,14 @@ type inspection struct {
 	IndexDigest digest.Digest   `json:"indexDigest"`
 	Images      []inspectedName `json:"images"` // in the archive's order
 
-	importer.DryRun          // with --plan
-	WouldFail       *failure `json:"wouldFail,omitempty"`
+	importer.DryRun              // with --plan
+	WouldFail       *cli.Failure `json:"wouldFail,omitempty"`
 }
 
 // inspectedName is one entry of the archive's index.
 type inspectedName struct {
-	Name      string              `json:"name"`              // as an import would publish it; empty if it could not
-	Problem   string              `json:"problem,omitempty"` // why it could not
+	Name      string              `json:"name"`              // as an import would publish it; empty if it cannot
+	Problem   string              `json:"problem,omitempty"` // why it cannot
 	Digest    digest.Digest       `json:"digest"`
 	Platforms []inspectedPlatform `json:"platforms"`
 }
@@ -112,7 +116,7 @@ type inspectedPlatform struct {
 	Platform string        `json:"platform"`
 	Digest   digest.Digest `json:"digest"`
 	Size     int64         `json:"size"`    // of manifest, config and layers in bytes; 0 without manifest
-	Missing  int           `json:"missing"` // how many of these the archive lacks
+	Missing  int           `json:"missing"` // number of these that the archive lacks
 }
 
 const (
@@ -133,9 +137,9 @@ func inspect(ctx context.Context, blob source.Blob, a *importer.Archive, baseNam
 	if in.Size < 0 {
 		in.Size = blob.BytesRead() // a stream that was read to its end
 	}
-	walk := &archive.Resolver{Fetch: fetch(a)}
+	resolver := &archive.Resolver{Fetch: fetch(a)}
 	for _, d := range a.Manifests {
-		name, err := inspectName(ctx, a, walk, d, baseName)
+		name, err := inspectName(ctx, a, resolver, d, baseName)
 		if err != nil {
 			return nil, err
 		}
@@ -145,24 +149,24 @@ func inspect(ctx context.Context, blob source.Blob, a *importer.Archive, baseNam
 }
 
 // inspectName describes one entry of index.json.
-func inspectName(ctx context.Context, a *importer.Archive, walk *archive.Resolver, d ocispec.Descriptor, baseName string) (inspectedName, error) {
+func inspectName(ctx context.Context, a *importer.Archive, resolver *archive.Resolver, d ocispec.Descriptor, baseName string) (inspectedName, error) {
 	n := inspectedName{Digest: d.Digest}
 	switch named, err := (archive.Selection{BaseName: baseName}).Select([]ocispec.Descriptor{d}); {
 	case err != nil:
-		n.Problem = oneLine(err.Error())
+		n.Problem = cli.OneLine(err.Error())
 	case len(named) > 0:
 		n.Name = named[0].Name
 	}
-	leaves, err := walk.PlatformManifests(ctx, d)
+	manifests, err := resolver.PlatformManifests(ctx, d)
 	if errors.Is(err, archive.ErrMissing) {
-		n.Problem = oneLine(err.Error())
+		n.Problem = cli.OneLine(err.Error())
 		return n, nil
 	}
 	if err != nil {
 		return n, err
 	}
-	for _, leaf := range leaves {
-		p, err := inspectPlatform(ctx, a, leaf)
+	for _, m := range manifests {
+		p, err := inspectPlatform(ctx, a, m)
 		if err != nil {
 			return n, err
 		}
@@ -171,10 +175,10 @@ func inspectName(ctx context.Context, a *importer.Archive, walk *archive.Resolve
 	return n, nil
 }
 
-// inspectPlatform sums up one platform's image. Blobs of other platforms are often left out of an archive.
-func inspectPlatform(ctx context.Context, a *importer.Archive, leaf archive.PlatformManifest) (inspectedPlatform, error) {
-	p := inspectedPlatform{Platform: oneLine(platforms.FormatAll(*leaf.Platform)), Digest: leaf.Digest}
-	m, err := archive.ReadManifest(ctx, fetch(a), leaf.Descriptor)
+// inspectPlatform describes one platform's image. Archives often lack the blobs of other platforms.
+func inspectPlatform(ctx context.Context, a *importer.Archive, d archive.PlatformManifest) (inspectedPlatform, error) {
+	p := inspectedPlatform{Platform: cli.OneLine(platforms.FormatAll(*d.Platform)), Digest: d.Digest}
+	m, err := archive.ReadManifest(ctx, fetch(a), d.Descriptor)
 	if errors.Is(err, archive.ErrMissing) {
 		p.Missing = 1
 		return p, nil
@@ -182,7 +186,7 @@ func inspectPlatform(ctx context.Context, a *importer.Archive, leaf archive.Plat
 	if err != nil {
 		return p, err
 	}
-	p.Size = leaf.Size
+	p.Size = d.Size
 	counted := map[digest.Digest]bool{}
 	for _, d := range append(m.Layers, m.Config) {
 		if counted[d.Digest] {
@@ -197,7 +201,7 @@ func inspectPlatform(ctx context.Context, a *importer.Archive, leaf archive.Plat
 	return p, nil
 }
 
-// fetch reads metadata of the archive alone, whatever containerd has.
+// fetch reads metadata from the archive only, even if containerd has it.
 func fetch(a *importer.Archive) archive.Fetch {
 	return func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 		return a.ReadBlob(ctx, d, archive.MaxConfigBytes)

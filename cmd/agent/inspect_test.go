@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/cli"
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
@@ -44,7 +45,7 @@ func digests(t *testing.T, a builder.Archive) (index digest.Digest, all []digest
 func inspectJSON(t *testing.T, in []byte, args ...string) inspection {
 	t.Helper()
 	o := agent(t, bytes.NewReader(in), append([]string{"inspect", "-o", "json"}, args...)...)
-	if o.code != exitOK {
+	if o.code != cli.ExitOK {
 		t.Fatalf("exit code %d: %s", o.code, o.errOut)
 	}
 	return decode[inspection](t, o)
@@ -158,7 +159,7 @@ func TestInspectText(t *testing.T) {
 	partial.Images[0].Platforms[1].Absent = true
 	index, all := digests(t, partial)
 	o := agent(t, nil, "inspect", write(t, "a.tar", build(t, partial)))
-	if o.code != exitOK || o.errOut != "" {
+	if o.code != cli.ExitOK || o.errOut != "" {
 		t.Fatalf("exit code %d: %s", o.code, o.errOut)
 	}
 	for _, want := range []string{
@@ -215,7 +216,7 @@ func TestInspectFailures(t *testing.T) {
 		"control chars": {"/nonexistent/\x1b[31m\n", "SourceNotFound"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			wantFailure(t, agent(t, nil, "inspect", "-o", "json", tc.arg), exitFailed, tc.reason)
+			wantFailure(t, agent(t, nil, "inspect", "-o", "json", tc.arg), cli.ExitFailed, tc.reason)
 		})
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tarlift/tarlift/internal/cli"
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
@@ -20,16 +21,16 @@ func printInspection(w io.Writer, in *inspection, o importer.Options) error {
 	if in.Reason != "" {
 		access += ": " + in.Reason
 	}
-	printRow(t, "archive:", in.Source)
-	printRow(t, "format:", in.Format+", compression: "+in.Compression)
-	printRow(t, "access:", access)
-	printRow(t, "size:", size(in.Size))
-	printRow(t, "index digest:", in.IndexDigest.String())
+	cli.PrintRow(t, "archive:", in.Source)
+	cli.PrintRow(t, "format:", in.Format+", compression: "+in.Compression)
+	cli.PrintRow(t, "access:", access)
+	cli.PrintRow(t, "size:", cli.Size(in.Size))
+	cli.PrintRow(t, "index digest:", in.IndexDigest.String())
 	fmt.Fprintln(t)
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print the inspection: %w", err)
 	}
-	printRow(t, "IMAGE", "PLATFORM", "SIZE", "DIGEST")
+	cli.PrintRow(t, "IMAGE", "PLATFORM", "SIZE", "DIGEST")
 	for _, img := range in.Images {
 		printImage(t, img)
 	}
@@ -56,67 +57,67 @@ func printImage(w io.Writer, img inspectedName) {
 	}
 	if len(img.Platforms) == 1 {
 		p := img.Platforms[0]
-		printRow(w, name, p.Platform, platformSize(p), img.Digest.String())
+		cli.PrintRow(w, name, p.Platform, platformSize(p), img.Digest.String())
 	} else {
-		printRow(w, name, "", "", img.Digest.String())
+		cli.PrintRow(w, name, "", "", img.Digest.String())
 		for _, p := range img.Platforms {
-			printRow(w, "", p.Platform, platformSize(p), p.Digest.String())
+			cli.PrintRow(w, "", p.Platform, platformSize(p), p.Digest.String())
 		}
 	}
 	if img.Problem != "" {
-		printRow(w, "  "+img.Problem)
+		cli.PrintRow(w, "  "+img.Problem)
 	}
 }
 
 func platformSize(p inspectedPlatform) string {
 	switch {
 	case p.Missing == 0:
-		return size(p.Size)
+		return cli.Size(p.Size)
 	case p.Size == 0:
 		return "not in the archive"
 	case p.Missing == 1:
-		return size(p.Size) + ", 1 blob is not in the archive"
+		return cli.Size(p.Size) + ", 1 blob is not in the archive"
 	}
-	return fmt.Sprintf("%s, %d blobs are not in the archive", size(p.Size), p.Missing)
+	return fmt.Sprintf("%s, %d blobs are not in the archive", cli.Size(p.Size), p.Missing)
 }
 
-// printBlobs says for each needed blob whether it would be moved, and why.
+// printBlobs prints for each needed blob whether an import would transfer it.
 func printBlobs(w io.Writer, p *importer.Plan) {
 	fmt.Fprintln(w)
-	printRow(w, "BLOB", "KIND", "SIZE", "ACTION")
+	cli.PrintRow(w, "BLOB", "KIND", "SIZE", "ACTION")
 	blobs := slices.Clone(p.Blobs)
 	slices.SortStableFunc(blobs, func(a, b importer.PlannedBlob) int { return cmp.Compare(b.Size, a.Size) })
 	for _, b := range blobs {
-		action := "move: containerd lacks it"
+		action := "transfer"
 		if b.Present {
-			action = "keep: it is there"
+			action = "present"
 		}
-		printRow(w, b.Digest.String(), blobKind(b.Descriptor), size(b.Size), action)
+		cli.PrintRow(w, b.Digest.String(), blobKind(b.Descriptor), cli.Size(b.Size), action)
 	}
 }
 
-// printDisks says what an import would need of each file system, and what there is.
+// printDisks prints what an import would need of each file system, and what is free.
 func printDisks(w io.Writer, disks []*importer.Disk) {
 	if len(disks) == 0 {
 		return
 	}
 	fmt.Fprintln(w)
-	printRow(w, "WRITES TO", "NEEDS", "FREE", "RESERVED")
+	cli.PrintRow(w, "WRITES TO", "NEEDS", "FREE", "RESERVED")
 	for _, d := range disks {
-		needs := size(d.Blobs)
+		needs := cli.Size(d.Blobs)
 		if d.Unpacked > 0 {
-			needs += " and about " + size(d.Unpacked) + " of files"
+			needs += " and about " + cli.Size(d.Unpacked) + " of files"
 		}
 		roots := strings.Join(d.Roots, ", ")
 		if d.Unknown != "" {
-			printRow(w, roots, needs, "unknown: "+d.Unknown)
+			cli.PrintRow(w, roots, needs, "unknown: "+d.Unknown)
 			continue
 		}
-		printRow(w, roots, needs, size(d.Free)+" of "+size(d.Total), size(d.Reserve))
+		cli.PrintRow(w, roots, needs, cli.Size(d.Free)+" of "+cli.Size(d.Total), cli.Size(d.Reserve))
 	}
 }
 
-// blobKind names what a media type says, for OCI and docker alike.
+// blobKind returns the kind of blob that a media type of OCI or docker stands for.
 func blobKind(d ocispec.Descriptor) string {
 	switch {
 	case strings.Contains(d.MediaType, "manifest.list"), strings.Contains(d.MediaType, "image.index"):

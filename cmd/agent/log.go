@@ -6,8 +6,8 @@ import (
 	"log/slog"
 )
 
-// unlessCancelled is a slog.Handler that leaves out what failed only because this process ends: client-go logs as an error
-// that an Event which was on its way then is lost.
+// unlessCancelled is a slog.Handler that drops what failed only because this process ends: client-go logs an error for each
+// Event that it could not send.
 type unlessCancelled struct{ slog.Handler }
 
 // Handle implements slog.Handler.
@@ -21,7 +21,7 @@ func (h unlessCancelled) Handle(ctx context.Context, r slog.Record) error {
 	if cancelled {
 		return nil
 	}
-	return h.Handler.Handle(ctx, r) //nolint:wrapcheck // it stands for the other one
+	return h.Handler.Handle(ctx, r) //nolint:wrapcheck // it stands in for the inner handler
 }
 
 // WithAttrs implements slog.Handler.

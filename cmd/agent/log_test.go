@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/tarlift/tarlift/internal/cli"
 )
 
 // lockedBuffer is what goroutines of the HTTP client write to.
@@ -91,7 +93,7 @@ func TestFailuresGiveNothingAway(t *testing.T) {
 		for _, command := range []string{"inspect", "import"} {
 			o := agent(t, nil, command, "-o", "json", "--username", "nodes", "--password-file", secret, srv.URL+path+"?sig=s3cr3t-query#s3cr3t-fragment")
 			basic := base64.StdEncoding.EncodeToString([]byte("nodes:s3cr3t-password"))
-			if got := o.out + o.errOut; o.code != exitFailed || strings.Contains(got, "s3cr3t") || strings.Contains(got, basic) {
+			if got := o.out + o.errOut; o.code != cli.ExitFailed || strings.Contains(got, "s3cr3t") || strings.Contains(got, basic) {
 				t.Errorf("%s %s: exit code %d, printed %q", command, path, o.code, got)
 			}
 		}

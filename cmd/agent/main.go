@@ -1,79 +1,48 @@
-// The agent puts the images of archives into containerd: as a node's agent in a cluster, or from the command
-// line without one.
+// The agent puts the images of archives into containerd: as a node's agent in a cluster, or from the command line
+// without a cluster.
 package main
 
 import (
 	"context"
 	"io"
-	stdlog "log"
 	"os"
-	"os/signal"
-	"syscall"
 
-	"github.com/containerd/log"
 	"github.com/spf13/cobra"
+
+	"github.com/tarlift/tarlift/internal/cli"
+	"github.com/tarlift/tarlift/internal/reason"
 )
 
+// version is set when the agent is built: -ldflags "-X main.version=…".
+var version = "unknown"
+
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// The first signal asks to stop; the second, handled by nobody any more, kills.
-	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(cli.SignalContext(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// run executes one command line and returns the exit code. It returns soon after ctx ends.
+// run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	// containerd's client library also logs what it returns as errors, as text between progress or lines of JSON.
-	log.L.Logger.SetLevel(log.PanicLevel)
-	// net/http logs there what a server sends unasked: text from outside, as it is.
-	stdlog.SetOutput(io.Discard)
-
-	root := newRootCommand()
-	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(errOut)
-
-	// What fails before a command's own code runs is the command line.
-	started := false
-	for _, c := range root.Commands() {
-		inner := c.RunE
-		c.RunE = func(cmd *cobra.Command, args []string) error {
-			started = true
-			return inner(cmd, args)
-		}
-	}
-	cmd, err := root.ExecuteContextC(ctx)
-	if err == nil {
-		return exitOK
-	}
-	if !started {
-		err = usageError{err}
-	}
-	return reportFailure(cmd, err, wantsJSON(cmd, args, started))
+	return cli.Run(ctx, newRootCommand(), failures, args, in, out, errOut)
 }
 
 func newRootCommand() *cobra.Command {
-	root := &cobra.Command{
-		Use:           "agent",
-		Short:         "Put the images of archives into containerd, without a registry",
-		SilenceErrors: true, // reportFailure prints them
-		SilenceUsage:  true,
-		// They take several lines, and --help, which is pointed to, lists all commands.
-		DisableSuggestions: true,
-		RunE: func(*cobra.Command, []string) error {
-			return usagef("a command is missing")
-		},
-	}
-	root.AddCommand(
+	return cli.NewRoot("agent", "Put the images of archives into containerd, without a registry",
 		newImportCommand(),
 		newInspectCommand(),
-		newBundleCommand(),
-		newExportCommand(),
 		newNodeCommand(),
 		newControllerCommand(),
 		newDoctorCommand(),
-		newVersionCommand(),
+		cli.NewVersionCommand(version),
 	)
-	return root
 }
+
+var failures = cli.Failures{Classify: cli.Classify, Remedies: map[string]string{
+	reason.Truncated:          "get the archive again: this copy is incomplete",
+	reason.DigestMismatch:     "get the archive again: this one is damaged, or another one than expected",
+	reason.ContentIncomplete:  "write the archive again, with all blobs of this platform",
+	reason.NoMatchingPlatform: "write the archive for this platform, or choose another platform with --platform",
+	reason.NameConflict:       "remove that image, choose other images with --include, or move the name with --conflict=replace",
+	reason.InsufficientDisk:   "free space there, or reserve less with --disk-reserve",
+	reason.SourceDenied:       "see --help for credentials, and check the file's owner and mode",
+	reason.RuntimeUnavailable: "is containerd running, is --address its socket, and may you write to the socket? 'agent doctor' tells more",
+}}

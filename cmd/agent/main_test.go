@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
+	"github.com/tarlift/tarlift/internal/cli"
 )
 
 // asAgent in the environment makes the test's own binary the agent, for what only a process can show.
@@ -146,13 +147,13 @@ func TestUsageErrors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("NODE_NAME", "")
 			o := agent(t, nil, args...)
-			if o.code != exitUsage || o.out != "" || !strings.Contains(o.errOut, "--help") || strings.Contains(o.errOut, `\t`) {
+			if o.code != cli.ExitUsage || o.out != "" || !strings.Contains(o.errOut, "--help") || strings.Contains(o.errOut, `\t`) {
 				t.Errorf("exit code %d, output %q, error %q", o.code, o.out, o.errOut)
 			}
 		})
 	}
-	wantFailure(t, agent(t, nil, "import", "-o", "json", "--digest", "x", file), exitUsage, reasonUsage)
-	wantFailure(t, agent(t, nil, "import", "-o", "json", "--bogus"), exitUsage, reasonUsage)
+	wantFailure(t, agent(t, nil, "import", "-o", "json", "--digest", "x", file), cli.ExitUsage, cli.ReasonUsage)
+	wantFailure(t, agent(t, nil, "import", "-o", "json", "--bogus"), cli.ExitUsage, cli.ReasonUsage)
 }
 
 // Whoever reads JSON gets it also when the command line is not understood before -o is reached.
@@ -166,14 +167,14 @@ func TestUsageErrorsAsJSON(t *testing.T) {
 		{"inspect", "-o", "xml", "-o", "json", "x"}, // the last one counts
 		{"impart", "-o", "json", "x"},
 	} {
-		wantFailure(t, agent(t, nil, args...), exitUsage, reasonUsage)
+		wantFailure(t, agent(t, nil, args...), cli.ExitUsage, cli.ReasonUsage)
 	}
 	for _, args := range [][]string{
 		{"import", "--bogus", "--", "-o", "json"},
 		{"import", "--bogus", "-o", "json", "-o", "text", "x"},
 		{"import", "--bogus", "x", "-o"},
 	} {
-		if o := agent(t, nil, args...); o.code != exitUsage || o.out != "" || strings.Contains(o.errOut, "Usage of") {
+		if o := agent(t, nil, args...); o.code != cli.ExitUsage || o.out != "" || strings.Contains(o.errOut, "Usage of") {
 			t.Errorf("%q: exit code %d, output %q, error %q", args, o.code, o.out, o.errOut)
 		}
 	}
@@ -198,34 +199,14 @@ func TestLibraryIsSilent(t *testing.T) {
 
 func TestHelpAndCompletion(t *testing.T) {
 	for _, args := range [][]string{{"--help"}, {"import", "--help"}, {"completion", "bash"}, {"completion", "zsh"}, {"completion", "fish"}} {
-		if o := agent(t, nil, args...); o.code != exitOK || o.out == "" || o.errOut != "" {
+		if o := agent(t, nil, args...); o.code != cli.ExitOK || o.out == "" || o.errOut != "" {
 			t.Errorf("%v: exit code %d, %d bytes of output, error %q", args, o.code, len(o.out), o.errOut)
 		}
 	}
 }
 
 func TestVersion(t *testing.T) {
-	if o := agent(t, nil, "version"); o.code != exitOK || o.out != version+"\n" {
+	if o := agent(t, nil, "version"); o.code != cli.ExitOK || o.out != version+"\n" {
 		t.Errorf("exit code %d, output %q", o.code, o.out)
-	}
-}
-
-func TestOneLine(t *testing.T) {
-	for in, want := range map[string]string{
-		"plain":                     "plain",
-		"größer 日本":                 "größer 日本",
-		"two\nlines":                "two; lines",
-		"\x1b[31mred":               `\x1b[31mred`,
-		"a\x00b\r":                  `a\x00b\r`,
-		"\xff\xfe":                  `\xff\xfe`,
-		"right\u202eto left":        `right\u202eto left`, // would show the rest backwards
-		"line\u2028separator":       `line\u2028separator`,
-		"zero\u200bwidth":           `zero\u200bwidth`,
-		"quote ' and \" stay":       "quote ' and \" stay",
-		"replacement \ufffd itself": "replacement \ufffd itself",
-	} {
-		if got := oneLine(in); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/internal/cli"
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
@@ -34,22 +35,23 @@ type nodeFlags struct {
 }
 
 func (f *nodeFlags) add(flags *pflag.FlagSet) {
-	flags.StringVar(&f.nodeName, "node-name", os.Getenv("NODE_NAME"), "`name` of this Node (default: $NODE_NAME)")
+	addNodeName(flags, &f.nodeName)
 	addContainerd(flags, &f.containerd)
 	addConcurrency(flags, &f.containerd)
-	flags.StringVar(&f.archiveDir, "archive-dir", "", "`directory` of spec.source.file; archives in its subdirectory drop-in are imported without any API server (default: none)")
-	flags.StringVar(&f.secretNamespace, "secret-namespace", os.Getenv("POD_NAMESPACE"),
-		"`namespace` of the Secrets that sources name (default: $POD_NAMESPACE)")
+	flags.StringVar(&f.archiveDir, "archive-dir", "",
+		"`directory` of spec.source.file; archives in its subdirectory drop-in are imported without an API server (default: none)")
+	addSecretNamespace(flags, &f.secretNamespace)
 	flags.Var(&f.allowAddresses, "allow-source-addresses",
-		"`prefix` such as 127.0.0.1/32 of loopback, link-local or multicast addresses, or metadata services, that http sources may be at (repeatable; default: none)")
+		"`prefix` such as 127.0.0.1/32 of loopback, link-local, multicast or metadata service addresses that http sources may use "+
+			"(repeatable; default: none)")
 	flags.BoolVar(&f.proxy, "source-proxy-from-environment", false,
-		"get http sources by the proxies of HTTP_PROXY, HTTPS_PROXY and NO_PROXY, which look up names by themselves")
+		"use the proxies of HTTP_PROXY, HTTPS_PROXY and NO_PROXY for http sources; the proxies then resolve host names")
 	flags.DurationVar(&f.checkInterval, "check-interval", controllers.DefaultCheckInterval,
-		"`time` after which all images are looked at though containerd tells of no change, give or take a tenth")
+		"`time` between two checks of all images, give or take a tenth; containerd's events are handled at once")
 	f.listen.add(flags, ":9461", ":9462")
 }
 
-// sources are where the agent may get archives from.
+// sources are the sources that the agent may read archives from.
 func (f nodeFlags) sources(secrets client.Reader) controllers.Sources {
 	s := controllers.Sources{
 		Secrets:        secrets,
@@ -63,21 +65,21 @@ func (f nodeFlags) sources(secrets client.Reader) controllers.Sources {
 	return s
 }
 
-// minCheckInterval keeps an agent from doing nothing else: a check of many images takes a second on a slow disk.
+// minCheckInterval keeps an agent from only checking: a check of many images takes a second on a slow disk.
 const minCheckInterval = time.Second
 
 func newNodeCommand() *cobra.Command {
 	var f nodeFlags
 	cmd := &cobra.Command{
 		Use:   "node",
-		Short: "Import the ImageArchives that select this node, and report in its NodeImageState",
+		Short: "Import the ImageArchives that select this node, and report them in its NodeImageState",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.nodeName == "" {
-				return usagef("--node-name, or NODE_NAME in the environment, is missing")
+				return cli.Usagef("--node-name is missing, and NODE_NAME is not set")
 			}
 			if f.checkInterval < minCheckInterval {
-				return usagef("--check-interval must be at least %s", minCheckInterval)
+				return cli.Usagef("--check-interval must be at least %s", minCheckInterval)
 			}
 			return runNode(cmd.Context(), f)
 		},
@@ -86,8 +88,8 @@ func newNodeCommand() *cobra.Command {
 	return cmd
 }
 
-// idleGC keeps an agent small that has nothing to do, which is nearly always: its heap is then a few megabytes of caches.
-// GOGC in the environment overrides it.
+// idleGC is the GOGC that keeps an idle agent small, whose heap is a few megabytes of caches. GOGC in the environment
+// overrides it.
 const idleGC = 40
 
 func runNode(ctx context.Context, f nodeFlags) error {
@@ -100,7 +102,7 @@ func runNode(ctx context.Context, f nodeFlags) error {
 	case err != nil && f.archiveDir == "":
 		return err
 	case err != nil:
-		ctrl.Log.Info("There is no API server yet; the drop-in directory needs none", "error", err.Error())
+		ctrl.Log.Info("No API server is configured yet; drop-ins are imported without it", "error", err.Error())
 		server = (&lateServer{find: quietConfig}).config()
 	}
 	containerd, err := importer.New(f.containerd)
@@ -144,8 +146,8 @@ func newNodeManager(server *rest.Config, f nodeFlags) (ctrl.Manager, error) {
 	return mgr, addProbes(mgr)
 }
 
-// addProbes makes a process live while it answers at all, and ready once it has seen the API server's objects. Of
-// containerd neither depends: restarting the agent would not mend it.
+// addProbes makes a process live while it answers, and ready once its caches have the API server's objects. Neither probe
+// asks containerd: restarting the agent would not repair containerd.
 func addProbes(mgr ctrl.Manager) error {
 	if err := mgr.AddHealthzCheck("ping", func(*http.Request) error { return nil }); err != nil {
 		return fmt.Errorf("add liveness probe: %w", err)

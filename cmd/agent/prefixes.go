@@ -6,7 +6,7 @@ import (
 	"net/netip"
 )
 
-// prefixes is a flag that adds an address prefix each time it is given.
+// prefixes is a repeatable flag of address prefixes.
 type prefixes []netip.Prefix
 
 func (p *prefixes) String() string { return fmt.Sprint([]netip.Prefix(*p)) }
@@ -19,7 +19,7 @@ func (p *prefixes) Set(s string) error {
 	case prefix.Addr().Is4In6():
 		return errors.New("must be given as an IPv4 prefix")
 	case prefix != prefix.Masked():
-		return fmt.Errorf("has bits behind the prefix: %s, or a longer one?", prefix.Masked())
+		return fmt.Errorf("has bits set after the prefix: use %s, or a longer prefix", prefix.Masked())
 	}
 	*p = append(*p, prefix)
 	return nil

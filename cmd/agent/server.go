@@ -13,26 +13,26 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 )
 
-// lateInterval is how often to look for a configuration that is not there yet.
+// lateInterval is the time between two attempts to read a configuration that does not exist yet.
 const lateInterval = 2 * time.Second
 
-// lateServer is the API server of a configuration that is not there yet: a kubeconfig, or a pod's service account. Until it
-// is, each request waits for it, as it would for an API server that does not answer.
+// lateServer is the API server of a configuration that does not exist yet: a kubeconfig, or a pod's service account. Until it
+// exists, each request waits, as it would for an API server that does not answer.
 type lateServer struct {
 	find func() (*rest.Config, error)
 
 	mu   sync.Mutex
-	next http.RoundTripper // nil: not there yet
+	next http.RoundTripper // nil until the configuration exists
 	base *url.URL
 }
 
-// config is a configuration that leads there.
+// config returns a configuration for clients of the server.
 func (l *lateServer) config() *rest.Config {
-	// The API server's own fairness limits an agent, as without this.
+	// Without a limit, as controller-runtime's own: the API server's priority and fairness limits agents.
 	return &rest.Config{Host: "http://not-configured.invalid", Transport: l, UserAgent: rest.DefaultKubernetesUserAgent(), QPS: -1}
 }
 
-// quietConfig looks where clientConfig does. That logs an error each time that there is nothing.
+// quietConfig reads the same files as clientConfig, which logs an error each time that there is none.
 func quietConfig() (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
@@ -45,12 +45,12 @@ func quietConfig() (*rest.Config, error) {
 // RoundTrip implements http.RoundTripper.
 func (l *lateServer) RoundTrip(req *http.Request) (*http.Response, error) {
 	for {
-		next, base, err := l.reach()
+		next, base, err := l.connect()
 		if err == nil {
 			req = req.Clone(req.Context())
 			req.Host, req.URL.Scheme, req.URL.Host = "", base.Scheme, base.Host
 			req.URL.Path = strings.TrimSuffix(base.Path, "/") + req.URL.Path
-			return next.RoundTrip(req) //nolint:wrapcheck // it stands for the other one
+			return next.RoundTrip(req) //nolint:wrapcheck // it stands in for next
 		}
 		select {
 		case <-req.Context().Done():
@@ -60,7 +60,7 @@ func (l *lateServer) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-func (l *lateServer) reach() (http.RoundTripper, *url.URL, error) {
+func (l *lateServer) connect() (http.RoundTripper, *url.URL, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.next != nil {

@@ -1,5 +1,5 @@
-// Command release writes all that a release consists of into a new directory: the agent's binaries and image, the
-// chart's package, a bill of materials, and checksums of these. The same source, version and Go release give the same
+// Command release writes all that a release consists of into a new directory: the binaries of agent and tarlift, the
+// agent's image, the chart's package, a bill of materials, and checksums of these. The same source, version and Go release give the same
 // bytes on every machine.
 package main
 
@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/tarlift/tarlift/hack/compile"
 )
 
 const (
@@ -88,11 +90,15 @@ func (r release) write(ctx context.Context) (err error) {
 	if err := r.packageChart(ctx, filepath.Join(dir, "tarlift-"+r.version+".tgz")); err != nil {
 		return err
 	}
-	binaries, image, err := r.buildImage(ctx, dir)
+	agents, image, err := r.buildImage(ctx, dir)
 	if err != nil {
 		return err
 	}
-	if err := r.writeSBOM(ctx, filepath.Join(dir, "tarlift-"+r.version+".cdx.json"), binaries, image); err != nil {
+	tools, err := r.buildTools(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if err := r.writeSBOM(ctx, filepath.Join(dir, "tarlift-"+r.version+".cdx.json"), agents, tools, image); err != nil {
 		return err
 	}
 	sums, err := writeSums(dir)
@@ -109,22 +115,38 @@ func (r release) write(ctx context.Context) (err error) {
 	return nil
 }
 
-// buildImage writes the binaries, and the archive of the image that holds the same ones.
-func (r release) buildImage(ctx context.Context, dir string) (binaries []string, image string, err error) {
+// buildImage writes the agents, and the archive of the image that holds the same ones.
+func (r release) buildImage(ctx context.Context, dir string) (agents []string, image string, err error) {
 	prefix := filepath.Join(dir, "tarlift-agent-"+r.version)
 	image = filepath.Join(dir, "tarlift-agent-image-"+r.version+".tar")
 	if err := command(ctx, "go", "run", "./hack/image", "-name", repository+":"+r.version, "-platforms", r.platforms,
 		"-ldflags", r.ldflags, "-binaries", prefix, "-o", image); err != nil {
 		return nil, "", err
 	}
+	agents, err = r.binaries(prefix, func(string, string) error { return nil })
+	return agents, image, err
+}
+
+// buildTools writes the binaries of tarlift.
+func (r release) buildTools(ctx context.Context, dir string) ([]string, error) {
+	return r.binaries(filepath.Join(dir, "tarlift-"+r.version), func(platform, path string) error {
+		return compile.Binary(ctx, "./cmd/tarlift", platform, r.ldflags, path)
+	})
+}
+
+// binaries makes a binary for each platform, which all may run whatever the umask.
+func (r release) binaries(prefix string, build func(platform, path string) error) (paths []string, err error) {
 	for _, platform := range strings.Split(r.platforms, ",") {
-		binary := prefix + "-" + strings.ReplaceAll(platform, "/", "-")
-		if err := os.Chmod(binary, 0o755); err != nil {
-			return nil, "", fmt.Errorf("mode of the binary: %w", err)
+		path := prefix + "-" + strings.ReplaceAll(platform, "/", "-")
+		if err := build(platform, path); err != nil {
+			return nil, err
 		}
-		binaries = append(binaries, binary)
+		if err := os.Chmod(path, 0o755); err != nil {
+			return nil, fmt.Errorf("mode of the binary: %w", err)
+		}
+		paths = append(paths, path)
 	}
-	return binaries, image, nil
+	return paths, nil
 }
 
 // command runs a program whose output is for whoever makes the release.

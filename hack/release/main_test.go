@@ -200,7 +200,7 @@ func TestBillOfMaterials(t *testing.T) {
 		t.Helper()
 		path := filepath.Join(dir, name)
 		r := release{version: "1.2.3", time: time.Unix(0, 0).UTC()}
-		if err := r.writeSBOM(t.Context(), path, []string{self}, image); err != nil {
+		if err := r.writeSBOM(t.Context(), path, []string{self}, nil, image); err != nil {
 			t.Fatal(err)
 		}
 		data, err := os.ReadFile(path)

@@ -31,20 +31,15 @@ type bill struct {
 }
 
 // writeSBOM writes a CycloneDX bill of materials of what the release runs: each binary with the modules that its own
-// build information names, and the image with the binaries and root certificates in it.
-func (r release) writeSBOM(ctx context.Context, output string, binaries []string, image string) error {
+// build information names, and the image with the agents and root certificates in it.
+func (r release) writeSBOM(ctx context.Context, output string, agents, tools []string, image string) error {
 	b := bill{version: r.version, libraries: map[string]cdx.Component{}}
-	inImage := []string{}
-	for _, path := range binaries {
-		info, err := buildinfo.ReadFile(path)
-		if err != nil {
-			return fmt.Errorf("modules of %s: %w", filepath.Base(path), err)
-		}
-		ref, err := b.artifact(path, cdx.ComponentTypeApplication, b.modules(info))
-		if err != nil {
-			return err
-		}
-		inImage = append(inImage, ref)
+	inImage, err := b.binaries(agents)
+	if err != nil {
+		return err
+	}
+	if _, err := b.binaries(tools); err != nil {
+		return err
 	}
 	roots, err := requiredModule(ctx, rootsModule)
 	if err != nil {
@@ -92,6 +87,22 @@ func (b *bill) document(at time.Time) *cdx.BOM {
 	}
 	document.Components, document.Dependencies = &components, &dependencies
 	return document
+}
+
+// binaries adds binaries of the release with their modules, and returns their references.
+func (b *bill) binaries(paths []string) (refs []string, err error) {
+	for _, path := range paths {
+		info, err := buildinfo.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("modules of %s: %w", filepath.Base(path), err)
+		}
+		ref, err := b.artifact(path, cdx.ComponentTypeApplication, b.modules(info))
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, ref)
+	}
+	return refs, nil
 }
 
 // artifact adds a file of the release, and returns its reference.

@@ -17,8 +17,6 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-const root = "../.."
-
 func pages(t *testing.T) []Page {
 	t.Helper()
 	pages, err := Pages(root)
@@ -151,6 +149,11 @@ func constants(t *testing.T, dir string, name *regexp.Regexp) (values []string) 
 // The table of reasons has every reason of a condition; and what pages show as a reason is one.
 func TestReasons(t *testing.T) {
 	reasons := constants(t, "api/v1alpha1", regexp.MustCompile(`^Reason[A-Z]`))
+	for _, reason := range constants(t, "internal/reason", regexp.MustCompile(`^[A-Z]`)) {
+		if !slices.Contains(reasons, reason) {
+			t.Errorf("internal/reason has the reason %s, which the API does not have", reason)
+		}
+	}
 	documented := rows(t, "docs/operations.md", "Reasons")
 	for _, reason := range reasons {
 		if !slices.Contains(documented, reason) {
@@ -162,7 +165,9 @@ func TestReasons(t *testing.T) {
 			t.Errorf("docs/operations.md has the reason %s, which nothing gives", reason)
 		}
 	}
-	reasons = append(reasons, constants(t, "cmd/agent", regexp.MustCompile(`^reason[A-Z]`))...)
+	for _, dir := range []string{"internal/cli", "cmd/tarlift"} { // what only command lines have
+		reasons = append(reasons, constants(t, dir, regexp.MustCompile(`^[Rr]eason[A-Z]`))...)
+	}
 	shown := regexp.MustCompile(`"?\breason"?: *"?([A-Z]\w+)`)
 	for _, page := range pages(t) {
 		for k, line := range page.Lines {

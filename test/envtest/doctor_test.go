@@ -90,7 +90,7 @@ func (p practice) testNode(t *testing.T) {
 		t.Errorf("%d left, %v", len(list.Items), err)
 	}
 	wantFound(t, p.doctor(t, onNode(n.name), "--node-name", "nowhere"), map[string]string{"node": "fail there is no Node nowhere", "own state": "warn no NodeImageState nowhere"})
-	wantFound(t, p.doctor(t, adminConfig), map[string]string{"rights": "skip is not the agent", "policy": "ok there is one", "node": "skip", "own state": "skip"})
+	wantFound(t, p.doctor(t, adminConfig), map[string]string{"rights": "skip is not the agent", "policy": "ok an admission policy matches", "node": "skip", "own state": "skip"})
 	wantFound(t, p.doctor(t, as("nobody")), map[string]string{"rights": "fail may not list imagearchives", "policy": "skip may not list policies", "crds": "ok"})
 }
 
@@ -150,7 +150,7 @@ func (p practice) testBareCluster(t *testing.T) {
 	}
 	eventually(t, "the old CRDs to be found out", func() (bool, string) {
 		got := p.doctor(t, agent)["crds"]
-		return strings.HasPrefix(got, "fail: they are older than this agent: ImageArchive.spec.rollout"), got
+		return strings.HasPrefix(got, "fail: older than this agent: ImageArchive.spec.rollout"), got
 	})
 	wantFound(t, p.doctor(t, agent, "--secret-namespace", systemNamespace, "--node-name", "n"), map[string]string{
 		"rights": "fail get secrets in " + systemNamespace, "policy": "skip may not write for any node", "node": "skip may not list nodes",

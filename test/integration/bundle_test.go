@@ -16,17 +16,17 @@ import (
 	"github.com/tarlift/tarlift/test/node"
 )
 
-// writes runs `agent bundle` or `agent export`, which must succeed, and gives the archive's path.
+// writes runs `tarlift bundle` or `tarlift export`, which must succeed, and returns the archive's path.
 func (r *runtime) writes(t *testing.T, command string, args ...string) string {
 	t.Helper()
-	agent, err := node.Agent()
+	tarlift, err := node.Tarlift()
 	if err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), command+".tar")
-	out, err := exec.Command(agent, append([]string{command, "--address", r.ContainerdAddress, "-o", file}, args...)...).CombinedOutput()
+	out, err := exec.Command(tarlift, append([]string{command, "--address", r.ContainerdAddress, "-o", file}, args...)...).CombinedOutput()
 	if err != nil {
-		t.Fatalf("agent %s %q: %v: %s", command, args, err, out)
+		t.Fatalf("tarlift %s %q: %v: %s", command, args, err, out)
 	}
 	return file
 }
@@ -144,12 +144,12 @@ func TestBundleOfContainerdFailures(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			agent, err := node.Agent()
+			tarlift, err := node.Tarlift()
 			if err != nil {
 				t.Fatal(err)
 			}
 			dir := t.TempDir()
-			cmd := exec.Command(agent, append([]string{"export", "--address", r.ContainerdAddress, "--output", "json", "-o", filepath.Join(dir, "x.tar")}, tc.args...)...)
+			cmd := exec.Command(tarlift, append([]string{"export", "--address", r.ContainerdAddress, "--output", "json", "-o", filepath.Join(dir, "x.tar")}, tc.args...)...)
 			var o struct {
 				Error struct{ Reason, Message string }
 			}

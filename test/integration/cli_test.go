@@ -309,7 +309,7 @@ func TestAgentInspectPlan(t *testing.T) {
 	cmd := r.command(t, "inspect", "--plan", file)
 	cmd.Args = append(cmd.Args, "-o", "text")
 	text, err := cmd.Output()
-	if err != nil || !strings.Contains(string(text), "would move 0 of 5 blobs") || !strings.Contains(string(text), "keep: it is there") {
+	if err != nil || !strings.Contains(string(text), "would transfer 0 of 5 blobs") || !strings.Contains(string(text), "present") {
 		t.Errorf("%v: %s", err, text)
 	}
 }

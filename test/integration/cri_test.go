@@ -49,7 +49,7 @@ func TestImportSaysWhatTheKubeletFinds(t *testing.T) {
 	foreign := r.agentImport(t, nil, "--platform", "linux/arm64", "--no-unpack", "--rename", "cri.example/=foreign.example/", file)
 	want := []string{strings.Replace(name, "cri.", "foreign.", 1), strings.Replace(ref, "cri.", "foreign.", 1)}
 	_, other := built(t, sample("cri.example/other:1", 7))
-	if foreign.code != 0 || foreign.CRI != "" || !strings.Contains(foreign.errOut, "the kubelet would not find") || !slices.Equal(foreign.Unseen, want) {
+	if foreign.code != 0 || foreign.CRI != "" || !strings.Contains(foreign.errOut, "the kubelet does not find") || !slices.Equal(foreign.Unseen, want) {
 		t.Errorf("foreign platform: exit code %d, unseen %q, unknown %q: %s", foreign.code, foreign.Unseen, foreign.CRI, foreign.errOut)
 	}
 	// Whoever imports into another namespace means it.
@@ -140,7 +140,7 @@ func TestAgentDryRun(t *testing.T) {
 	}
 	cmd := r.command(t, "import", append(taken, "--dry-run", "-o", "text", file)...)
 	text, err := cmd.Output()
-	for _, want := range []string{"IMAGE", "TO MOVE", "bystander.example/x:1", "linux/amd64", "conflict: stands for sha256:", "would move 5 of 5 blobs"} {
+	for _, want := range []string{"IMAGE", "TO TRANSFER", "bystander.example/x:1", "linux/amd64", "conflict: now sha256:", "would transfer 5 of 5 blobs"} {
 		if err == nil || !strings.Contains(string(text), want) {
 			t.Errorf("%v, %q is missing: %s", err, want, text)
 		}

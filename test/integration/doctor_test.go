@@ -80,7 +80,7 @@ func TestDoctor(t *testing.T) {
 	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
 	b, data := built(t, sample("doctor.example/app:1", 1))
 	file := fileOf(t, data)
-	if d := r.examine(t); d.code != 0 || d.checks["images"].Found != "0 names, all whole" {
+	if d := r.examine(t); d.code != 0 || d.checks["images"].Found != "0 names, all complete" {
 		t.Errorf("before any import: %+v", d)
 	}
 	if _, err := r.importer(t).Import(t.Context(), open(t, file), request("1")); err != nil {
@@ -108,7 +108,7 @@ func TestDoctor(t *testing.T) {
 	t.Logf("\n%s", text)
 
 	t.Run("low disk", func(t *testing.T) {
-		r.examine(t, "--disk-reserve", "99.9999%").want(t, "disk", "fail", "are to stay so")
+		r.examine(t, "--disk-reserve", "99.9999%").want(t, "disk", "fail", "below the reserve")
 	})
 	t.Run("no reserve", func(t *testing.T) { r.examine(t, "--disk-reserve", "0").want(t, "disk", "skip", "no reserve") })
 	t.Run("unknown snapshotter", func(t *testing.T) {
@@ -134,7 +134,7 @@ func TestDoctor(t *testing.T) {
 	t.Run("impossible namespace", func(t *testing.T) { r.examine(t, "--namespace", "no/such").want(t, "namespace", "fail", "no/such") })
 	t.Run("lost pin", func(t *testing.T) {
 		r.relabel(t, "doctor.example/app:1", "io.cri-containerd.pinned", "")
-		r.examine(t).want(t, "pins", "fail", "1 of 4 names have lost their pin, so that the kubelet may remove them: doctor.example/app:1")
+		r.examine(t).want(t, "pins", "fail", "1 of 4 names have lost their pin, so the kubelet may remove them: doctor.example/app:1")
 		r.relabel(t, "doctor.example/app:1", "io.cri-containerd.pinned", "pinned")
 	})
 	t.Run("lost layer", func(t *testing.T) {
@@ -213,7 +213,7 @@ func TestDoctorWithoutContainerd(t *testing.T) {
 		}
 	})
 	r.Containerd.Kill()
-	examine(t, at(r.ContainerdAddress)).want(t, "socket", "fail", "nobody listens")
+	examine(t, at(r.ContainerdAddress)).want(t, "socket", "fail", "no process listens")
 }
 
 func copyFile(to, from string) error {
@@ -284,24 +284,24 @@ func TestDoctorLeftovers(t *testing.T) {
 		return cmd
 	}
 	killed := begin()
-	examine(t, r.command(t, "doctor")).want(t, "leftovers", "ok", "none; 1 imports run now")
+	examine(t, r.command(t, "doctor")).want(t, "leftovers", "ok", "none")
 	if err := killed.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = killed.Wait()
 	time.Sleep(200 * time.Millisecond) // the daemon notices
-	r.examine(t).want(t, "leftovers", "warn", "1 imports were interrupted")
+	r.examine(t).want(t, "leftovers", "warn", "1 leases of interrupted imports")
 	for len(reached) > 0 {
 		<-reached
 	}
 	living := begin() // it clears away what the one before has left
-	examine(t, r.command(t, "doctor")).want(t, "leftovers", "ok", "none; 1 imports run now")
+	examine(t, r.command(t, "doctor")).want(t, "leftovers", "ok", "none")
 	close(resume)
 	if err := living.Wait(); err != nil {
 		t.Errorf("the import that was looked at: %v", err)
 	}
 	d := r.examine(t)
-	d.want(t, "leftovers", "ok", "none; 0 imports run now")
+	d.want(t, "leftovers", "ok", "none")
 	if d.checks["kubelet"].Found != "finds all 2 names" {
 		t.Errorf("%+v", d.checks["kubelet"])
 	}

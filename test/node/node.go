@@ -22,21 +22,26 @@ import (
 	"github.com/tarlift/tarlift/test/cluster"
 )
 
-// Agent builds the agent once, as `make build` does, and gives its path.
-var Agent = sync.OnceValues(func() (string, error) {
+// Agent and Tarlift build a command once, as `make build` does, and return its path.
+var (
+	Agent   = sync.OnceValues(func() (string, error) { return build("agent") })
+	Tarlift = sync.OnceValues(func() (string, error) { return build("tarlift") })
+)
+
+func build(name string) (string, error) {
 	root, err := cluster.ModuleRoot()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(os.TempDir(), "agent")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "./cmd/agent")
+	path := filepath.Join(os.TempDir(), name)
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "./cmd/"+name)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the agent: %w: %s", err, out)
+		return "", fmt.Errorf("build %s: %w: %s", name, err, out)
 	}
 	return path, nil
-})
+}
 
 // Output is all that `agent import -o json` may print.
 type Output struct {

@@ -27,6 +27,8 @@ const (
 	version = "1.2.3-rc.1"
 	// maxBinary is far from what the agent has: a dependency that doubles it shall not come unnoticed.
 	maxBinary = 64 << 20
+	// maxTool likewise for tarlift, which has neither controllers nor a client of the API server.
+	maxTool = 32 << 20
 	// committed is long ago: what takes the clock's time instead shows in the package of the chart.
 	committed = "1700000000"
 )
@@ -160,9 +162,13 @@ func sum(t *testing.T, path string) string {
 
 func binary(arch string) string { return "tarlift-agent-" + version + "-linux-" + arch }
 
+func tool(arch string) string { return "tarlift-" + version + "-linux-" + arch }
+
 func testFiles(t *testing.T, dist string) {
 	want := []string{
 		"SHA256SUMS",
+		tool("amd64"),
+		tool("arm64"),
 		"tarlift-" + version + ".cdx.json",
 		"tarlift-" + version + ".tgz",
 		binary("amd64"),
@@ -185,23 +191,27 @@ func testFiles(t *testing.T, dist string) {
 
 func testBinaries(t *testing.T, dist string) {
 	for _, arch := range []string{"amd64", "arm64"} {
-		info, err := os.Stat(filepath.Join(dist, binary(arch)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info.Size() > maxBinary {
-			t.Errorf("%s has %d bytes, more than %d", info.Name(), info.Size(), maxBinary)
+		for name, most := range map[string]int64{binary(arch): maxBinary, tool(arch): maxTool} {
+			info, err := os.Stat(filepath.Join(dist, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info.Size() > most {
+				t.Errorf("%s has %d bytes, more than %d", name, info.Size(), most)
+			}
 		}
 	}
-	if got := output(t, dist, nil, native(t, dist), "version"); got != version+"\n" {
-		t.Errorf("agent version: %q", got)
+	for _, name := range []func(string) string{binary, tool} {
+		if got := output(t, dist, nil, native(t, dist, name), "version"); got != version+"\n" {
+			t.Errorf("%s version: %q", name("…"), got)
+		}
 	}
 }
 
-// native is the released binary that runs here.
-func native(t *testing.T, dist string) string {
+// native is the path of the released binary that runs here.
+func native(t *testing.T, dist string, name func(arch string) string) string {
 	t.Helper()
-	return filepath.Join(dist, binary(strings.TrimSpace(output(t, root, nil, "go", "env", "GOARCH"))))
+	return filepath.Join(dist, name(strings.TrimSpace(output(t, root, nil, "go", "env", "GOARCH"))))
 }
 
 func testChartAndImage(t *testing.T, clone, dist string) {
@@ -212,7 +222,7 @@ func testChartAndImage(t *testing.T, clone, dist string) {
 			Platforms []struct{ Platform string }
 		}
 	}
-	if err := json.Unmarshal([]byte(output(t, dist, nil, native(t, dist), "inspect", "--output", "json", image)), &archive); err != nil {
+	if err := json.Unmarshal([]byte(output(t, dist, nil, native(t, dist, binary), "inspect", "--output", "json", image)), &archive); err != nil {
 		t.Fatal(err)
 	}
 	if len(archive.Images) != 1 || len(archive.Images[0].Platforms) != 2 {
@@ -304,16 +314,16 @@ func testBill(t *testing.T, dist string) {
 	if got := components[containerd].Version; got != want {
 		t.Errorf("the bill has containerd %q, go.mod %q", got, want)
 	}
-	for _, arch := range []string{"amd64", "arm64"} {
-		c := components[binary(arch)]
-		if c.Hashes == nil || (*c.Hashes)[0].Value != sum(t, filepath.Join(dist, c.Name)) {
-			t.Errorf("%s: %+v is another file's", binary(arch), c.Hashes)
+	for _, name := range []string{binary("amd64"), binary("arm64"), tool("amd64"), tool("arm64")} {
+		c := components[name]
+		if c.Hashes == nil || (*c.Hashes)[0].Value != sum(t, filepath.Join(dist, name)) {
+			t.Errorf("%s: %+v is another file's", name, c.Hashes)
 		}
 		uses := slices.IndexFunc(*bill.Dependencies, func(d cdx.Dependency) bool {
 			return d.Ref == c.BOMRef && slices.Contains(*d.Dependencies, components[containerd].BOMRef)
 		})
 		if uses < 0 {
-			t.Errorf("%s does not depend on containerd", binary(arch))
+			t.Errorf("%s does not depend on containerd", name)
 		}
 	}
 }

@@ -13,16 +13,17 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/bundle"
+	"github.com/tarlift/tarlift/internal/cli"
 	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
-// containerdPrefix of an argument that names images of this machine's containerd.
+// containerdPrefix marks an argument that names images of this machine's containerd.
 const containerdPrefix = "containerd:"
 
 // inputs are what a bundle is made of.
 type inputs struct {
-	flags      inputFlags
+	flags      cli.Input
 	containerd importer.Options
 	args       []string
 	in         io.Reader
@@ -30,34 +31,34 @@ type inputs struct {
 	opened []io.Closer
 }
 
-// newInputs checks what can be said of the arguments.
-func newInputs(flags inputFlags, o importer.Options, args []string, in io.Reader) (*inputs, error) {
+// newInputs checks the arguments without opening anything.
+func newInputs(flags cli.Input, o importer.Options, args []string, in io.Reader) (*inputs, error) {
 	urls, streams := 0, 0
 	for _, arg := range args {
 		switch {
 		case arg == "-":
 			streams++
 		case strings.TrimPrefix(arg, containerdPrefix) == "":
-			return nil, usagef("%q: the name of an image is missing", arg)
-		case isURL(arg):
+			return nil, cli.Usagef("%q: an image name is missing after the colon", arg)
+		case cli.IsURL(arg):
 			urls++
 		}
 	}
 	if streams > 1 {
-		return nil, usagef("standard input can be read only once")
+		return nil, cli.Usagef("standard input can be read only once")
 	}
-	if urls == 0 && flags != (inputFlags{}) {
-		return nil, usagef("credentials are for URLs only, and there is none")
+	if urls == 0 && flags != (cli.Input{}) {
+		return nil, cli.Usagef("credentials are for URLs only, and no input is a URL")
 	}
 	return &inputs{flags: flags, containerd: o, args: args, in: in}, nil
 }
 
-// open opens all. What can be read only once is kept in a file without a name in dir.
-func (i *inputs) open(ctx context.Context, dir string, m *meter) ([]bundle.Input, error) {
+// open opens all inputs. Those that can be read only once are kept in a temporary file in dir.
+func (i *inputs) open(ctx context.Context, dir string, report reporter) ([]bundle.Input, error) {
 	var reading source.Blob
 	spool := bundle.NewSpool(dir, func(int64) {
 		if reading != nil {
-			m.report(phaseReading, reading.BytesRead(), reading.Size())
+			report(cli.PhaseReading, reading.BytesRead(), reading.Size())
 		}
 	})
 	i.opened = append(i.opened, spool)
@@ -79,7 +80,7 @@ func (i *inputs) open(ctx context.Context, dir string, m *meter) ([]bundle.Input
 		reading = blob
 		a, err := importer.OpenInto(ctx, blob, spool)
 		if err != nil {
-			return nil, aboutArchive(blob, err)
+			return nil, cli.NameArchive(blob, err)
 		}
 		list = append(list, bundle.FromArchive(blob.String(), a.Layout, blob, spool))
 	}
@@ -88,19 +89,19 @@ func (i *inputs) open(ctx context.Context, dir string, m *meter) ([]bundle.Input
 
 // openBlob opens an archive or a layout directory.
 func (i *inputs) openBlob(ctx context.Context, arg string) (source.Blob, error) {
-	if isURL(arg) {
-		return i.flags.open(ctx, arg, i.in)
+	if cli.IsURL(arg) {
+		return i.flags.Open(ctx, arg, i.in)
 	}
 	if info, err := os.Stat(arg); err == nil && info.IsDir() {
 		if _, err := os.Stat(filepath.Join(arg, ocispec.ImageLayoutFile)); err != nil {
-			return nil, fmt.Errorf("directory %q has no %s, so it is no OCI layout: %w", arg, ocispec.ImageLayoutFile, archive.ErrInvalid)
+			return nil, fmt.Errorf("directory %q is no OCI layout, since it has no file %s: %w", arg, ocispec.ImageLayoutFile, archive.ErrInvalid)
 		}
 		return source.OpenDir(ctx, arg)
 	}
-	return (&inputFlags{}).open(ctx, arg, i.in)
+	return (&cli.Input{}).Open(ctx, arg, i.in)
 }
 
-// openStored finds images of containerd.
+// openStored finds the images of containerd that match ref, a name or a glob.
 func (i *inputs) openStored(ctx context.Context, ref string) (bundle.Input, error) {
 	imp, err := importer.New(i.containerd)
 	if err != nil {
@@ -115,17 +116,17 @@ func (i *inputs) openStored(ctx context.Context, ref string) (bundle.Input, erro
 	return bundle.Input{Name: s.String(), Manifests: s.Manifests, Place: place, Blobs: storedBlobs{s}}, nil
 }
 
-// close closes all that was opened. They were only read from.
+// close closes what open opened.
 func (i *inputs) close() {
 	for _, c := range i.opened {
-		c.Close() //nolint:gosec // see above
+		c.Close() //nolint:gosec // opened for reading only
 	}
 }
 
 // storedBlobs are the blobs of images in containerd.
 type storedBlobs struct{ *importer.Stored }
 
-// Find asks containerd.
+// Find implements bundle.Blobs.
 func (s storedBlobs) Find(ctx context.Context, d digest.Digest) (bundle.Blob, error) {
 	size, err := s.Size(ctx, d)
 	return bundle.Blob{Size: size, Open: func(ctx context.Context) (io.ReadCloser, error) { return s.Open(ctx, d) }}, err

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 	"github.com/tarlift/tarlift/api/v1alpha1"
 )
 
-// right is something that `agent node` has to be allowed.
+// right is a right that 'agent node' needs.
 type right struct {
 	verb, group, resource, namespace string
 }
@@ -57,29 +57,29 @@ func (c *cluster) allowed(ctx context.Context, r right) (bool, error) {
 
 const serviceAccount = "system:serviceaccount:"
 
-// whoami is the user whom the API server takes us for.
+// whoami is the user that the API server sees.
 func (c *cluster) whoami(ctx context.Context) (authenticationv1.UserInfo, error) {
-	return ask(ctx, c.doctor, func(ctx context.Context) (authenticationv1.UserInfo, error) {
+	return ask(ctx, c.examination, func(ctx context.Context) (authenticationv1.UserInfo, error) {
 		review := &authenticationv1.SelfSubjectReview{}
 		err := c.client.Create(ctx, review)
-		return review.Status.UserInfo, err //nolint:wrapcheck // the finding says what was asked
+		return review.Status.UserInfo, err //nolint:wrapcheck // the finding names the check
 	})
 }
 
-// checkRights asks for the rights of whoever asks. Those of an administrator say nothing of the agent's.
+// checkRights checks the rights of the agent's service account. An administrator's rights would say nothing about them.
 func (c *cluster) checkRights(ctx context.Context) {
 	const check = "rights"
 	user, err := c.whoami(ctx)
 	if err != nil {
-		c.failed(check, "are these credentials still good?", err)
+		c.failed(check, seeCredentials, err)
 		return
 	}
 	if !strings.HasPrefix(user.Username, serviceAccount) {
-		c.skip(check, "%s is not the agent: run this in the agent's pod", user.Username)
+		c.skip(user.Username+" is not the agent: run this in the agent's pod", check)
 		return
 	}
-	missing, err := ask(ctx, c.doctor, func(ctx context.Context) (missing []string, err error) {
-		for _, r := range nodeRights(c.flags.secretNamespace) {
+	missing, err := ask(ctx, c.examination, func(ctx context.Context) (missing []string, err error) {
+		for _, r := range nodeRights(c.options.SecretNamespace) {
 			allowed, err := c.allowed(ctx, r)
 			if err != nil {
 				return nil, err
@@ -93,64 +93,73 @@ func (c *cluster) checkRights(ctx context.Context) {
 	account := strings.TrimPrefix(user.Username, serviceAccount)
 	switch {
 	case err != nil:
-		c.failed(check, "are these credentials still good?", err)
+		c.failed(check, seeCredentials, err)
 	case len(missing) > 0:
-		c.add(check, verdictFail, "bind the agent's roles (rbac of the chart, or config/rbac/node.yaml) to this service account", "%s may not %s", account, strings.Join(missing, ", "))
+		c.fail(check, "bind the agent's roles (rbac of the chart, or config/rbac/node.yaml) to this service account",
+			"%s may not %s", account, strings.Join(missing, ", "))
 	default:
-		c.ok(check, "%s has all that the agent needs", account)
+		c.ok(check, "%s has all rights that the agent needs", account)
 	}
 }
 
-// policyProbe is no node: the policy must not let an agent write its NodeImageState.
+// policyProbe is the name of no node: the policy must not let an agent write its NodeImageState.
 const policyProbe = "tarlift-doctor-no-such-node"
 
-// checkPolicy says whether an agent is held to its own node. An agent tries it, without effect; who may read policies
-// looks for one.
+const enablePolicy = "set admissionPolicy.enabled in the chart, or apply config/rbac/admissionpolicy.yaml: " +
+	"without it the agent of one node can write the reports of all nodes"
+
+// checkPolicy checks whether an agent can write for its own node only. With an agent's credentials it tries to, as a dry
+// run; other users look for the policy.
 func (c *cluster) checkPolicy(ctx context.Context) {
-	const check, remedy = "policy", "admissionPolicy.enabled of the chart, or config/rbac/admissionpolicy.yaml: else the agent of one node can speak for all"
+	const check = "policy"
 	user, err := c.whoami(ctx)
 	if err != nil {
-		c.failed(check, "are these credentials still good?", err)
+		c.failed(check, seeCredentials, err)
 		return
 	}
 	if len(user.Extra["authentication.kubernetes.io/node-name"]) > 0 {
-		may, err := ask(ctx, c.doctor, func(ctx context.Context) (bool, error) {
-			return c.allowed(ctx, right{"create", v1alpha1.GroupVersion.Group, "nodeimagestates", ""})
-		})
-		if err == nil && !may {
-			c.skip(check, "the agent may not write for any node")
-			return
-		}
-		_, err = ask(ctx, c.doctor, func(ctx context.Context) (struct{}, error) {
-			o := &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: policyProbe}}
-			return struct{}{}, c.client.Create(ctx, o, client.DryRunAll)
-		})
-		switch {
-		case apierrors.IsForbidden(err):
-			c.ok(check, "the agent may not write for another node")
-		case err != nil:
-			c.failed(check, "look at the API server", err)
-		default:
-			c.add(check, verdictWarn, remedy, "the agent may write for other nodes")
-		}
+		c.tryPolicy(ctx, check)
 		return
 	}
 	var list admissionv1.ValidatingAdmissionPolicyList
-	_, err = ask(ctx, c.doctor, func(ctx context.Context) (struct{}, error) { return struct{}{}, c.client.List(ctx, &list) })
+	_, err = ask(ctx, c.examination, func(ctx context.Context) (struct{}, error) { return struct{}{}, c.client.List(ctx, &list) })
 	switch {
 	case apierrors.IsForbidden(err):
-		c.skip(check, "%s may not list policies", user.Username)
+		c.skip(user.Username+" may not list policies", check)
 	case err != nil:
-		c.failed(check, "look at the API server", err)
+		c.failed(check, seeServer, err)
 	case !slices.ContainsFunc(list.Items, guardsStates):
-		c.add(check, verdictWarn, remedy, "no admission policy is about nodeimagestates")
+		c.warn(check, enablePolicy, "no admission policy matches nodeimagestates")
 	default:
-		c.ok(check, "there is one about nodeimagestates")
+		c.ok(check, "an admission policy matches nodeimagestates")
+	}
+}
+
+func (c *cluster) tryPolicy(ctx context.Context, check string) {
+	allowed, err := ask(ctx, c.examination, func(ctx context.Context) (bool, error) {
+		return c.allowed(ctx, right{"create", v1alpha1.GroupVersion.Group, "nodeimagestates", ""})
+	})
+	if err == nil && !allowed {
+		c.skip("the agent may not write for any node", check)
+		return
+	}
+	_, err = ask(ctx, c.examination, func(ctx context.Context) (struct{}, error) {
+		o := &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: policyProbe}}
+		return struct{}{}, c.client.Create(ctx, o, client.DryRunAll)
+	})
+	switch {
+	case apierrors.IsForbidden(err):
+		c.ok(check, "the agent may not write for another node")
+	case err != nil:
+		c.failed(check, seeServer, err)
+	default:
+		c.warn(check, enablePolicy, "the agent may write for other nodes")
 	}
 }
 
 func guardsStates(p admissionv1.ValidatingAdmissionPolicy) bool {
-	return p.Spec.MatchConstraints != nil && slices.ContainsFunc(p.Spec.MatchConstraints.ResourceRules, func(r admissionv1.NamedRuleWithOperations) bool {
+	match := p.Spec.MatchConstraints
+	return match != nil && slices.ContainsFunc(match.ResourceRules, func(r admissionv1.NamedRuleWithOperations) bool {
 		return slices.Contains(r.Resources, "nodeimagestates/status")
 	})
 }

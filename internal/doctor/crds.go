@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -11,11 +11,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/internal/cli"
 )
 
-// checkCRDs says whether the kinds are served, with all fields that this agent knows.
+// checkCRDs reports whether the kinds are served, and checks for fields that this agent knows.
 func (c *cluster) checkCRDs(ctx context.Context) bool {
-	const check, remedy = "crds", "install the CRDs of the agent's release: helm upgrade with crds.enabled, or kubectl apply --server-side -f config/crd"
+	const check = "crds"
+	const remedy = "install the CRDs of the agent's release: helm upgrade with crds.enabled, or kubectl apply --server-side -f config/crd"
 	path := "/apis/" + v1alpha1.GroupVersion.String()
 	doc, err := c.get(ctx, path)
 	var list metav1.APIResourceList
@@ -27,29 +29,29 @@ func (c *cluster) checkCRDs(ctx context.Context) bool {
 		c.failed(check, remedy, err)
 		return false
 	case doc.code != http.StatusOK:
-		c.add(check, verdictFail, remedy, "%s is not served (status %d)", v1alpha1.GroupVersion, doc.code)
+		c.fail(check, remedy, "%s is not served (status %d)", v1alpha1.GroupVersion, doc.code)
 		return false
 	}
 	for _, name := range []string{"imagearchives", "imagearchives/status", "nodeimagestates", "nodeimagestates/status"} {
 		if !slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == name }) {
-			c.add(check, verdictFail, remedy, "%s has no %s", v1alpha1.GroupVersion, name)
+			c.fail(check, remedy, "%s has no %s", v1alpha1.GroupVersion, name)
 			return false
 		}
 	}
 	if missing := c.missingFields(ctx, path); len(missing) > 0 {
-		c.add(check, verdictFail, remedy, "they are older than this agent: %s is missing", some(missing))
+		c.fail(check, remedy, "older than this agent: %s is missing", cli.List(missing))
 		return true
 	}
 	c.ok(check, "%s is served", v1alpha1.GroupVersion)
 	return true
 }
 
-// schema is the part of an OpenAPI schema that is looked at.
+// schema is the part of an OpenAPI schema that is compared.
 type schema struct {
 	Properties map[string]*schema `json:"properties"`
 }
 
-// field is a member's schema, empty where there is none.
+// field is a member's schema, empty if there is none.
 func (s *schema) field(name string) *schema {
 	if f := s.Properties[name]; f != nil {
 		return f
@@ -57,7 +59,7 @@ func (s *schema) field(name string) *schema {
 	return &schema{}
 }
 
-// missingFields compares what is served with the fields of the agent's own types. What cannot be read lacks nothing.
+// missingFields are the fields of the agent's own types that are not served; none if the schema cannot be read.
 func (c *cluster) missingFields(ctx context.Context, path string) (missing []string) {
 	doc, err := c.get(ctx, "/openapi/v3"+path)
 	var api struct {

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"fmt"
@@ -11,37 +11,45 @@ import (
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
-// How progress is shown. The automatic choice is the bar on a terminal, and lines elsewhere.
+// How to show progress: auto is a bar on a terminal, and lines elsewhere.
 const (
 	progressAuto  = "auto"
 	progressPlain = "plain"
 	progressNone  = "none"
 )
 
-// lineInterval is the time between two lines: often enough to see life in a log, rare enough to read the rest.
+// Phases of writing an archive, beside those of an import.
+const (
+	PhaseReading importer.Phase = "reading" // a stream into a temporary file
+	PhaseWriting importer.Phase = "writing"
+)
+
+// lineInterval is the time between two lines: short enough to show that something happens, long enough to leave a log
+// readable.
 const lineInterval = 5 * time.Second
 
-// barTemplate shows the step, the bytes, a bar, and once they are known, after half a second, the rate and the time that
-// is left.
+// barTemplate shows the phase, the bytes, a bar, and after half a second the rate and the remaining time.
 const barTemplate pb.ProgressBarTemplate = `{{string . "phase"}} {{counters . }} {{bar . }} {{percent . }} {{speed . "%s/s" " "}} {{rtime . "%s left" "%s" " "}}`
 
-// progress shows how far an import is.
-type progress interface {
-	report(importer.Progress)
-	stop()
+// Progress shows how far a command is.
+type Progress interface {
+	Report(importer.Progress)
+	// Stop ends the display. It returns when nothing more will be written.
+	Stop()
 }
 
-func newProgress(kind string, w io.Writer) progress {
+// NewProgress shows progress on w as a choice of AddProgress says.
+func NewProgress(kind string, w io.Writer) Progress {
 	switch {
 	case kind == progressNone:
-		return silence{}
-	case kind == progressAuto && isTerminal(w):
+		return none{}
+	case kind == progressAuto && IsTerminal(w):
 		return newBar(w)
 	}
 	return newLines(w, lineInterval)
 }
 
-// moved says how many bytes of how many are dealt with. The total is 0 while it is unknown.
+// moved returns how many bytes of how many are done. The total is 0 while it is unknown.
 func moved(p importer.Progress) (done, total int64) {
 	done = p.Done + p.Skipped
 	if p.Phase == importer.PhaseUnpacking {
@@ -53,12 +61,13 @@ func moved(p importer.Progress) (done, total int64) {
 	return done, p.Total
 }
 
-type silence struct{}
+// none shows nothing.
+type none struct{}
 
-func (silence) report(importer.Progress) {}
-func (silence) stop()                    {}
+func (none) Report(importer.Progress) {}
+func (none) Stop()                    {}
 
-// bar draws one line of a terminal again and again, and wipes it out in the end.
+// bar redraws one line of a terminal, and erases it in the end.
 type bar struct{ *pb.ProgressBar }
 
 func newBar(w io.Writer) bar {
@@ -67,15 +76,14 @@ func newBar(w io.Writer) bar {
 	return bar{b.Start()}
 }
 
-func (b bar) report(p importer.Progress) {
+func (b bar) Report(p importer.Progress) {
 	done, total := moved(p)
 	b.Set("phase", p.Phase).SetTotal(total).SetCurrent(done)
 }
 
-func (b bar) stop() { b.Finish() }
+func (b bar) Stop() { b.Finish() }
 
-// lines prints a line every few seconds, also while a step reports nothing. An import that is done before the
-// first is due prints none.
+// lines prints a line every few seconds, also while a phase reports nothing. A short command prints none.
 type lines struct {
 	w     io.Writer
 	every time.Duration
@@ -113,14 +121,13 @@ func (l *lines) run() {
 	}
 }
 
-func (l *lines) report(p importer.Progress) {
+func (l *lines) Report(p importer.Progress) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.now = p
 }
 
-// stop returns when no line can follow.
-func (l *lines) stop() {
+func (l *lines) Stop() {
 	close(l.done)
 	<-l.ended
 }
@@ -131,12 +138,12 @@ func progressLine(p importer.Progress, rate float64) string {
 	line := string(p.Phase)
 	switch {
 	case total > 0:
-		line += fmt.Sprintf(": %s of %s (%d %%)", size(done), size(total), 100*done/total)
+		line += fmt.Sprintf(": %s of %s (%d %%)", Size(done), Size(total), 100*done/total)
 	case done > 0:
-		line += ": " + size(done)
+		line += ": " + Size(done)
 	}
-	if rate > 0 && (p.Phase == importer.PhaseTransferring || p.Phase == phaseReading || p.Phase == phaseWriting) {
-		line += fmt.Sprintf(", %s/s", size(int64(rate)))
+	if rate > 0 && (p.Phase == importer.PhaseTransferring || p.Phase == PhaseReading || p.Phase == PhaseWriting) {
+		line += fmt.Sprintf(", %s/s", Size(int64(rate)))
 		if left := total - done; left > 0 {
 			line += fmt.Sprintf(", %s left", time.Duration(float64(left)/rate*float64(time.Second)).Round(time.Second))
 		}

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"fmt"
@@ -43,7 +43,7 @@ func TestIsTerminal(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	if !isTerminal(terminal) || isTerminal(r) || isTerminal(new(int)) {
+	if !IsTerminal(terminal) || IsTerminal(r) || IsTerminal(new(int)) {
 		t.Error("terminals are not told from pipes")
 	}
 }

@@ -23,12 +23,15 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
 	"github.com/tarlift/tarlift/internal/bundle"
+	"github.com/tarlift/tarlift/internal/cli"
+	"github.com/tarlift/tarlift/internal/importer"
+	"github.com/tarlift/tarlift/internal/source"
 	"github.com/tarlift/tarlift/test/userns"
 )
 
 // pair is an image of two platforms.
 func pair(name string, seed uint64) builder.Archive {
-	return builder.Archive{Images: []builder.Image{image(name, platform("linux/amd64", layer(seed, 5000)), platform("linux/arm64", layer(seed+1, 3000)))}}
+	return builder.Archive{Images: []builder.Image{{Names: []string{name}, Platforms: []builder.PlatformImage{platform("linux/amd64", layer(seed, 5000)), platform("linux/arm64", layer(seed+1, 3000))}}}}
 }
 
 // layoutDir unpacks an archive.
@@ -98,11 +101,11 @@ func TestBundle(t *testing.T) {
 	inputs := []string{write(t, "a.tar", first), write(t, "b.tar.gz", gzipped(t, second)), srv.URL + "/c.tar", layoutDir(t, build(t, pair("a.example/w:1", 41))), "-"}
 	dir := t.TempDir()
 	file := filepath.Join(dir, "out.tar")
-	o := agent(t, bytes.NewReader(build(t, docker)), append([]string{"bundle", "-o", file, "--output", "json", "--rename", "d.example/=e.example/"}, inputs...)...)
-	if o.code != exitOK {
+	o := tarlift(t, bytes.NewReader(build(t, docker)), append([]string{"bundle", "-o", file, "--output", "json", "--rename", "d.example/=e.example/"}, inputs...)...)
+	if o.code != cli.ExitOK {
 		t.Fatalf("exit code %d: %s", o.code, o.errOut)
 	}
-	got := decode[bundled](t, o)
+	got := decode[result](t, o)
 	var names []string
 	for _, img := range got.Images {
 		names = append(names, img.Name)
@@ -112,7 +115,7 @@ func TestBundle(t *testing.T) {
 		t.Errorf("names (-want +got):\n%s", diff)
 	}
 	data, err := os.ReadFile(file)
-	if err != nil || digest.FromBytes(data).String() != got.Digest || int64(len(data)) != got.Size {
+	if err != nil || digest.FromBytes(data) != got.Digest || int64(len(data)) != got.Size {
 		t.Errorf("%d bytes, %+v: %v", len(data), got, err)
 	}
 	check := exec.Command("sha256sum", "--check", "--strict", "out.tar.sha256")
@@ -124,20 +127,25 @@ func TestBundle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(got, decode[bundled](t, outcome{out: string(record)})); diff != "" {
+	if diff := cmp.Diff(got, decode[result](t, outcome{out: string(record)})); diff != "" {
 		t.Errorf("out.tar.json:\n%s", diff)
 	}
 	if diff := cmp.Diff([]string{"out.tar", "out.tar.json", "out.tar.sha256"}, filesIn(t, dir)); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
-	in := decode[inspection](t, agent(t, nil, "inspect", "-o", "json", file))
-	if in.IndexDigest != got.IndexDigest || len(in.Images) != 5 || in.Access != accessRandom {
-		t.Errorf("inspect: %+v", in)
+	blob, err := source.OpenFile(t.Context(), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	a, err := importer.Open(t.Context(), blob)
+	if err != nil || a.IndexDigest != got.IndexDigest || len(a.Manifests) != 5 {
+		t.Errorf("the importer reads %+v, %v", a, err)
 	}
 
 	// To standard output, from a bundle and in another order.
-	o = agent(t, nil, "bundle", "-o", "-", file, inputs[0])
-	if o.code != exitOK || o.out != string(data) || !strings.Contains(o.errOut, got.Digest) {
+	o = tarlift(t, nil, "bundle", "-o", "-", file, inputs[0])
+	if o.code != cli.ExitOK || o.out != string(data) || !strings.Contains(o.errOut, got.Digest.String()) {
 		t.Errorf("exit code %d, %d bytes on standard output: %s", o.code, len(o.out), o.errOut)
 	}
 }
@@ -146,7 +154,7 @@ func TestBundle(t *testing.T) {
 func TestBundleSumOfStrangeName(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "a\\b\nc.tar")
-	if o := agent(t, nil, "bundle", "-o", file, write(t, "a.tar", build(t, pair("a.example/x:1", 1)))); o.code != exitOK {
+	if o := tarlift(t, nil, "bundle", "-o", file, write(t, "a.tar", build(t, pair("a.example/x:1", 1)))); o.code != cli.ExitOK {
 		t.Fatal(o.errOut)
 	}
 	check := exec.Command("sh", "-c", "sha256sum --check --strict *.sha256")
@@ -164,12 +172,12 @@ func TestBundleFlags(t *testing.T) {
 	bare.Names = builder.BareTag
 	dir := t.TempDir()
 	file := filepath.Join(dir, "out.tar")
-	o := agent(t, nil, "bundle", "-o", file, "--output", "json", "--platform", "linux/arm64", "--include", "**", "--exclude", "**/test:*",
+	o := tarlift(t, nil, "bundle", "-o", file, "--output", "json", "--platform", "linux/arm64", "--include", "**", "--exclude", "**/test:*",
 		"--base-name", "b.example/tool", write(t, "a.tar", build(t, a)), write(t, "b.tar", build(t, bare)))
-	if o.code != exitOK {
+	if o.code != cli.ExitOK {
 		t.Fatal(o.errOut)
 	}
-	got := decode[bundled](t, o)
+	got := decode[result](t, o)
 	for i := range got.Images {
 		got.Images[i].Digest = ""
 	}
@@ -205,21 +213,21 @@ func TestBundleFailures(t *testing.T) {
 		code   int
 		reason string
 	}{
-		"nothing there":       {[]string{"/nonexistent.tar"}, exitFailed, "SourceNotFound"},
-		"no layout directory": {[]string{t.TempDir()}, exitFailed, "ArchiveInvalid"},
-		"an HTML page":        {[]string{write(t, "a.html", []byte("<html>"+strings.Repeat("<p>Sign in.</p>\n", 1000)))}, exitFailed, "ArchiveInvalid"},
-		"cut":                 {[]string{in, write(t, "cut.tar", good[:len(good)/2])}, exitFailed, "Truncated"},
-		"cut and compressed":  {[]string{write(t, "cut.tar.gz", gzipped(t, good)[:4000])}, exitFailed, "Truncated"},
-		"a damaged layer":     {[]string{edited(builder.Corrupt(path))}, exitFailed, "DigestMismatch"},
-		"a missing layer":     {[]string{"--platform", "linux/amd64", edited(builder.Omit(path))}, exitFailed, "ContentIncomplete"},
-		"no such platform":    {[]string{"--platform", "linux/s390x", in}, exitFailed, "NoMatchingPlatform"},
-		"nothing chosen":      {[]string{"--include", "b.example/**", in}, exitFailed, "InvalidName"},
-		"no containerd":       {[]string{"--address", filepath.Join(t.TempDir(), "no.sock"), "containerd:a.example/x:1"}, exitFailed, "RuntimeUnavailable"},
-		"two standard inputs": {[]string{"-", "-"}, exitUsage, "Usage"},
-		"no name":             {[]string{"containerd:"}, exitUsage, "Usage"},
-		"a platform":          {[]string{"--platform", "a/b/c/d", in}, exitUsage, "Usage"},
-		"credentials":         {[]string{"--username", "x", in}, exitUsage, "Usage"},
-		"a rule":              {[]string{"--rename", "x", in}, exitUsage, "Usage"},
+		"nothing there":       {[]string{"/nonexistent.tar"}, cli.ExitFailed, "SourceNotFound"},
+		"no layout directory": {[]string{t.TempDir()}, cli.ExitFailed, "ArchiveInvalid"},
+		"an HTML page":        {[]string{write(t, "a.html", []byte("<html>"+strings.Repeat("<p>Sign in.</p>\n", 1000)))}, cli.ExitFailed, "ArchiveInvalid"},
+		"cut":                 {[]string{in, write(t, "cut.tar", good[:len(good)/2])}, cli.ExitFailed, "Truncated"},
+		"cut and compressed":  {[]string{write(t, "cut.tar.gz", gzipped(t, good)[:4000])}, cli.ExitFailed, "Truncated"},
+		"a damaged layer":     {[]string{edited(builder.Corrupt(path))}, cli.ExitFailed, "DigestMismatch"},
+		"a missing layer":     {[]string{"--platform", "linux/amd64", edited(builder.Omit(path))}, cli.ExitFailed, "ContentIncomplete"},
+		"no such platform":    {[]string{"--platform", "linux/s390x", in}, cli.ExitFailed, "NoMatchingPlatform"},
+		"nothing chosen":      {[]string{"--include", "b.example/**", in}, cli.ExitFailed, "InvalidName"},
+		"no containerd":       {[]string{"--address", filepath.Join(t.TempDir(), "no.sock"), "containerd:a.example/x:1"}, cli.ExitFailed, "RuntimeUnavailable"},
+		"two standard inputs": {[]string{"-", "-"}, cli.ExitUsage, "Usage"},
+		"no name":             {[]string{"containerd:"}, cli.ExitUsage, "Usage"},
+		"a platform":          {[]string{"--platform", "a/b/c/d", in}, cli.ExitUsage, "Usage"},
+		"credentials":         {[]string{"--username", "x", in}, cli.ExitUsage, "Usage"},
+		"a rule":              {[]string{"--rename", "x", in}, cli.ExitUsage, "Usage"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -227,7 +235,7 @@ func TestBundleFailures(t *testing.T) {
 			if err := os.WriteFile(file, []byte("before"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			wantFailure(t, agent(t, nil, append([]string{"bundle", "--output", "json", "-o", file}, tc.args...)...), tc.code, tc.reason)
+			wantFailure(t, tarlift(t, nil, append([]string{"bundle", "--output", "json", "-o", file}, tc.args...)...), tc.code, tc.reason)
 			if text, err := os.ReadFile(file); err != nil || string(text) != "before" || len(filesIn(t, dir)) != 1 {
 				t.Errorf("%q, %v; files %v", text, err, filesIn(t, dir))
 			}
@@ -248,14 +256,14 @@ func TestBundleUsage(t *testing.T) {
 		"a trailing slash":    {"-o", t.TempDir() + "/x/", in},
 	} {
 		for _, command := range []string{"bundle", "export"} {
-			if o := agent(t, nil, append([]string{command}, args...)...); o.code != exitUsage || o.out != "" && name != "both on one output" {
+			if o := tarlift(t, nil, append([]string{command}, args...)...); o.code != cli.ExitUsage || o.out != "" && name != "both on one output" {
 				t.Errorf("%s %s: exit code %d, output %q, error %q", command, name, o.code, o.out, o.errOut)
 			}
 		}
 	}
-	o := agent(t, nil, "bundle", "-o", filepath.Join(t.TempDir(), "no", "x.tar"), "--output", "json", in)
-	wantFailure(t, o, exitFailed, reasonOutput)
-	wantFailure(t, agent(t, nil, "bundle", "--output", "json", "--bogus", "-o", "x.tar", in), exitUsage, reasonUsage)
+	o := tarlift(t, nil, "bundle", "-o", filepath.Join(t.TempDir(), "no", "x.tar"), "--output", "json", in)
+	wantFailure(t, o, cli.ExitFailed, reasonOutput)
+	wantFailure(t, tarlift(t, nil, "bundle", "--output", "json", "--bogus", "-o", "x.tar", in), cli.ExitUsage, cli.ReasonUsage)
 }
 
 // A disk that is full leaves nothing, whether that shows before anything is copied or while a stream is kept.
@@ -276,8 +284,8 @@ func TestBundleOnFullDisk(t *testing.T) {
 				}
 			}()
 			file := filepath.Join(dir, "out.tar")
-			wantFailure(t, agent(t, nil, "bundle", "--output", "json", "-o", file, write(t, "a.tar", data)), exitFailed, "InsufficientDisk")
-			wantFailure(t, agent(t, bytes.NewReader(data), "bundle", "--output", "json", "-o", file, "-"), exitFailed, "InsufficientDisk")
+			wantFailure(t, tarlift(t, nil, "bundle", "--output", "json", "-o", file, write(t, "a.tar", data)), cli.ExitFailed, "InsufficientDisk")
+			wantFailure(t, tarlift(t, bytes.NewReader(data), "bundle", "--output", "json", "-o", file, "-"), cli.ExitFailed, "InsufficientDisk")
 			if list := filesIn(t, dir); len(list) > 0 {
 				t.Errorf("left: %v", list)
 			}
@@ -291,7 +299,7 @@ func TestBundleInterrupted(t *testing.T) {
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-reached; cancel() }()
-	wantFailure(t, agentWith(ctx, nil, "bundle", "--output", "json", "-o", filepath.Join(dir, "out.tar"), url), exitInterrupted, reasonInterrupted)
+	wantFailure(t, tarliftWith(ctx, nil, "bundle", "--output", "json", "-o", filepath.Join(dir, "out.tar"), url), cli.ExitInterrupted, cli.ReasonInterrupted)
 	if list := filesIn(t, dir); len(list) > 0 {
 		t.Errorf("left: %v", list)
 	}
@@ -304,7 +312,7 @@ func TestBundleThroughLink(t *testing.T) {
 	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Symlink(file, link)); err != nil {
 		t.Fatal(err)
 	}
-	if o := agent(t, nil, "bundle", "-o", link, write(t, "a.tar", build(t, pair("a.example/x:1", 1)))); o.code != exitOK {
+	if o := tarlift(t, nil, "bundle", "-o", link, write(t, "a.tar", build(t, pair("a.example/x:1", 1)))); o.code != cli.ExitOK {
 		t.Fatal(o.errOut)
 	}
 	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
