@@ -4,14 +4,11 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help tools cluster-tools build image demo cluster generate verify lint test test-unit test-faults test-slow bench bench-fleet fuzz release clean
+.PHONY: help tools cluster-tools build image local-image demo cluster generate verify lint test test-unit test-faults test-slow bench bench-fleet fuzz release clean
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 PLATFORMS := linux/amd64,linux/arm64
-
-# What runs here needs no other platform's image, which takes minutes to compile when cold.
-demo test: PLATFORMS := linux/$(shell go env GOARCH)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,10 +28,16 @@ tool-%:
 build: ## Build bin/agent, for nodes, and bin/tarlift, for desks: each one static file
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/agent ./cmd/tarlift
 
-image: ## Build the agent's image for amd64 and arm64: bin/agent-image.tar, an OCI archive
-	go run ./hack/image -name ghcr.io/tarlift/agent:$(VERSION) -platforms $(PLATFORMS) -ldflags '$(LDFLAGS)' -o bin/agent-image.tar
+IMAGE := go run ./hack/image -name ghcr.io/tarlift/agent:$(VERSION) -ldflags '$(LDFLAGS)'
 
-demo: cluster-tools build image ## Bring an archive to a cluster of three nodes (needs root); KEEP=1 keeps it, with a shell
+image: ## Build the agent's image for amd64 and arm64: bin/agent-image.tar, an OCI archive
+	$(IMAGE) -platforms $(PLATFORMS) -o bin/agent-image.tar
+
+# For demo and tests: another platform takes minutes to compile when cold. It must not lie where operators find the image.
+local-image:
+	$(IMAGE) -platforms linux/$(shell go env GOARCH) -o bin/test/agent-image.tar
+
+demo: cluster-tools build local-image ## Bring an archive to a cluster of three nodes (needs root); KEEP=1 keeps it, with a shell
 	go run ./test/demo/archive -o bin/demo.tar
 	go build -o bin/ ./test/demo
 	bin/demo -archive bin/demo.tar $(if $(KEEP),-keep)
@@ -64,7 +67,7 @@ test-unit: ## Run the tests that need no daemon, in three minutes; whoever runs 
 	go test $(RACE) -count=1 ./internal/archive
 
 # One package at a time: a cluster wants the machine to itself.
-test: tools build image test-unit ## Run every test (needs root)
+test: tools build local-image test-unit ## Run every test (needs root)
 	@hack/deps.sh test
 	$(MAKE) fuzz FUZZTIME=15s
 	go test -count=1 -p 1 -timeout 40m ./test/...
@@ -78,7 +81,7 @@ test-faults: ## Kill the agent, containerd and the power at every point of an im
 
 AWAY ?= 2m
 
-test-slow: tools build image ## Wait for the kubelet's own garbage collection, without an API server, and idly (needs root, 15 minutes); AWAY=10m
+test-slow: tools build local-image ## Wait for the kubelet's own garbage collection, without an API server, and idly (needs root, 15 minutes); AWAY=10m
 	@hack/deps.sh test
 	go test -count=1 -v -timeout 30m -run 'KubeletCollectsImages|APIServerAway' ./test/e2e -slow -away $(AWAY)
 	go test -count=1 -v -timeout 10m -run IdleAgent ./test/fleet -slow

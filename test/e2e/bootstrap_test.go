@@ -158,7 +158,7 @@ func (e *env) bundle(t *testing.T) string {
 	bundle := filepath.Join(e.Files, "bootstrap.tar")
 	root := moduleRoot(t)
 	cmd := exec.CommandContext(t.Context(), filepath.Join(root, "bin/tarlift"), "bundle", "-o", bundle,
-		pause, filepath.Join(root, "bin/agent-image.tar"), filler)
+		pause, filepath.Join(root, "bin/test/agent-image.tar"), filler)
 	if output, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, output)
 	}

@@ -76,11 +76,17 @@ func quickstartScript(t *testing.T) string {
 	return script
 }
 
-// checkout is a directory with what the page needs of a checkout. What the page writes is gone with it.
+// checkout is a directory with what the page needs of a checkout, where `make build image` has made the image of this
+// machine's architecture only. What the page writes is gone with it.
 func checkout(t *testing.T) string {
 	dir := t.TempDir()
-	for _, name := range []string{"bin", "charts"} {
-		if err := os.Symlink(filepath.Join(moduleRoot(t), name), filepath.Join(dir, name)); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, from := range map[string]string{
+		"charts": "charts", "bin/agent": "bin/agent", "bin/tarlift": "bin/tarlift", "bin/agent-image.tar": "bin/test/agent-image.tar",
+	} {
+		if err := os.Symlink(filepath.Join(moduleRoot(t), from), filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -2,7 +2,7 @@
 // on bare nodes, then the chart by Helm, then archives by ImageArchive objects, from a file server. The
 // demonstration shows it, the end-to-end tests assert it.
 //
-// It needs bin/agent and bin/agent-image.tar (`make build image`) and runs inside [cluster.Isolate].
+// It needs bin/agent and bin/test/agent-image.tar (`make build local-image`) and runs inside [cluster.Isolate].
 package stage
 
 import (
@@ -45,7 +45,7 @@ func Up(ctx context.Context, o cluster.Options) (*Stage, error) {
 	s := &Stage{root: root}
 	for _, f := range []string{s.agent(), s.agentArchive()} {
 		if _, err := os.Stat(f); err != nil {
-			return nil, fmt.Errorf("%w; `make build image` makes it", err)
+			return nil, fmt.Errorf("%w; `make build local-image` makes it", err)
 		}
 	}
 	var mu sync.Mutex
@@ -85,7 +85,7 @@ func (s *Stage) Down() error {
 }
 
 func (s *Stage) agent() string        { return filepath.Join(s.root, "bin", "agent") }
-func (s *Stage) agentArchive() string { return filepath.Join(s.root, "bin", "agent-image.tar") }
+func (s *Stage) agentArchive() string { return filepath.Join(s.root, "bin", "test", "agent-image.tar") }
 
 // Imported is what `agent import -o json` prints.
 type Imported struct {
