@@ -11,8 +11,7 @@ import (
 	"github.com/tarlift/tarlift/internal/archive"
 )
 
-// FromArchive is an archive as an input. Its blobs are in r, or, of one that has passed as a stream, in the spool that took
-// them.
+// FromArchive returns an archive as an input. Its blobs are in r, or in the spool if the archive was read as a stream.
 func FromArchive(name string, l *archive.Layout, r archive.Random, s *Spool) Input {
 	return Input{Name: name, Manifests: l.Manifests, Place: l.Place, Blobs: &archived{Layout: l, random: r, spool: s}}
 }
@@ -23,7 +22,7 @@ type archived struct {
 	spool  *Spool
 }
 
-// Find looks into the archive, and then into what passed.
+// Find implements Blobs: first from the archive, then from the spool.
 func (a *archived) Find(_ context.Context, d digest.Digest) (Blob, error) {
 	e, ok := a.Locate(d)
 	switch {

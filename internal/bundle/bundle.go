@@ -11,52 +11,51 @@ import (
 	"github.com/tarlift/tarlift/internal/archive"
 )
 
-// ErrNoPlatform is an image without any of the platforms that were asked for.
+// ErrNoPlatform is returned for an image without any of the chosen platforms.
 var ErrNoPlatform = errors.New("no image for these platforms")
 
-// Input is images and where their blobs are.
+// Input is images, and the blobs that they need.
 type Input struct {
-	// Name for errors: a path, a URL, containerd's namespace.
+	// Name in errors: a path, a URL, a namespace of containerd.
 	Name string
 	// Manifests as an index.json has them.
 	Manifests []ocispec.Descriptor
-	// Place tells where the manifest of a number stands.
+	// Place describes, for errors, where the manifest with this index is.
 	Place func(i int) string
 	Blobs
 }
 
 // Blobs are the content of an input.
 type Blobs interface {
-	// ReadBlob gives metadata, verified against digest and size of d. The error is archive.ErrMissing when it is not
-	// there, archive.ErrLimit above limit bytes.
+	// ReadBlob returns metadata, verified against the digest and size of d. The error is archive.ErrMissing if there is
+	// no such blob, and archive.ErrLimit above limit bytes.
 	ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error)
-	// Find tells where a blob is. The error is archive.ErrMissing when it is nowhere.
+	// Find returns a blob. The error is archive.ErrMissing if there is no such blob.
 	Find(ctx context.Context, d digest.Digest) (Blob, error)
 }
 
-// Blob is bytes that nobody has verified yet.
+// Blob is bytes that are not verified.
 type Blob struct {
-	Member string // of an archive; "" where there is none
+	Member string // of an archive; "" if it is from none
 	Size   int64
 	Open   func(ctx context.Context) (io.ReadCloser, error)
 }
 
-// Options choose.
+// Options say which images of the inputs to write.
 type Options struct {
-	// Selection chooses images by name and gives them their final names. There are no digest references: an import makes
-	// them.
+	// Selection selects images by name and gives them their final names. DigestReferences is ignored: imports make them.
 	Selection archive.Selection
-	// Platforms to take: for each what a node of that platform would run. None: all that are in the inputs whole.
+	// Platforms to take: for each, what a node of that platform would run. None: all whose blobs are in the inputs.
 	Platforms []ocispec.Platform
 }
 
-// Bundle is an archive that can be written.
+// Bundle is an archive to be written.
 type Bundle struct {
 	Images      []Image // sorted by name
 	IndexDigest digest.Digest
 	Size        int64 // of the archive in bytes
 
-	head   []member // what comes before the layers
+	head   []member // before the layers
 	layers []layer
 }
 
@@ -69,25 +68,25 @@ type Image struct {
 	LeftOut []string `json:"leftOut,omitempty"`
 }
 
-// member is a file of the archive that is in memory; without data a directory if its name ends in a slash.
+// member is a file of the archive that is in memory, or a directory if its name ends in a slash.
 type member struct {
 	name string
 	data []byte
 }
 
-// layer is a blob that is copied.
+// layer is a blob to be copied.
 type layer struct {
 	ocispec.Descriptor
 	input string
 	blob  Blob
 }
 
-// Make reads the inputs' metadata and chooses. What several inputs have is taken from the first of them, and what an image
-// lacks in its own input may be in another: archives of an image for a platform each make one for all. The errors are those
-// of package archive, ErrNoPlatform, and the inputs' own.
+// Make reads the inputs' metadata and selects images. It takes a blob from the image's own input, else from any other: one
+// archive for each platform of an image make a bundle for all of them. The errors are those of package archive,
+// ErrNoPlatform, and the inputs' own.
 func Make(ctx context.Context, inputs []Input, o Options) (*Bundle, error) {
-	p := &planner{inputs: inputs, options: o, images: map[digest.Digest]*image{}, leaves: map[leafKey]*leaf{}}
-	p.walk.Fetch = p.fetch
+	p := &planner{inputs: inputs, options: o, images: map[digest.Digest]*image{}, manifests: map[manifestKey]*manifest{}}
+	p.resolver.Fetch = p.fetch
 	named, err := p.names()
 	if err != nil {
 		return nil, err

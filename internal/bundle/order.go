@@ -1,65 +1,58 @@
 package bundle
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// stack is a layer and the images' layers that lie on it.
-type stack struct {
+// node is a layer and the layers that images have above it.
+type node struct {
 	layer
-	above []*stack
-	at    map[digest.Digest]*stack
+	above    []*node
+	byDigest map[digest.Digest]*node
 }
 
-// put lays the rest of an image's layers on s.
-func (s *stack) put(layers []layer) {
+// add adds an image's layers above n.
+func (n *node) add(layers []layer) {
 	for _, l := range layers {
-		next, ok := s.at[l.Digest]
+		next, ok := n.byDigest[l.Digest]
 		if !ok {
-			next = &stack{layer: l}
-			if s.at == nil {
-				s.at = map[digest.Digest]*stack{}
-			}
-			s.at[l.Digest] = next
-			s.above = append(s.above, next)
+			next = &node{layer: l, byDigest: map[digest.Digest]*node{}}
+			n.byDigest[l.Digest] = next
+			n.above = append(n.above, next)
 		}
-		s = next
+		n = next
 	}
 }
 
-// each visits what lies on s: a layer, all that is above it, and then its neighbour.
-func (s *stack) each(visit func(layer)) {
-	for _, a := range s.above {
+// each visits the layers above n depth-first.
+func (n *node) each(visit func(layer)) {
+	for _, a := range n.above {
 		visit(a.layer)
 		a.each(visit)
 	}
 }
 
-// orderLayers gives each layer once. A node takes one platform: each has a part of its own. Images that begin with the
-// same layers follow each other, those layers first: they are read in one go, and unpacked while the next ones arrive.
+// orderLayers returns each layer once. Layers are grouped by platform, since a node takes one. Images that begin with the
+// same layers follow each other, shared layers first: they are read in one go, and unpacked while the next layers arrive.
 //
-// A blob that is among the documents too, such as the empty JSON object of artifacts, is written there.
+// A blob that is also among the documents, such as the empty JSON object of artifacts, is written there only.
 func orderLayers(list []named, documents []document) []layer {
-	var parts []string
-	byPlatform := map[string]*stack{}
+	trees := map[string]*node{} // by platform
 	var others []layer
 	for _, n := range list {
-		for _, l := range n.image.leaves {
-			s, ok := byPlatform[l.platform]
-			if !ok {
-				s = &stack{}
-				byPlatform[l.platform] = s
-				parts = append(parts, l.platform)
+		for _, m := range n.image.platforms {
+			if trees[m.platform] == nil {
+				trees[m.platform] = &node{byDigest: map[digest.Digest]*node{}}
 			}
-			s.put(l.layers)
+			trees[m.platform].add(m.layers)
 		}
-		for _, o := range n.image.others {
-			others = append(others, o.layers...)
+		for _, m := range n.image.attestations {
+			others = append(others, m.layers...)
 		}
 	}
-	slices.Sort(parts)
 	var out []layer
 	seen := map[digest.Digest]bool{}
 	for _, d := range documents {
@@ -71,8 +64,8 @@ func orderLayers(list []named, documents []document) []layer {
 			out = append(out, l)
 		}
 	}
-	for _, p := range parts {
-		byPlatform[p].each(add)
+	for _, platform := range slices.Sorted(maps.Keys(trees)) {
+		trees[platform].each(add)
 	}
 	for _, l := range others {
 		add(l)

@@ -15,23 +15,23 @@ import (
 	"github.com/tarlift/tarlift/internal/archive"
 )
 
-// planner finds out what is to be written.
+// planner decides what to write.
 type planner struct {
-	inputs  []Input
-	options Options
-	walk    archive.Resolver
-	from    int // the input of the image that is looked at
-	images  map[digest.Digest]*image
-	leaves  map[leafKey]*leaf
+	inputs    []Input
+	options   Options
+	resolver  archive.Resolver
+	from      int // the input of the current image
+	images    map[digest.Digest]*image
+	manifests map[manifestKey]*manifest
 }
 
-// leafKey: the same manifest may stand for different platforms in two indexes, of which its config fits one.
-type leafKey struct {
+// manifestKey has the platform too: two indexes may name one manifest for different platforms, and its config fits one.
+type manifestKey struct {
 	digest   digest.Digest
-	platform string // "" of attestations
+	platform string // "" for attestations
 }
 
-// named is a name that was chosen.
+// named is a selected name.
 type named struct {
 	archive.Named
 	input int
@@ -40,10 +40,10 @@ type named struct {
 
 // image is a target of index.json.
 type image struct {
-	indexes []document
-	leaves  []*leaf
-	others  []*leaf // attestations
-	leftOut []string
+	indexes      []document
+	platforms    []*manifest
+	attestations []*manifest
+	leftOut      []string // platforms
 }
 
 // document is an index, a manifest or a config.
@@ -52,17 +52,17 @@ type document struct {
 	data   []byte
 }
 
-// leaf is a manifest with what it names, or why it is not whole.
-type leaf struct {
+// manifest is an image for one platform, or an attestation.
+type manifest struct {
+	document
 	platform string
 	spec     *ocispec.Platform
-	manifest document
 	config   document
 	layers   []layer
-	missing  error
+	missing  error // archive.ErrMissing if the inputs lack a blob
 }
 
-// names selects from all inputs together, so that a name stands for one image, and one glob need not match in each of them.
+// names selects from all inputs together: a name stands for one image, and a glob need not match in every input.
 func (p *planner) names() ([]named, error) {
 	type place struct{ input, number int }
 	var all []ocispec.Descriptor
@@ -94,7 +94,7 @@ func (p *planner) names() ([]named, error) {
 	return out, nil
 }
 
-// fetch reads metadata: from the input of the image that is looked at, else from any.
+// fetch reads metadata from the current image's input, else from any input.
 func (p *planner) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	data, missing := p.inputs[p.from].ReadBlob(ctx, d, archive.MaxConfigBytes)
 	if !errors.Is(missing, archive.ErrMissing) {
@@ -115,7 +115,7 @@ func (p *planner) fetch(ctx context.Context, d ocispec.Descriptor) ([]byte, erro
 	return nil, missing
 }
 
-// find locates a layer likewise.
+// find locates a layer in the same order.
 func (p *planner) find(ctx context.Context, d ocispec.Descriptor) (layer, error) {
 	order := append([]Input{p.inputs[p.from]}, p.inputs...)
 	var missing error
@@ -130,14 +130,14 @@ func (p *planner) find(ctx context.Context, d ocispec.Descriptor) (layer, error)
 		case err != nil:
 			return layer{}, err
 		case blob.Size != d.Size:
-			return layer{}, fmt.Errorf("layer %s: size: its descriptor says %d, it has %d bytes: %w", d.Digest, d.Size, blob.Size, archive.ErrInvalid)
+			return layer{}, fmt.Errorf("layer %s: its descriptor says %d bytes, but it has %d: %w", d.Digest, d.Size, blob.Size, archive.ErrInvalid)
 		}
 		return layer{Descriptor: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, input: in.Name, blob: blob}, nil
 	}
 	return layer{}, fmt.Errorf("layer %s: %w", d.Digest, missing)
 }
 
-// image plans what a name stands for, once.
+// image plans the target of a name, once.
 func (p *planner) image(ctx context.Context, n *named) error {
 	if img, ok := p.images[n.Target.Digest]; ok {
 		n.image = img
@@ -152,9 +152,9 @@ func (p *planner) image(ctx context.Context, n *named) error {
 	return nil
 }
 
-// choose takes the platforms of a target, and the indexes above them.
+// choose takes the platforms of a target, and the indexes that name them.
 func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*image, error) {
-	list, err := p.walk.PlatformManifests(ctx, target)
+	list, err := p.resolver.PlatformManifests(ctx, target)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +163,7 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*image
 	}
 	img := &image{}
 	if len(p.options.Platforms) == 0 {
-		err = p.takeWhole(ctx, img, list)
+		err = p.takeComplete(ctx, img, list)
 	} else {
 		err = p.takeChosen(ctx, img, list)
 	}
@@ -173,11 +173,11 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*image
 	return img, p.takeIndexes(ctx, img, list)
 }
 
-// takeWhole takes all platforms of which everything is there. `ctr images export` and a pull leave the others out.
-func (p *planner) takeWhole(ctx context.Context, img *image, list []archive.PlatformManifest) error {
+// takeComplete takes all platforms whose blobs are in the inputs. `ctr images export` and a pull leave the others out.
+func (p *planner) takeComplete(ctx context.Context, img *image, list []archive.PlatformManifest) error {
 	var missing error
 	for _, l := range list {
-		made, err := p.leaf(ctx, l)
+		made, err := p.manifest(ctx, l)
 		switch {
 		case err != nil:
 			return err
@@ -191,20 +191,20 @@ func (p *planner) takeWhole(ctx context.Context, img *image, list []archive.Plat
 		}
 		img.leftOut = append(img.leftOut, made.platform)
 	}
-	if len(img.leaves) == 0 {
+	if len(img.platforms) == 0 {
 		return missing
 	}
 	return nil
 }
 
-// takeChosen takes for each platform what a node of it would run. It must be whole.
+// takeChosen takes for each chosen platform what a node of it would run. All of its blobs must be in the inputs.
 func (p *planner) takeChosen(ctx context.Context, img *image, list []archive.PlatformManifest) error {
 	for _, platform := range p.options.Platforms {
 		best := bestFor(platform, list)
 		if best == nil {
 			continue
 		}
-		made, err := p.leaf(ctx, *best)
+		made, err := p.manifest(ctx, *best)
 		if err == nil {
 			err = made.missing
 		}
@@ -218,13 +218,13 @@ func (p *planner) takeChosen(ctx context.Context, img *image, list []archive.Pla
 			img.leftOut = append(img.leftOut, platforms.FormatAll(*l.Platform))
 		}
 	}
-	if len(img.leaves) == 0 {
+	if len(img.platforms) == 0 {
 		return fmt.Errorf("it is for %s: %w", listed(img.leftOut), ErrNoPlatform)
 	}
 	return nil
 }
 
-// bestFor is the leaf that the CRI of a node would choose; nil where there is none.
+// bestFor is the manifest that the CRI of a node of this platform would choose; nil if there is none.
 func bestFor(platform ocispec.Platform, list []archive.PlatformManifest) *archive.PlatformManifest {
 	match := platforms.Only(platform)
 	var best *archive.PlatformManifest
@@ -237,49 +237,65 @@ func bestFor(platform ocispec.Platform, list []archive.PlatformManifest) *archiv
 	return best
 }
 
-func (img *image) has(manifest digest.Digest) bool {
-	return slices.ContainsFunc(img.leaves, func(l *leaf) bool { return l.manifest.digest == manifest })
+func (img *image) has(d digest.Digest) bool {
+	return slices.ContainsFunc(img.platforms, func(m *manifest) bool { return m.digest == d })
 }
 
-func (img *image) take(l *leaf) {
-	if !img.has(l.manifest.digest) {
-		img.leaves = append(img.leaves, l)
+func (img *image) take(m *manifest) {
+	if !img.has(m.digest) {
+		img.platforms = append(img.platforms, m)
 	}
 }
 
-// leaf reads a manifest and config and finds the layers, once for all images that share them.
-func (p *planner) leaf(ctx context.Context, l archive.PlatformManifest) (*leaf, error) {
-	made := &leaf{platform: platforms.FormatAll(platforms.Normalize(*l.Platform)), spec: l.Platform}
-	key := leafKey{l.Digest, made.platform}
-	if made, ok := p.leaves[key]; ok {
-		return made, nil
+// manifest reads a platform's manifest and config and finds the layers, once for all images that share them.
+func (p *planner) manifest(ctx context.Context, l archive.PlatformManifest) (*manifest, error) {
+	made := &manifest{platform: platforms.FormatAll(platforms.Normalize(*l.Platform)), spec: l.Platform}
+	return p.once(made, l.Descriptor, func() error {
+		m, err := archive.ReadManifest(ctx, p.fetch, l.Descriptor)
+		if err != nil {
+			return err
+		}
+		if _, err := archive.ReadConfig(ctx, p.fetch, m, *l.Platform); err != nil {
+			return err
+		}
+		return p.fill(ctx, made, l.Descriptor, m)
+	})
+}
+
+// attestation reads one likewise.
+func (p *planner) attestation(ctx context.Context, d ocispec.Descriptor) (*manifest, error) {
+	made := &manifest{}
+	return p.once(made, d, func() error {
+		m, err := archive.ReadReferrer(ctx, p.fetch, d)
+		if err != nil {
+			return err
+		}
+		return p.fill(ctx, made, d, m)
+	})
+}
+
+// once reads a manifest, unless an earlier image has.
+func (p *planner) once(made *manifest, d ocispec.Descriptor, read func() error) (*manifest, error) {
+	made.digest = d.Digest
+	key := manifestKey{d.Digest, made.platform}
+	if earlier, ok := p.manifests[key]; ok {
+		return earlier, nil
 	}
-	err := p.readLeaf(ctx, l, made)
+	err := read()
 	if errors.Is(err, archive.ErrMissing) {
 		made.missing, err = err, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	p.leaves[key] = made
+	p.manifests[key] = made
 	return made, nil
 }
 
-func (p *planner) readLeaf(ctx context.Context, l archive.PlatformManifest, made *leaf) error {
-	m, err := archive.ReadManifest(ctx, p.fetch, l.Descriptor)
-	if err != nil {
-		return err
-	}
-	if _, err := archive.ReadConfig(ctx, p.fetch, m, *l.Platform); err != nil {
-		return err
-	}
-	return p.fill(ctx, made, l.Descriptor, m)
-}
-
-// fill reads again what was decoded, which inputs keep in memory, and finds the layers.
-func (p *planner) fill(ctx context.Context, made *leaf, d ocispec.Descriptor, m ocispec.Manifest) (err error) {
-	made.manifest.digest, made.config.digest = d.Digest, m.Config.Digest
-	if made.manifest.data, err = p.fetch(ctx, d); err != nil {
+// fill reads the bytes of what was decoded again, which inputs keep in memory, and finds the layers.
+func (p *planner) fill(ctx context.Context, made *manifest, d ocispec.Descriptor, m ocispec.Manifest) (err error) {
+	made.config.digest = m.Config.Digest
+	if made.data, err = p.fetch(ctx, d); err != nil {
 		return err
 	}
 	if made.config.data, err = p.fetch(ctx, m.Config); err != nil {
@@ -294,7 +310,56 @@ func (p *planner) fill(ctx context.Context, made *leaf, d ocispec.Descriptor, m 
 	return nil
 }
 
-// maxListed words of a message: tools build images for up to 15 platforms.
+// takeIndexes takes the indexes that name the chosen platforms, and the attestations in them.
+func (p *planner) takeIndexes(ctx context.Context, img *image, list []archive.PlatformManifest) error {
+	seen := map[digest.Digest]bool{}
+	for _, l := range list {
+		if !img.has(l.Digest) {
+			continue
+		}
+		for _, d := range l.Parents {
+			if seen[d.Digest] {
+				continue
+			}
+			seen[d.Digest] = true
+			data, err := p.fetch(ctx, d)
+			if err != nil {
+				return err
+			}
+			img.indexes = append(img.indexes, document{d.Digest, data})
+			if err := p.takeAttestations(ctx, img, d, list); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// takeAttestations takes what an index has beside platforms: everything if no platform is left out, else the attestations
+// of chosen platforms. An attestation that lacks a blob is left out: imports do not read it.
+func (p *planner) takeAttestations(ctx context.Context, img *image, index ocispec.Descriptor, list []archive.PlatformManifest) error {
+	idx, err := archive.ReadIndex(ctx, p.fetch, index)
+	if err != nil {
+		return err
+	}
+	for _, d := range idx.Manifests {
+		isPlatform := slices.ContainsFunc(list, func(l archive.PlatformManifest) bool { return l.Digest == d.Digest })
+		ofChosen := img.has(digest.Digest(archive.Subject(d)))
+		if isPlatform || !archive.IsManifest(d.MediaType) || len(img.leftOut) > 0 && !ofChosen {
+			continue
+		}
+		made, err := p.attestation(ctx, d)
+		if err != nil {
+			return err
+		}
+		if made.missing == nil {
+			img.attestations = append(img.attestations, made)
+		}
+	}
+	return nil
+}
+
+// maxListed is how many words a message lists: tools build images for up to 15 platforms.
 const maxListed = 20
 
 func listed(words []string) string {

@@ -13,7 +13,7 @@ import (
 	"github.com/tarlift/tarlift/internal/archive"
 )
 
-// Spool keeps the blobs of archives that can be read only once, in a file that has no name and so is gone with the
+// Spool keeps the blobs of archives that can be read only once, in a temporary file without a name, which ends with the
 // process. It is an archive.Sink.
 type Spool struct {
 	dir      string
@@ -26,8 +26,8 @@ type Spool struct {
 // extent is where a blob is in the file.
 type extent struct{ off, size int64 }
 
-// NewSpool makes an empty one. Its file will be in dir, "" for the system's own choice. progress is told the bytes that
-// were kept so far; nil for nobody.
+// NewSpool returns an empty spool. Its file will be in dir; "" for the system's default. progress gets the number of bytes
+// so far; nil for none.
 func NewSpool(dir string, progress func(int64)) *Spool {
 	if progress == nil {
 		progress = func(int64) {}
@@ -35,7 +35,7 @@ func NewSpool(dir string, progress func(int64)) *Spool {
 	return &Spool{dir: dir, progress: progress, blobs: map[digest.Digest]extent{}}
 }
 
-// Close frees the file.
+// Close removes the file.
 func (s *Spool) Close() error {
 	if s.file == nil {
 		return nil
@@ -43,7 +43,7 @@ func (s *Spool) Close() error {
 	return s.file.Close() //nolint:wrapcheck // names the file itself
 }
 
-// Put keeps a member, unless one of the same digest is kept already: then it only compares.
+// Put keeps a member. If the spool has its digest already, Put only verifies the member.
 func (s *Spool) Put(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
 	if err := s.open(); err != nil {
 		return "", err
@@ -77,11 +77,11 @@ func (s *Spool) open() error {
 	}
 	f, err := os.CreateTemp(s.dir, ".tarlift-spool-*")
 	if err != nil {
-		return fmt.Errorf("keep what can be read only once: %w", err)
+		return fmt.Errorf("create temporary file: %w", err)
 	}
 	s.file = f
 	if err := os.Remove(f.Name()); err != nil {
-		return fmt.Errorf("keep what can be read only once: %w", err)
+		return fmt.Errorf("write temporary file: %w", err)
 	}
 	return nil
 }
@@ -101,19 +101,19 @@ func (w *spoolWriter) Write(p []byte) (int, error) {
 	w.off += int64(n)
 	w.spool.progress(w.off)
 	if err != nil {
-		err = fmt.Errorf("keep what can be read only once: %w", err)
+		err = fmt.Errorf("write temporary file: %w", err)
 	}
 	return n, err
 }
 
-// Get gives what was kept.
+// Get returns a member that was kept.
 func (s *Spool) Get(_ context.Context, d digest.Digest, limit int64) ([]byte, error) {
 	e, ok := s.blobs[d]
 	if !ok {
 		return nil, fmt.Errorf("blob %s: %w", d, fs.ErrNotExist)
 	}
 	if e.size > limit {
-		return nil, fmt.Errorf("blob %s has %d bytes, at most %d are read: %w", d, e.size, limit, archive.ErrLimit)
+		return nil, fmt.Errorf("blob %s has %d bytes, more than %d: %w", d, e.size, limit, archive.ErrLimit)
 	}
 	var buf bytes.Buffer
 	if _, err := io.Copy(&buf, io.NewSectionReader(s.file, e.off, e.size)); err != nil {
@@ -122,7 +122,7 @@ func (s *Spool) Get(_ context.Context, d digest.Digest, limit int64) ([]byte, er
 	return buf.Bytes(), nil
 }
 
-// find locates a blob. A nil spool has none.
+// find returns a blob. A nil spool has none.
 func (s *Spool) find(d digest.Digest) (Blob, bool) {
 	if s == nil {
 		return Blob{}, false

@@ -15,9 +15,9 @@ import (
 	"github.com/tarlift/tarlift/internal/archive"
 )
 
-// bundle lays everything out.
+// bundle puts the archive's members in order.
 func (p *planner) bundle(list []named) (*Bundle, error) {
-	index, err := indexOf(list)
+	index, err := indexJSON(list)
 	if err != nil {
 		return nil, err
 	}
@@ -29,7 +29,7 @@ func (p *planner) bundle(list []named) (*Bundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make %s: %w", ocispec.ImageLayoutFile, err)
 	}
-	documents := documentsOf(list)
+	documents := allDocuments(list)
 	b := &Bundle{IndexDigest: digest.FromBytes(index), layers: orderLayers(list, documents)}
 	for _, n := range list {
 		b.Images = append(b.Images, n.summary())
@@ -54,38 +54,42 @@ func blobPath(d digest.Digest) string {
 
 func (n *named) summary() Image {
 	img := Image{Name: n.Name, Digest: n.Target.Digest, LeftOut: n.image.leftOut}
-	for _, l := range n.image.leaves {
+	for _, l := range n.image.platforms {
 		img.Platforms = append(img.Platforms, l.platform)
 	}
 	return img
 }
 
-// check holds the bundle to the bounds that its readers have: what no import takes is not made.
+// check refuses a bundle that exceeds the bounds of imports.
 func (b *Bundle) check(index int) error {
 	metadata := 0
 	for _, m := range b.head {
 		metadata += len(m.data)
 	}
-	switch {
-	case metadata > archive.MaxMetadataBytes:
-		return fmt.Errorf("the bundle would have more than %d MiB of indexes, manifests and configs, make two of it: %w", archive.MaxMetadataBytes>>20, archive.ErrLimit)
-	case index > archive.MaxManifestBytes:
-		return fmt.Errorf("the bundle's index.json would have more than %d MiB, make two of it: %w", archive.MaxManifestBytes>>20, archive.ErrLimit)
-	case len(b.Images) > archive.MaxDescriptors:
-		return fmt.Errorf("the bundle would have more than %d names, make two of it: %w", archive.MaxDescriptors, archive.ErrLimit)
-	case len(b.head)+len(b.layers) > archive.MaxMembers:
-		return fmt.Errorf("the bundle would have more than %d members, make two of it: %w", archive.MaxMembers, archive.ErrLimit)
+	for _, bound := range []struct {
+		is, most int
+		of       string
+	}{
+		{metadata, archive.MaxMetadataBytes, "bytes of indexes, manifests and configs"},
+		{index, archive.MaxManifestBytes, "bytes of index.json"},
+		{len(b.Images), archive.MaxDescriptors, "names"},
+		{len(b.head) + len(b.layers), archive.MaxMembers, "members"},
+	} {
+		if bound.is > bound.most {
+			return fmt.Errorf("the bundle would have %d %s, and imports take %d: make two bundles: %w",
+				bound.is, bound.of, bound.most, archive.ErrLimit)
+		}
 	}
 	return nil
 }
 
-// indexOf makes index.json. Of a descriptor's annotations only names are kept: others differ by the tool that wrote them.
-func indexOf(list []named) ([]byte, error) {
+// indexJSON returns index.json. Of a descriptor's annotations it keeps only names: others depend on the tool that wrote them.
+func indexJSON(list []named) ([]byte, error) {
 	idx := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	for _, n := range list {
 		d := ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size}
 		if !archive.IsIndex(d.MediaType) {
-			d.Platform = n.image.leaves[0].spec
+			d.Platform = n.image.platforms[0].spec
 		}
 		d.Annotations = map[string]string{archive.AnnotationImageName: n.Name, ocispec.AnnotationRefName: n.Name}
 		idx.Manifests = append(idx.Manifests, d)
@@ -104,20 +108,21 @@ type dockerImage struct {
 	Layers   []string
 }
 
-// dockerManifest makes manifest.json, as `ctr images export` does: docker archives know of no platforms, so that of each image
-// the first counts. Names with a digest cannot be there, and short ones not either: podman takes app:1 for localhost/app:1.
+// dockerManifest returns manifest.json, as `ctr images export` writes it: docker archives have no platforms, so each image has
+// its first one. Names with a digest are not possible there, and short names are not used: podman reads app:1 as
+// localhost/app:1.
 func dockerManifest(list []named) ([]byte, error) {
 	var images []*dockerImage
 	byManifest := map[digest.Digest]*dockerImage{}
 	for _, n := range list {
-		l := n.image.leaves[0]
-		img, ok := byManifest[l.manifest.digest]
+		l := n.image.platforms[0]
+		img, ok := byManifest[l.digest]
 		if !ok {
 			img = &dockerImage{Config: blobPath(l.config.digest), RepoTags: []string{}, Layers: []string{}}
 			for _, d := range l.layers {
 				img.Layers = append(img.Layers, blobPath(d.Digest))
 			}
-			byManifest[l.manifest.digest] = img
+			byManifest[l.digest] = img
 			images = append(images, img)
 		}
 		ref, err := reference.ParseNormalizedNamed(n.Name)
@@ -135,8 +140,8 @@ func dockerManifest(list []named) ([]byte, error) {
 	return data, nil
 }
 
-// documentsOf are all indexes, manifests and configs, image by image.
-func documentsOf(list []named) []document {
+// allDocuments are all indexes, manifests and configs, image by image.
+func allDocuments(list []named) []document {
 	var out []document
 	seen := map[digest.Digest]bool{}
 	add := func(d document) {
@@ -149,15 +154,15 @@ func documentsOf(list []named) []document {
 		for _, d := range n.image.indexes {
 			add(d)
 		}
-		for _, l := range slices.Concat(n.image.leaves, n.image.others) {
-			add(l.manifest)
-			add(l.config)
+		for _, m := range slices.Concat(n.image.platforms, n.image.attestations) {
+			add(m.document)
+			add(m.config)
 		}
 	}
 	return out
 }
 
-// directories of blobs, for tools that unpack an archive without making any.
+// directories of blobs, for tools that unpack an archive without creating directories.
 func directories(documents []document, layers []layer) []member {
 	algorithms := map[string]bool{}
 	for _, d := range documents {
