@@ -11,7 +11,10 @@ import (
 )
 
 func TestDoctorOutput(t *testing.T) {
-	findings := []doctor.Finding{{Check: "socket", Verdict: doctor.OK, Found: "fine"}, {Check: "api server", Verdict: doctor.Fail, Found: "none", Remedy: "start it"}}
+	findings := []doctor.Finding{
+		{Check: "socket", Verdict: doctor.OK, Found: "fine"},
+		{Check: "api server", Verdict: doctor.Fail, Found: "none", Remedy: "start it"},
+	}
 	var plain, coloured bytes.Buffer
 	printFindings(&plain, findings, false)
 	printFindings(&coloured, findings, true)
@@ -39,7 +42,8 @@ func TestDoctorCommand(t *testing.T) {
 		}
 	}
 	o = agent(t, nil, "doctor", "--address", socket)
-	if o.code != cli.ExitFailed || !strings.HasPrefix(o.out, "fail  socket ") || !strings.Contains(o.out, "-> is containerd running") || !strings.Contains(o.errOut, "1 of 13 checks failed") {
+	if o.code != cli.ExitFailed || !strings.HasPrefix(o.out, "fail  socket ") || !strings.Contains(o.out, "-> is containerd running") ||
+		!strings.Contains(o.errOut, "1 of 13 checks failed") {
 		t.Errorf("exit code %d, %s, %s", o.code, o.out, o.errOut)
 	}
 	broken := agent(t, nil, "doctor", "-o", "json", "--address", socket, "--kubeconfig", "/nonexistent")

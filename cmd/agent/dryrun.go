@@ -48,7 +48,9 @@ func dryRun(cmd *cobra.Command, o importer.Options, input cli.Input, arg string,
 	return err
 }
 
-func planImport(ctx context.Context, o importer.Options, input cli.Input, arg string, in io.Reader, r importer.Request) (importer.DryRun, error) {
+func planImport(ctx context.Context, o importer.Options, input cli.Input, arg string, in io.Reader,
+	r importer.Request,
+) (importer.DryRun, error) {
 	blob, err := input.Open(ctx, arg, in)
 	if err != nil {
 		return importer.DryRun{}, err

@@ -15,7 +15,8 @@ import (
 func addContainerd(flags *pflag.FlagSet, o *importer.Options) {
 	cli.AddSocket(flags, o)
 	flags.StringVar(&o.Platform, "platform", "", "`platform` to import, such as linux/arm64 (default: this machine's)")
-	flags.StringVar(&o.Snapshotter, "snapshotter", "", "`name` of the snapshotter to unpack into (default: the one that CRI uses, else the namespace's)")
+	flags.StringVar(&o.Snapshotter, "snapshotter", "",
+		"`name` of the snapshotter to unpack into (default: the one that CRI uses, else the namespace's)")
 	flags.Var(&o.Reserve, "disk-reserve",
 		"`size` (10Gi) or share (20%) to keep free on each file system that containerd writes to; 0 for no reserve")
 	flags.StringVar(&o.ContainerdRoot, "containerd-root", "",

@@ -90,8 +90,8 @@ type imported struct {
 	Images          []importer.Image `json:"images"`
 	Bytes           importer.Bytes   `json:"bytes"`
 	DurationSeconds float64          `json:"durationSeconds"`
-	Unseen          []string         `json:"unseen,omitempty"` // names that CRI does not find
-	CRI             string           `json:"cri,omitempty"`    // why Unseen is not known
+	NotVisible      []string         `json:"notVisible,omitempty"` // names that CRI does not find
+	CRI             string           `json:"cri,omitempty"`        // why NotVisible is not known
 }
 
 // warnNotVisible warns of images that the kubelet would not find although containerd has them.

@@ -105,7 +105,8 @@ func TestSignals(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = cmd.Wait() // the exit code tells
-		wantFailure(t, outcome{cmd.ProcessState.ExitCode(), out.String(), decodeMessage(t, out.String())}, cli.ExitInterrupted, cli.ReasonInterrupted)
+		o := outcome{cmd.ProcessState.ExitCode(), out.String(), decodeMessage(t, out.String())}
+		wantFailure(t, o, cli.ExitInterrupted, cli.ReasonInterrupted)
 	}
 }
 

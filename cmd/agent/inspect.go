@@ -149,7 +149,9 @@ func inspect(ctx context.Context, blob source.Blob, a *importer.Archive, baseNam
 }
 
 // inspectName describes one entry of index.json.
-func inspectName(ctx context.Context, a *importer.Archive, resolver *archive.Resolver, d ocispec.Descriptor, baseName string) (inspectedName, error) {
+func inspectName(ctx context.Context, a *importer.Archive, resolver *archive.Resolver, d ocispec.Descriptor,
+	baseName string,
+) (inspectedName, error) {
 	n := inspectedName{Digest: d.Digest}
 	switch named, err := (archive.Selection{BaseName: baseName}).Select([]ocispec.Descriptor{d}); {
 	case err != nil:

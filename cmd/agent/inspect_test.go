@@ -183,7 +183,8 @@ func TestInspectTextIsPrintable(t *testing.T) {
 	if err := printInspection(&out, in, importer.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	in.Source, in.Images[0], in.Plan.Images[0] = "", inspectedName{Problem: "x", Platforms: make([]inspectedPlatform, 1)}, importer.PlannedImage{}
+	in.Source, in.Plan.Images[0] = "", importer.PlannedImage{}
+	in.Images[0] = inspectedName{Problem: "x", Platforms: make([]inspectedPlatform, 1)}
 	if err := printInspection(&clean, in, importer.Options{}); err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +201,7 @@ func TestInspectFailures(t *testing.T) {
 			http.NotFound(w, r)
 			return
 		}
-		w.Write([]byte("<!DOCTYPE html><html><head><title>Sign in</title></head><body>" + strings.Repeat("<p>please</p>", 100) + "</body></html>"))
+		w.Write([]byte("<!DOCTYPE html><html><body>" + strings.Repeat("<p>please sign in</p>", 100) + "</body></html>"))
 	}))
 	defer page.Close()
 	for name, tc := range map[string]struct {

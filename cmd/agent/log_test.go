@@ -91,7 +91,8 @@ func TestFailuresGiveNothingAway(t *testing.T) {
 	defer srv.Close()
 	for _, path := range []string{"/redirect", "/denied", "/page"} {
 		for _, command := range []string{"inspect", "import"} {
-			o := agent(t, nil, command, "-o", "json", "--username", "nodes", "--password-file", secret, srv.URL+path+"?sig=s3cr3t-query#s3cr3t-fragment")
+			o := agent(t, nil, command, "-o", "json", "--username", "nodes", "--password-file", secret,
+				srv.URL+path+"?sig=s3cr3t-query#s3cr3t-fragment")
 			basic := base64.StdEncoding.EncodeToString([]byte("nodes:s3cr3t-password"))
 			if got := o.out + o.errOut; o.code != cli.ExitFailed || strings.Contains(got, "s3cr3t") || strings.Contains(got, basic) {
 				t.Errorf("%s %s: exit code %d, printed %q", command, path, o.code, got)

@@ -114,7 +114,9 @@ func write(t *testing.T, name string, data []byte) string {
 }
 
 func TestUsageErrors(t *testing.T) {
-	file := write(t, "a.tar", build(t, builder.Archive{Images: []builder.Image{image("a.example/x:1", platform("linux/amd64", layer(1, 10)))}}))
+	file := write(t, "a.tar", build(t, builder.Archive{Images: []builder.Image{
+		image("a.example/x:1", platform("linux/amd64", layer(1, 10))),
+	}}))
 	for name, args := range map[string][]string{
 		"no command":              {},
 		"unknown command":         {"impart", file},

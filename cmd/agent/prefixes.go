@@ -4,12 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // prefixes is a repeatable flag of address prefixes.
 type prefixes []netip.Prefix
 
-func (p *prefixes) String() string { return fmt.Sprint([]netip.Prefix(*p)) }
+func (p *prefixes) String() string { return strings.Trim(fmt.Sprint([]netip.Prefix(*p)), "[]") }
 func (p *prefixes) Type() string   { return "prefix" }
 func (p *prefixes) Set(s string) error {
 	prefix, err := netip.ParsePrefix(s)

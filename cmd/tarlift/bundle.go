@@ -213,7 +213,7 @@ func (f *writeFlags) print(cmd *cobra.Command, r result) error {
 	return err //nolint:wrapcheck // says what could not be written
 }
 
-// reporter is told how many bytes of how many are done; the total is -1 while it is unknown.
+// reporter gets the number of bytes that are done, and of all bytes: -1 while that is unknown.
 type reporter func(phase importer.Phase, done, total int64)
 
 // reportInterval is that of an import.

@@ -31,7 +31,9 @@ import (
 
 // pair is an image of two platforms.
 func pair(name string, seed uint64) builder.Archive {
-	return builder.Archive{Images: []builder.Image{{Names: []string{name}, Platforms: []builder.PlatformImage{platform("linux/amd64", layer(seed, 5000)), platform("linux/arm64", layer(seed+1, 3000))}}}}
+	return builder.Archive{Images: []builder.Image{{Names: []string{name}, Platforms: []builder.PlatformImage{
+		platform("linux/amd64", layer(seed, 5000)), platform("linux/arm64", layer(seed+1, 3000)),
+	}}}}
 }
 
 // layoutDir unpacks an archive.
@@ -98,10 +100,14 @@ func TestBundle(t *testing.T) {
 		http.ServeContent(w, r, "", time.Unix(1, 0), bytes.NewReader(third))
 	}))
 	defer srv.Close()
-	inputs := []string{write(t, "a.tar", first), write(t, "b.tar.gz", gzipped(t, second)), srv.URL + "/c.tar", layoutDir(t, build(t, pair("a.example/w:1", 41))), "-"}
+	inputs := []string{
+		write(t, "a.tar", first), write(t, "b.tar.gz", gzipped(t, second)), srv.URL + "/c.tar",
+		layoutDir(t, build(t, pair("a.example/w:1", 41))), "-",
+	}
 	dir := t.TempDir()
 	file := filepath.Join(dir, "out.tar")
-	o := tarlift(t, bytes.NewReader(build(t, docker)), append([]string{"bundle", "-o", file, "--output", "json", "--rename", "d.example/=e.example/"}, inputs...)...)
+	args := append([]string{"bundle", "-o", file, "--output", "json", "--rename", "d.example/=e.example/"}, inputs...)
+	o := tarlift(t, bytes.NewReader(build(t, docker)), args...)
 	if o.code != cli.ExitOK {
 		t.Fatalf("exit code %d: %s", o.code, o.errOut)
 	}
@@ -207,7 +213,7 @@ func TestBundleFailures(t *testing.T) {
 		a.Edits = []builder.Edit{e}
 		return write(t, "in.tar", build(t, a))
 	}
-	in := write(t, "a.tar", good)
+	in, page := write(t, "a.tar", good), []byte("<html>"+strings.Repeat("<p>Sign in.</p>\n", 1000))
 	for name, tc := range map[string]struct {
 		args   []string
 		code   int
@@ -215,14 +221,14 @@ func TestBundleFailures(t *testing.T) {
 	}{
 		"nothing there":       {[]string{"/nonexistent.tar"}, cli.ExitFailed, "SourceNotFound"},
 		"no layout directory": {[]string{t.TempDir()}, cli.ExitFailed, "ArchiveInvalid"},
-		"an HTML page":        {[]string{write(t, "a.html", []byte("<html>"+strings.Repeat("<p>Sign in.</p>\n", 1000)))}, cli.ExitFailed, "ArchiveInvalid"},
+		"an HTML page":        {[]string{write(t, "a.html", page)}, cli.ExitFailed, "ArchiveInvalid"},
 		"cut":                 {[]string{in, write(t, "cut.tar", good[:len(good)/2])}, cli.ExitFailed, "Truncated"},
 		"cut and compressed":  {[]string{write(t, "cut.tar.gz", gzipped(t, good)[:4000])}, cli.ExitFailed, "Truncated"},
 		"a damaged layer":     {[]string{edited(builder.Corrupt(path))}, cli.ExitFailed, "DigestMismatch"},
 		"a missing layer":     {[]string{"--platform", "linux/amd64", edited(builder.Omit(path))}, cli.ExitFailed, "ContentIncomplete"},
 		"no such platform":    {[]string{"--platform", "linux/s390x", in}, cli.ExitFailed, "NoMatchingPlatform"},
 		"nothing chosen":      {[]string{"--include", "b.example/**", in}, cli.ExitFailed, "InvalidName"},
-		"no containerd":       {[]string{"--address", filepath.Join(t.TempDir(), "no.sock"), "containerd:a.example/x:1"}, cli.ExitFailed, "RuntimeUnavailable"},
+		"no containerd":       {[]string{"--address", "/nonexistent.sock", "containerd:a.example/x:1"}, cli.ExitFailed, "RuntimeUnavailable"},
 		"two standard inputs": {[]string{"-", "-"}, cli.ExitUsage, "Usage"},
 		"no name":             {[]string{"containerd:"}, cli.ExitUsage, "Usage"},
 		"a platform":          {[]string{"--platform", "a/b/c/d", in}, cli.ExitUsage, "Usage"},
@@ -299,7 +305,8 @@ func TestBundleInterrupted(t *testing.T) {
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-reached; cancel() }()
-	wantFailure(t, tarliftWith(ctx, nil, "bundle", "--output", "json", "-o", filepath.Join(dir, "out.tar"), url), cli.ExitInterrupted, cli.ReasonInterrupted)
+	o := tarliftWith(ctx, nil, "bundle", "--output", "json", "-o", filepath.Join(dir, "out.tar"), url)
+	wantFailure(t, o, cli.ExitInterrupted, cli.ReasonInterrupted)
 	if list := filesIn(t, dir); len(list) > 0 {
 		t.Errorf("left: %v", list)
 	}

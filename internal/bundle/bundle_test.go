@@ -260,7 +260,8 @@ func TestPlatforms(t *testing.T) {
 			}
 		})
 	}
-	if _, err := bundle.Make(t.Context(), []bundle.Input{input(t, "in", data)}, bundle.Options{Platforms: parse([]string{"linux/arm64"})}); !errors.Is(err, bundle.ErrNoPlatform) {
+	arm64 := bundle.Options{Platforms: parse([]string{"linux/arm64"})}
+	if _, err := bundle.Make(t.Context(), []bundle.Input{input(t, "in", data)}, arm64); !errors.Is(err, bundle.ErrNoPlatform) {
 		t.Errorf("a tool for amd64 alone: %v", err)
 	}
 }
@@ -283,7 +284,8 @@ func TestPartialInputs(t *testing.T) {
 		_, data := built(t, builder.Archive{Images: []builder.Image{img}})
 		return data
 	}
-	whole, _ := built(t, builder.Archive{Images: []builder.Image{image("a.example/app:1", platform("linux/amd64", layer(1)), platform("linux/arm64", layer(2)), platform("linux/riscv64", layer(3)))}})
+	whole, _ := built(t, builder.Archive{Images: []builder.Image{image("a.example/app:1",
+		platform("linux/amd64", layer(1)), platform("linux/arm64", layer(2)), platform("linux/riscv64", layer(3)))}})
 	amd64, arm64 := input(t, "amd64", part(1, 2)), input(t, "arm64", part(0, 2))
 	made, out := written(t, bundle.Options{}, amd64, arm64)
 	want := map[string]string{"a.example/app:1": whole.Images[0].Target.Digest.String() + " amd64 arm64"}

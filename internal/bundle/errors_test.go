@@ -27,7 +27,9 @@ func TestNames(t *testing.T) {
 		selection archive.Selection
 		want      []string
 	}{
-		"all":          {archive.Selection{BaseName: "b.example/tool"}, []string{"a.example/base:1", "b.example/tool:2", "m.example/other:1", "n.example/sibling:1", "z.example/child:1"}},
+		"all": {archive.Selection{BaseName: "b.example/tool"}, []string{
+			"a.example/base:1", "b.example/tool:2", "m.example/other:1", "n.example/sibling:1", "z.example/child:1",
+		}},
 		"of one input": {archive.Selection{Include: []string{"**/child:*"}}, []string{"z.example/child:1"}},
 		"but one": {
 			archive.Selection{BaseName: "b.example/tool", Exclude: []string{"b.example/**", "m.example/*:*"}},
@@ -214,7 +216,8 @@ func TestSpool(t *testing.T) {
 		t.Error("a directory that is not there")
 	}
 	b, _ := built(t, builder.Archive{Images: family()})
-	_, bad := built(t, builder.Archive{Images: family(), Edits: []builder.Edit{builder.Corrupt(builder.BlobPath(b.Images[0].Platforms[0].Layers[0].Digest))}})
+	corrupt := builder.Corrupt(builder.BlobPath(b.Images[0].Platforms[0].Layers[0].Digest))
+	_, bad := built(t, builder.Archive{Images: family(), Edits: []builder.Edit{corrupt}})
 	s = bundle.NewSpool(t.TempDir(), nil)
 	defer s.Close()
 	if _, err := archive.StreamTree(t.Context(), bytes.NewReader(bad), s); !errors.Is(err, archive.ErrDigestMismatch) {

@@ -159,7 +159,8 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*image
 		return nil, err
 	}
 	if len(list) == 0 {
-		return nil, fmt.Errorf("%s (%q) is no image of any platform, leave it out with --exclude: %w", target.Digest, target.MediaType, archive.ErrInvalid)
+		return nil, fmt.Errorf("%s (%.200q) is no image of any platform, leave it out with --exclude: %w",
+			target.Digest, target.MediaType, archive.ErrInvalid)
 	}
 	img := &image{}
 	if len(p.options.Platforms) == 0 {

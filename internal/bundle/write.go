@@ -54,10 +54,7 @@ func (b *Bundle) Write(ctx context.Context, w io.Writer, progress func(int64)) (
 		case <-time.After(writeGrace):
 		}
 	}
-	if err := context.Cause(p.ctx); err != nil { // the first failure explains the others
-		return "", err //nolint:wrapcheck // said by whoever failed
-	}
-	return p.sum.Digest(), nil
+	return p.result()
 }
 
 // pipeline writes the archive and hashes its bytes twice, for their blob and for the archive. All three happen at the same
@@ -175,6 +172,14 @@ func (p *pipeline) finish() {
 	close(p.summing)
 	close(p.verifying)
 	p.workers.Wait()
+}
+
+// result is the archive's digest, or the first failure, which explains the others.
+func (p *pipeline) result() (digest.Digest, error) {
+	if err := context.Cause(p.ctx); err != nil {
+		return "", err //nolint:wrapcheck // said by whoever failed
+	}
+	return p.sum.Digest(), nil
 }
 
 // verifier compares blobs with their digests.

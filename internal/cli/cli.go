@@ -67,7 +67,7 @@ func Run(ctx context.Context, root *cobra.Command, failures Failures, args []str
 	if !started {
 		err = UsageError{err}
 	}
-	return failures.report(cmd, err, wantsJSON(cmd, args, started))
+	return failures.report(ctx, cmd, err, wantsJSON(cmd, args, started))
 }
 
 // NewVersionCommand returns the command that prints a program's version.

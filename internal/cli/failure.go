@@ -76,8 +76,8 @@ func (f Failures) Explain(ctx context.Context, err error) (Failure, int) {
 
 // report prints why cmd failed and returns its exit code: on standard error for people, and on standard output if the
 // caller reads JSON there.
-func (f Failures) report(cmd *cobra.Command, err error, asJSON bool) int {
-	failure, code := f.Explain(cmd.Context(), err)
+func (f Failures) report(ctx context.Context, cmd *cobra.Command, err error, asJSON bool) int {
+	failure, code := f.Explain(ctx, err)
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", cmd.CommandPath(), failure.Message)
 	if code == ExitUsage {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Try '%s --help'.\n", cmd.CommandPath())

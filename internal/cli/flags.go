@@ -46,7 +46,7 @@ const outputFlag = "output"
 // AddOutput adds --output, with a shorthand unless that is empty.
 func AddOutput(flags *pflag.FlagSet, shorthand string) *Choice {
 	c := NewChoice(OutputText, OutputJSON)
-	flags.VarP(&c, outputFlag, shorthand, "`format` of standard output: text or json")
+	flags.VarP(&c, outputFlag, shorthand, "format of standard output")
 	return &c
 }
 

@@ -25,7 +25,8 @@ func (f *Input) Add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.username, "username", "", "user `name` for the URL")
 	flags.StringVar(&f.passwordFile, "password-file", "", "`file` with the user's password")
 	flags.StringVar(&f.tokenFile, "bearer-token-file", "", "`file` with a bearer token for the URL")
-	flags.StringVar(&f.caFile, "ca-file", "", "PEM `file` of the certificate authorities to trust for an https URL, in place of this machine's")
+	flags.StringVar(&f.caFile, "ca-file", "",
+		"PEM `file` of the certificate authorities to trust for an https URL, in place of this machine's")
 	flags.StringVar(&f.certFile, "cert-file", "", "PEM `file` of the client certificate for an https URL")
 	flags.StringVar(&f.keyFile, "key-file", "", "PEM `file` of the client certificate's key")
 }

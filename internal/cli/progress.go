@@ -29,7 +29,8 @@ const (
 const lineInterval = 5 * time.Second
 
 // barTemplate shows the phase, the bytes, a bar, and after half a second the rate and the remaining time.
-const barTemplate pb.ProgressBarTemplate = `{{string . "phase"}} {{counters . }} {{bar . }} {{percent . }} {{speed . "%s/s" " "}} {{rtime . "%s left" "%s" " "}}`
+const barTemplate pb.ProgressBarTemplate = `{{string . "phase"}} {{counters . }} {{bar . }} {{percent . }} ` +
+	`{{speed . "%s/s" " "}} {{rtime . "%s left" "%s" " "}}`
 
 // Progress shows how far a command is.
 type Progress interface {

@@ -162,7 +162,8 @@ func (c *cluster) checkServer(ctx context.Context) bool {
 	}
 	minor, err := strconv.Atoi(strings.TrimRight(v.Minor, "+"))
 	if err == nil && minor < oldestKubernetes {
-		c.warn(check, "update Kubernetes to 1.30 or later: before, no policy can restrict agents to their own nodes", "%s at %s", v.GitVersion, c.base)
+		c.warn(check, "update Kubernetes to 1.30 or later: before, no policy can restrict agents to their own nodes",
+			"%s at %s", v.GitVersion, c.base)
 	} else {
 		c.ok(check, "%s at %s, in %s", v.GitVersion, c.base, took.Round(time.Millisecond))
 	}
@@ -188,8 +189,8 @@ func (c *cluster) compareServerClock(date string, took time.Duration) {
 	case difference > clockBound:
 		verdict = Fail
 	}
-	c.add(check, verdict, "set the clocks of the node and the API server, by NTP for example: tokens, certificates and deadlines depend on them",
-		"%s apart from the API server's", difference.Round(time.Second))
+	c.add(check, verdict, "set the clocks of the node and the API server, with NTP for example: tokens, certificates and deadlines "+
+		"depend on them", "%s apart from the API server's", difference.Round(time.Second))
 }
 
 // list lists the object that has this node's name, which is all that the agent may list.
@@ -240,7 +241,8 @@ func (c *cluster) checkOwnState(ctx context.Context) {
 		c.failed(check, seeServer, err)
 		return
 	case !found:
-		c.warn(check, "is the agent's pod running on this node, and what does it log?", "no NodeImageState %s: the agent has not reported yet", name)
+		c.warn(check, "is the agent's pod running on this node, and what does it log?",
+			"no NodeImageState %s: the agent has not reported yet", name)
 		return
 	}
 	archives := list.Items[0].Status.Archives

@@ -41,28 +41,28 @@ func TestImportSaysWhatTheKubeletFinds(t *testing.T) {
 	file := fileOf(t, data)
 	name, ref := "cri.example/app:1", "cri.example/app@"+b.Images[0].Target.Digest.String()
 	for _, when := range []string{"at first", "again"} {
-		if o := r.agentImport(t, nil, file); o.code != 0 || o.Unseen != nil || o.CRI != "" || strings.Contains(o.errOut, "warning") {
-			t.Errorf("%s: exit code %d, unseen %q, unknown %q: %s", when, o.code, o.Unseen, o.CRI, o.errOut)
+		if o := r.agentImport(t, nil, file); o.code != 0 || o.NotVisible != nil || o.CRI != "" || strings.Contains(o.errOut, "warning") {
+			t.Errorf("%s: exit code %d, not visible %q, unknown %q: %s", when, o.code, o.NotVisible, o.CRI, o.errOut)
 		}
 	}
 	// CRI looks for this machine's platform.
 	foreign := r.agentImport(t, nil, "--platform", "linux/arm64", "--no-unpack", "--rename", "cri.example/=foreign.example/", file)
 	want := []string{strings.Replace(name, "cri.", "foreign.", 1), strings.Replace(ref, "cri.", "foreign.", 1)}
 	_, other := built(t, sample("cri.example/other:1", 7))
-	if foreign.code != 0 || foreign.CRI != "" || !strings.Contains(foreign.errOut, "the kubelet does not find") || !slices.Equal(foreign.Unseen, want) {
-		t.Errorf("foreign platform: exit code %d, unseen %q, unknown %q: %s", foreign.code, foreign.Unseen, foreign.CRI, foreign.errOut)
+	if foreign.code != 0 || foreign.CRI != "" || !strings.Contains(foreign.errOut, "the kubelet does not find") || !slices.Equal(foreign.NotVisible, want) {
+		t.Errorf("foreign platform: exit code %d, not visible %q, unknown %q: %s", foreign.code, foreign.NotVisible, foreign.CRI, foreign.errOut)
 	}
 	// Whoever imports into another namespace means it.
-	if o := r.agentImport(t, other, "--namespace", "other", "-"); o.code != 0 || o.Unseen != nil || o.CRI != "" || o.errOut != "" {
-		t.Errorf("other namespace: exit code %d, unseen %q, unknown %q: %s", o.code, o.Unseen, o.CRI, o.errOut)
+	if o := r.agentImport(t, other, "--namespace", "other", "-"); o.code != 0 || o.NotVisible != nil || o.CRI != "" || o.errOut != "" {
+		t.Errorf("other namespace: exit code %d, not visible %q, unknown %q: %s", o.code, o.NotVisible, o.CRI, o.errOut)
 	}
 }
 
 func TestImportWithoutCRI(t *testing.T) {
 	r := startRuntime(t, cluster.ContainerdOptions{})
 	_, data := built(t, sample("cri.example/app:1", 1))
-	if o := r.agentImport(t, data, "-"); o.code != 0 || o.Unseen != nil || !strings.Contains(o.CRI, "does not serve CRI") || !strings.Contains(o.errOut, "warning") {
-		t.Errorf("exit code %d, unseen %q, unknown %q: %s", o.code, o.Unseen, o.CRI, o.errOut)
+	if o := r.agentImport(t, data, "-"); o.code != 0 || o.NotVisible != nil || !strings.Contains(o.CRI, "does not serve CRI") || !strings.Contains(o.errOut, "warning") {
+		t.Errorf("exit code %d, not visible %q, unknown %q: %s", o.code, o.NotVisible, o.CRI, o.errOut)
 	}
 }
 

@@ -52,7 +52,7 @@ type Output struct {
 		Skipped int64 `json:"skipped"`
 	} `json:"bytes"`
 	DurationSeconds float64  `json:"durationSeconds"`
-	Unseen          []string `json:"unseen"`
+	NotVisible      []string `json:"notVisible"`
 	CRI             string   `json:"cri"`
 	Error           *struct {
 		Reason  string `json:"reason"`

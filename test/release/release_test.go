@@ -36,7 +36,8 @@ const (
 // tree copies the project's files, whether they are committed or not, to a new directory.
 func tree(t *testing.T, dir string) string {
 	t.Helper()
-	for name := range strings.SplitSeq(strings.TrimRight(output(t, root, nil, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"), "\x00"), "\x00") {
+	names := output(t, root, nil, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+	for name := range strings.SplitSeq(strings.TrimRight(names, "\x00"), "\x00") {
 		from, to := filepath.Join(root, name), filepath.Join(dir, name)
 		info, err := os.Lstat(from)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -222,7 +223,8 @@ func testChartAndImage(t *testing.T, clone, dist string) {
 			Platforms []struct{ Platform string }
 		}
 	}
-	if err := json.Unmarshal([]byte(output(t, dist, nil, native(t, dist, binary), "inspect", "--output", "json", image)), &archive); err != nil {
+	text := output(t, dist, nil, native(t, dist, binary), "inspect", "--output", "json", image)
+	if err := json.Unmarshal([]byte(text), &archive); err != nil {
 		t.Fatal(err)
 	}
 	if len(archive.Images) != 1 || len(archive.Images[0].Platforms) != 2 {
