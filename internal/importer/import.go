@@ -25,7 +25,7 @@ import (
 func (i *Importer) Import(ctx context.Context, src source.Blob, req Request) (Result, error) {
 	ctx = i.in(ctx)
 	result, err := i.importOnce(ctx, src, req)
-	if errors.Is(err, store.ErrLeaseLost) && src.RandomAccess() { // the clock was set forward by a day, for example
+	if errors.Is(err, store.ErrLeaseLost) && src.RandomAccess() && ctx.Err() == nil { // the clock was set forward by a day, for example
 		return i.importOnce(ctx, src, req)
 	}
 	return result, err
@@ -131,6 +131,11 @@ func (a *attempt) end(ctx context.Context, err error) error {
 	a.cancel(err)
 	a.unpacker.Wait()
 	a.endWatch()
+	if err != nil {
+		if lost := a.session.Held(ctx); errors.Is(lost, store.ErrLeaseLost) {
+			err = lost
+		}
+	}
 	keep := err != nil && a.req.Keep && !errors.Is(err, ErrInsufficientDisk)
 	// After a success the names stand; what could not be cleared up expires with the lease.
 	if closeErr := a.session.Close(ctx, keep); closeErr != nil && err != nil {

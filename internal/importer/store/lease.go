@@ -89,8 +89,11 @@ func (s *Session) endReplaced(ctx context.Context, l *lease) {
 	})
 }
 
-// Held makes sure that what the session has written is still held.
+// Held makes sure that what the session has written is still held. What else fails after its lease is gone, fails for
+// that reason: containerd then lacks the lease, a blob, or the file of an ingest. It works although ctx was cancelled.
 func (s *Session) Held(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
 	s.leaseMu.Lock()
 	defer s.leaseMu.Unlock()
 	left, err := s.store.leases.List(ctx, fmt.Sprintf("id==%q", s.lease.ID))
@@ -125,7 +128,7 @@ func (s *Store) adopt(ctx context.Context, o Owner) (leases.Lease, error) {
 			continue
 		}
 		if same(l) {
-			if err := s.move(ctx, l, lease); err != nil {
+			if err := s.move(ctx, l, lease); err != nil && !errdefs.IsNotFound(err) { // it has expired meanwhile
 				return leases.Lease{}, err
 			}
 		}
@@ -154,12 +157,10 @@ func (s *Store) create(ctx context.Context, o Owner) (leases.Lease, error) {
 }
 
 // move lets one lease hold what another one holds, but for snapshots that a layer is being unpacked into: their names are
-// made up anew by each attempt, so that nobody would find them again.
+// made up anew by each attempt, so that nobody would find them again. One of them that is gone is
+// not found.
 func (s *Store) move(ctx context.Context, from, to leases.Lease) error {
 	resources, err := s.leases.ListResources(ctx, from)
-	if errdefs.IsNotFound(err) {
-		return nil // it has expired
-	}
 	if err != nil {
 		return daemon.Error("list resources of lease "+from.ID, err)
 	}
@@ -168,7 +169,7 @@ func (s *Store) move(ctx context.Context, from, to leases.Lease) error {
 			continue
 		}
 		if err := s.leases.AddResource(ctx, to, r); err != nil {
-			return leaseError(daemon.Error("hold "+r.Type+" "+r.ID, err))
+			return daemon.Error("hold "+r.Type+" "+r.ID, err)
 		}
 	}
 	return nil

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,7 +43,7 @@ const (
 	labelProcess = "tarlift.dev/process"
 )
 
-// ErrLeaseLost is a session whose lease has expired or was deleted: what it had written may be collected.
+// ErrLeaseLost is a session whose lease has expired or was deleted: what it had written may be collected. See Session.Held.
 var ErrLeaseLost = errors.New("the lease of this import is gone")
 
 // Owner is whom a session is for.
@@ -254,7 +253,7 @@ func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descripto
 		s.hooks.Done(-d.Size)
 		return resumed, fmt.Errorf("the bytes have another digest: %w", archive.ErrDigestMismatch)
 	default:
-		return resumed, leaseError(daemon.WriterError("commit", err))
+		return resumed, daemon.WriterError("commit", err)
 	}
 }
 
@@ -281,7 +280,7 @@ func (s *Session) WriteUnnamed(ctx context.Context, size int64, r io.Reader) (di
 		s.written[d] = size
 		s.mu.Unlock()
 	case !errdefs.IsAlreadyExists(err):
-		return "", leaseError(daemon.WriterError("commit", err))
+		return "", daemon.WriterError("commit", err)
 	}
 	s.hooks.Ready(d)
 	return d, nil
@@ -298,7 +297,7 @@ func (s *Session) copy(ctx context.Context, w *writer, r io.Reader, n int64, f *
 		piece, err := ahead.Next()
 		if len(piece) > 0 {
 			if _, err := w.Write(piece); err != nil {
-				err = leaseError(daemon.WriterError("write", err))
+				err = daemon.WriterError("write", err)
 				if ctx.Err() == nil { // else it fails because another has failed
 					s.hooks.Failed(err)
 				}
@@ -333,12 +332,4 @@ func AtEnd(r io.Reader) error {
 		return fmt.Errorf("read: %w", err)
 	}
 	return nil
-}
-
-// leaseError recognizes a call that failed because its lease is gone: gRPC keeps containerd's text only.
-func leaseError(err error) error {
-	if errdefs.IsNotFound(err) && strings.Contains(err.Error(), "lease") {
-		return fmt.Errorf("%w: %w", ErrLeaseLost, err)
-	}
-	return err
 }

@@ -70,7 +70,7 @@ func (w *writer) open(wait time.Duration) error {
 		case locked && time.Now().After(deadline):
 			return fmt.Errorf("%w: %w", errLocked, err)
 		case !locked:
-			return leaseError(daemon.Error("open writer", err))
+			return daemon.Error("open writer", err)
 		}
 		select {
 		case <-w.base.Done():
