@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	bolt "go.etcd.io/bbolt"
 )
@@ -28,6 +29,12 @@ type Containerd struct {
 // New makes an empty one, until t ends.
 func New(t testing.TB) *Containerd {
 	t.Helper()
+	return NewWith(t, nil)
+}
+
+// NewWith makes one that has these snapshotters; DB.Snapshotter(name) is what its clients see of one.
+func NewWith(t testing.TB, snapshotters map[string]snapshots.Snapshotter) *Containerd {
+	t.Helper()
 	dir := t.TempDir()
 	store, err := local.NewStore(filepath.Join(dir, "content"))
 	if err != nil {
@@ -38,7 +45,7 @@ func New(t testing.TB) *Containerd {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { bdb.Close() })
-	db := metadata.NewDB(bdb, store, nil)
+	db := metadata.NewDB(bdb, store, snapshotters)
 	if err := db.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
