@@ -139,6 +139,9 @@ func TestCollectedBetweenPlanAndUse(t *testing.T) {
 			lose(t, n, d)
 			collected++
 		}
+		if _, err := n.db.GarbageCollect(ctx); err != nil {
+			t.Error(err)
+		}
 	}
 	if _, err := n.Import(ctx, blobOf(t, b, false), req); err != nil || collected == 0 {
 		t.Fatalf("%d collected, error %v", collected, err)

@@ -19,6 +19,7 @@ import (
 
 // Containerd has the services of a containerd.
 type Containerd struct {
+	Root       string // where the content store has its files: blobs/ and ingest/
 	DB         *metadata.DB
 	Content    content.Store
 	Images     images.Store
@@ -50,7 +51,7 @@ func NewWith(t testing.TB, snapshotters map[string]snapshots.Snapshotter) *Conta
 		t.Fatal(err)
 	}
 	return &Containerd{
-		DB: db, Content: db.ContentStore(), Images: metadata.NewImageStore(db),
+		Root: filepath.Join(dir, "content"), DB: db, Content: db.ContentStore(), Images: metadata.NewImageStore(db),
 		Leases: Leases(db), Containers: metadata.NewContainerStore(db),
 	}
 }

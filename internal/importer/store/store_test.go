@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -90,6 +91,11 @@ func (n node) nothingLeft(t *testing.T) {
 	t.Helper()
 	if leaseIDs, ingests, blobs := n.left(t); len(leaseIDs)+len(ingests)+len(blobs) != 0 {
 		t.Errorf("left: leases %q, ingests %q, blobs %q", leaseIDs, ingests, blobs)
+	}
+	for _, pattern := range []string{"ingest/*", "blobs/*/*"} {
+		if files, err := filepath.Glob(filepath.Join(n.Root, pattern)); err != nil || len(files) != 0 {
+			t.Errorf("left: files %q, %v", files, err)
+		}
 	}
 }
 
@@ -203,6 +209,32 @@ func TestLeaseIsHandedOverInMidBlob(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What is done below a lease by a call that began before it was handed over, and ends after that, is held too.
+func TestLongCallIsHandedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		session := open(t, n.process(), archiveA)
+		ctx := inNamespace(t)
+		held, release, err := session.Hold(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(DefaultHandOver + time.Minute)
+		other, otherData := blob("other", 1)
+		if err := session.EnsureBlob(ctx, other, (&feed{data: otherData}).open); err != nil {
+			t.Fatal(err)
+		}
+		d, data := blob("b", 1)
+		if err := content.WriteBlob(held, n.Content, "late", bytes.NewReader(data), d); err != nil {
+			t.Fatal(err)
+		}
+		release()
+		if leaseIDs, _, _ := n.left(t); len(leaseIDs) != 1 || !n.has(t, d) || !n.has(t, other) {
+			t.Errorf("leases %q, the blob is there: %v", leaseIDs, n.has(t, d))
+		}
+	})
 }
 
 // A session whose lease is gone in mid-blob says so, whoever has taken it. The next one ends.
