@@ -132,19 +132,18 @@ func configs() []Case {
 	}
 }
 
-// unreadable are configs that encoding/json does not decode into the type that containerd's CRI has for them: it would
-// not list such an image, and no pod could use its name.
+// unreadable are configs that encoding/json does not decode into the type that containerd's CRI has for them: it does not
+// list such an image, and no pod can use its name.
 func unreadable() []Case {
 	in := func(field, config, value string) Case {
 		m := change{config: replaced(`"config":{}`, config)}.make()
 		return of(Invalid, "a config with "+value, m.tar, m.config.Digest.String(), field+": ")
 	}
-	key := func(key, value string) Case {
-		return in("config."+key, `"config":{"`+key+`":`+value+`}`, key+" "+value)
-	}
-	others := change{config: replaced(`"config":{}`, `"config":{"Hostname":"","AttachStdin":false,"OnBuild":null,"Image":"sha256:1","Healthcheck":{"Test":["NONE"]},`+
-		`"Env":null,"cmd":["sh"],"ExposedPorts":{"80/tcp":{}},"Labels":null},"container":"","container_config":{"Cmd":"any"},`+
-		`"created":"0001-01-01T00:00:00Z","docker_version":"20.10","id":"","history":[{"created":"2026-01-31T12:00:00.123456789+01:00"},{}]`)}.make()
+	key := func(key, what, value string) Case { return in("config."+key, `"config":{"`+key+`":`+value+`}`, key+" "+what) }
+	others := change{config: replaced(`"config":{}`, `"config":{"Hostname":"","AttachStdin":false,"OnBuild":null,"Image":"sha256:1",`+
+		`"Healthcheck":{"Test":["NONE"]},"Env":null,"cmd":["sh"],"ExposedPorts":{"80/tcp":{}},"Labels":null},`+
+		`"container":"","container_config":{"Cmd":"any"},"created":"0001-01-01T00:00:00Z","docker_version":"20.10","id":"",`+
+		`"history":[{"created":"2026-01-31T12:00:00.123456789+01:00"},{}]`)}.make()
 	null := change{config: replaced(`"config":{}`, `"config":null,"created":null,"author":null,"history":null`)}.make()
 	return []Case{
 		in("created", `"created":""`, "created empty"),
@@ -154,9 +153,19 @@ func unreadable() []Case {
 		in("history.empty_layer", `"history":[{"empty_layer":"true"}]`, "history with empty_layer a string"),
 		in("author", `"author":["a"]`, "author a list"),
 		in("config", `"config":[]`, "config a list"),
-		key("Cmd", `"sh"`), key("Entrypoint", `"sh"`), key("Env", `{"A":"b"}`), key("Env", `[1]`), key("ExposedPorts", `["80/tcp"]`),
-		key("ExposedPorts", `{"80/tcp":1}`), key("Volumes", `["/data"]`), key("Labels", `["a=b"]`), key("Labels", `{"a":1}`),
-		key("WorkingDir", `["/"]`), key("User", `0`), key("StopSignal", `9`), key("ArgsEscaped", `"true"`),
+		key("Cmd", "a string", `"sh"`),
+		key("Entrypoint", "a string", `"sh"`),
+		key("Env", "an object", `{"A":"b"}`),
+		key("Env", "a list of numbers", `[1]`),
+		key("ExposedPorts", "a list", `["80/tcp"]`),
+		key("ExposedPorts", "with a number", `{"80/tcp":1}`),
+		key("Volumes", "a list", `["/data"]`),
+		key("Labels", "a list", `["a=b"]`),
+		key("Labels", "with a number", `{"a":1}`),
+		key("WorkingDir", "a list", `["/"]`),
+		key("User", "a number", `0`),
+		key("StopSignal", "a number", `9`),
+		key("ArgsEscaped", "a string", `"true"`),
 		in("variant", `"variant":8`, "variant a number"),
 		accepted(of("", "a config as Docker writes it", others.tar), others.image()),
 		accepted(of("", "a config with null in place of all", null.tar), null.image()),
