@@ -139,7 +139,9 @@ func unreadable() []Case {
 		m := change{config: replaced(`"config":{}`, config)}.make()
 		return of(Invalid, "a config with "+value, m.tar, m.config.Digest.String(), field+": ")
 	}
-	key := func(key, what, value string) Case { return in("config."+key, `"config":{"`+key+`":`+value+`}`, key+" "+what) }
+	key := func(key, what, value string) Case {
+		return in("config."+key, `"config":{"`+key+`":`+value+`}`, key+" "+what)
+	}
 	others := change{config: replaced(`"config":{}`, `"config":{"Hostname":"","AttachStdin":false,"OnBuild":null,"Image":"sha256:1",`+
 		`"Healthcheck":{"Test":["NONE"]},"Env":null,"cmd":["sh"],"ExposedPorts":{"80/tcp":{}},"Labels":null},`+
 		`"container":"","container_config":{"Cmd":"any"},"created":"0001-01-01T00:00:00Z","docker_version":"20.10","id":"",`+
