@@ -108,9 +108,9 @@ func (n node) has(t *testing.T, d ocispec.Descriptor) bool {
 	return err == nil && digest.FromBytes(got) == d.Digest
 }
 
-// blob has pieces of MinPiece bytes.
+// blob has pieces of pieceSize bytes.
 func blob(name string, pieces int) (ocispec.Descriptor, []byte) {
-	data := bytes.Repeat([]byte(name+"\n"), pieces*MinPiece/(len(name)+1)+1)[:pieces*MinPiece]
+	data := bytes.Repeat([]byte(name+"\n"), pieces*pieceSize/(len(name)+1)+1)[:pieces*pieceSize]
 	return ocispec.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))}, data
 }
 
@@ -145,7 +145,7 @@ func (r *feedReader) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	n := copy(p[:min(len(p), MinPiece)], r.data[r.at:])
+	n := copy(p[:min(len(p), pieceSize)], r.data[r.at:])
 	r.at += int64(n)
 	r.read += int64(n)
 	return n, nil
@@ -186,7 +186,7 @@ func TestLeaseIsHandedOverInMidBlob(t *testing.T) {
 					if len(leaseIDs) != 1 {
 						t.Errorf("leases %q", leaseIDs)
 					}
-					if given != 20*MinPiece {
+					if given != 20*pieceSize {
 						return nil
 					}
 					return session.EnsureBlob(ctx, during, (&feed{data: duringData}).open)
@@ -268,7 +268,7 @@ func TestLeaseLost(t *testing.T) {
 						t.Fatal(err)
 					}
 					src := &feed{data: data, before: func(given int64) error {
-						if given == at*MinPiece {
+						if given == at*pieceSize {
 							lose(t, n)
 						}
 						return nil
@@ -515,10 +515,10 @@ func TestStalledFlightIsNotWaitedFor(t *testing.T) {
 func TestPoisonedIngestIsDropped(t *testing.T) {
 	d, data := blob("b", 4)
 	for name, poison := range map[string][]byte{
-		"other bytes":  bytes.Repeat([]byte("poison"), MinPiece/6),
+		"other bytes":  bytes.Repeat([]byte("poison"), pieceSize/6),
 		"as many":      bytes.Repeat([]byte("p"), len(data)),
 		"longer":       append(slices.Clone(data), "more"...),
-		"a good start": data[:MinPiece],
+		"a good start": data[:pieceSize],
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNode(t)
@@ -555,7 +555,7 @@ func TestFaultsOfSources(t *testing.T) {
 		kept bool
 	}{
 		"wrong bytes": {&feed{data: wrong}, archive.ErrDigestMismatch, false},
-		"cut":         {&feed{data: data[:MinPiece]}, archive.ErrTruncated, true},
+		"cut":         {&feed{data: data[:pieceSize]}, archive.ErrTruncated, true},
 		"too long":    {&feed{data: append(slices.Clone(data), 'x')}, archive.ErrInvalid, true},
 		"fails":       {&feed{data: data, before: half(d)}, errInjected, true},
 	} {
@@ -647,3 +647,6 @@ func TestRelease(t *testing.T) {
 		}
 	})
 }
+
+// pieceSize is what a feed gives at a time.
+const pieceSize = 64 << 10
