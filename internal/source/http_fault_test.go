@@ -27,6 +27,7 @@ func TestHTTPOpenStalls(t *testing.T) {
 		"trickling a head": {"each byte comes in time, the head does not", func(w http.ResponseWriter, _ *http.Request) { trickle(w, []byte(head), 1, 50*time.Millisecond) }},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it is waiting
 			srv := newServer(t, data, func(_ int, w http.ResponseWriter, r *http.Request) bool {
 				tc.fault(w, r)
 				return true
