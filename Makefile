@@ -76,7 +76,7 @@ SEED ?= 1
 
 test-faults: ## Kill the agent, containerd and the power at every point of an import (needs root, 25 minutes); SEED=n
 	@hack/deps.sh
-	@hack/tools/build.sh containerd runc
+	@hack/tools/build.sh containerd containerd-1.7 runc
 	go test -count=1 -v -timeout 40m ./test/faults -full -seed $(SEED)
 
 AWAY ?= 2m
