@@ -85,8 +85,8 @@ func (r *runtime) importGenuine(t *testing.T, a genuine.Archive) (args []string)
 		unchanged(t, before, r.state(t))
 		return args
 	}
-	if o.code != 0 || len(o.Images) != len(a.Images) || o.CRI != "" || a.Node == "" && o.Unseen != nil {
-		t.Fatalf("exit code %d, images %v, CRI %q, unseen %q (%s): %s", o.code, o.Images, o.CRI, o.Unseen, a.Why, o.errOut)
+	if o.code != 0 || len(o.Images) != len(a.Images) || o.CRI != "" || a.Node == "" && o.NotVisible != nil {
+		t.Fatalf("exit code %d, images %v, CRI %q, unseen %q (%s): %s", o.code, o.Images, o.CRI, o.NotVisible, a.Why, o.errOut)
 	}
 	r.checkGenuine(t, a)
 	return args
