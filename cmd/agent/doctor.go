@@ -74,7 +74,7 @@ func reportFindings(w io.Writer, findings []doctor.Finding, format string) error
 		printFindings(w, findings, cli.IsTerminal(w) && os.Getenv("NO_COLOR") == "")
 	}
 	if failed > 0 {
-		return cli.PrintedError{Err: fmt.Errorf("%d of %d checks failed", failed, len(findings))}
+		return cli.Printed(fmt.Errorf("%d of %d checks failed", failed, len(findings)))
 	}
 	return nil
 }

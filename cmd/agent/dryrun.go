@@ -40,7 +40,7 @@ func dryRun(cmd *cobra.Command, o importer.Options, input cli.Input, arg string,
 	out := dryRunResult{DryRun: d}
 	if err != nil {
 		f, _ := failures.Explain(cmd.Context(), err)
-		out.Error, err = &f, cli.PrintedError{Err: err}
+		out.Error, err = &f, cli.Printed(err)
 	}
 	if printErr := cli.PrintJSON(cmd.OutOrStdout(), out); printErr != nil {
 		return printErr

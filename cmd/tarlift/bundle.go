@@ -6,7 +6,6 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -148,7 +147,10 @@ func (f *writeFlags) write(cmd *cobra.Command, selection archive.Selection, in *
 	defer to.discard()
 	defer in.close()
 	progress := cli.NewProgress(f.progress.Value, cmd.ErrOrStderr())
-	r, err := writeBundle(cmd.Context(), in, bundle.Options{Selection: selection, Platforms: platforms}, to, throttle(progress.Report))
+	report := func(phase importer.Phase, done, total int64) {
+		progress.Report(importer.Progress{Phase: phase, Done: done, Total: max(total, 0)})
+	}
+	r, err := writeBundle(cmd.Context(), in, bundle.Options{Selection: selection, Platforms: platforms}, to, report)
 	progress.Stop()
 	if err != nil {
 		return err
@@ -215,17 +217,3 @@ func (f *writeFlags) print(cmd *cobra.Command, r result) error {
 
 // reporter gets the number of bytes that are done, and of all bytes: -1 while that is unknown.
 type reporter func(phase importer.Phase, done, total int64)
-
-// reportInterval is that of an import.
-const reportInterval = 100 * time.Millisecond
-
-// throttle reports a few times a second, and at the end.
-func throttle(report func(importer.Progress)) reporter {
-	var last time.Time
-	return func(phase importer.Phase, done, total int64) {
-		if now := time.Now(); now.Sub(last) >= reportInterval || done == total {
-			last = now
-			report(importer.Progress{Phase: phase, Done: done, Total: max(total, 0)})
-		}
-	}
-}

@@ -34,14 +34,12 @@ func (e UsageError) Unwrap() error { return e.error }
 // Usagef returns a UsageError.
 func Usagef(format string, args ...any) error { return UsageError{fmt.Errorf(format, args...)} }
 
-// PrintedError is a failure for which the command has printed all of its standard output already.
-type PrintedError struct{ Err error }
+// Printed returns the failure of a command that has printed all of its standard output already.
+func Printed(err error) error { return printedError{err} }
 
-// Error implements error.
-func (e PrintedError) Error() string { return e.Err.Error() }
+type printedError struct{ error }
 
-// Unwrap returns the failure.
-func (e PrintedError) Unwrap() error { return e.Err }
+func (e printedError) Unwrap() error { return e.error }
 
 // Failure is what a command prints of an error.
 type Failure struct {
@@ -82,7 +80,7 @@ func (f Failures) report(ctx context.Context, cmd *cobra.Command, err error, asJ
 	if code == ExitUsage {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Try '%s --help'.\n", cmd.CommandPath())
 	}
-	if asJSON && !errors.As(err, new(PrintedError)) {
+	if asJSON && !errors.As(err, new(printedError)) {
 		_ = PrintJSON(cmd.OutOrStdout(), struct { // the exit code says as much
 			Error Failure `json:"error"`
 		}{failure})

@@ -51,14 +51,6 @@ type schema struct {
 	Properties map[string]*schema `json:"properties"`
 }
 
-// field is a member's schema, empty if there is none.
-func (s *schema) field(name string) *schema {
-	if f := s.Properties[name]; f != nil {
-		return f
-	}
-	return &schema{}
-}
-
 // missingFields are the fields of the agent's own types that are not served; none if the schema cannot be read.
 func (c *cluster) missingFields(ctx context.Context, path string) (missing []string) {
 	doc, err := c.get(ctx, "/openapi/v3"+path)
@@ -83,9 +75,13 @@ func (c *cluster) missingFields(ctx context.Context, path string) (missing []str
 			if !strings.HasSuffix(name, "."+k.kind) {
 				continue
 			}
+			served := map[string]*schema{}
+			if member := s.Properties[k.member]; member != nil {
+				served = member.Properties
+			}
 			for n := range k.fields.NumField() {
 				field, _, _ := strings.Cut(k.fields.Field(n).Tag.Get("json"), ",")
-				if _, ok := s.field(k.member).Properties[field]; field != "" && !ok {
+				if _, ok := served[field]; field != "" && !ok {
 					missing = append(missing, k.kind+"."+k.member+"."+field)
 				}
 			}
