@@ -35,7 +35,7 @@ func OpenFile(ctx context.Context, path string) (Blob, error) {
 		return nil, err
 	}
 	if f.info.Mode()&fs.ModeNamedPipe != 0 {
-		return OpenStream(f.File, path), nil
+		return OpenStream(f.File, path), nil //nolint:contextcheck // a stream is read with another
 	}
 	return newFileBlob(ctx, f, f.info, path), nil
 }
@@ -57,7 +57,7 @@ func openInterruptibly(ctx context.Context, limit time.Duration, name string, op
 			return f, fileFault(err)
 		}
 		return f, nil
-	}, func(f openFile) { f.Close() })
+	}, func(f openFile) { f.Close() }) //nolint:gosec // never read from
 	if err != nil {
 		return f, fmt.Errorf("open %q: %w", name, err)
 	}
@@ -105,7 +105,7 @@ func (b *fileBlob) Close() error {
 	go func() { closed <- b.f.Close() }()
 	select {
 	case err := <-closed:
-		return err //nolint:wrapcheck // names the file itself
+		return err
 	case <-time.After(closeTimeout):
 		return nil // it was only read from
 	}
@@ -134,10 +134,10 @@ func (b *fileBlob) readAt(ctx context.Context, p []byte, off int64) (n int, err 
 // digest or bad metadata. On the scale of reading a system call costs nothing.
 func (b *fileBlob) readChecked(p []byte, off int64) (int, error) {
 	n, err := b.f.ReadAt(p, off)
-	if err == io.EOF && off+int64(n) < b.size {
+	if errors.Is(err, io.EOF) && off+int64(n) < b.size {
 		return 0, fmt.Errorf("the file was cut short: %w", ErrChanged)
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return n, fileFault(err)
 	}
 	info, statErr := b.f.Stat()
@@ -147,7 +147,7 @@ func (b *fileBlob) readChecked(p []byte, off int64) (int, error) {
 	if identify(info) != b.opened {
 		return 0, fmt.Errorf("the file was written to, replaced or removed meanwhile: %w", ErrChanged)
 	}
-	return n, err //nolint:wrapcheck // io.EOF
+	return n, err
 }
 
 // identity tells an open file from what it was before.
@@ -290,7 +290,7 @@ func openStep(dir *os.File, name string, flags int, through bool) (*os.File, err
 		fd, err = unix.Openat(int(dir.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	}
 	if err != nil {
-		return nil, err
+		return nil, err //nolint:wrapcheck // openInterruptibly gives it its meaning
 	}
 	f := os.NewFile(uintptr(fd), name)
 	info, err := f.Stat()

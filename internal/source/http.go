@@ -192,7 +192,7 @@ func (b *httpBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, er
 	s := b.newSection(ctx, off, n)
 	if b.whole != nil {
 		s.body, b.whole.n = b.whole, n
-		context.AfterFunc(s.ctx, b.cancel) // the answer ends with the blob's context
+		context.AfterFunc(s.ctx, b.cancel) //nolint:contextcheck // the answer ends with the blob's
 	}
 	return s, nil
 }

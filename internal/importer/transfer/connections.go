@@ -91,7 +91,7 @@ func (t *turn) Section(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	t.schedule()
 	t.mu.Unlock()
 	if distant {
-		return t.src.Section(ctx, off, n) //nolint:wrapcheck // names the source
+		return t.src.Section(ctx, off, n)
 	}
 	return s, nil
 }
@@ -192,7 +192,7 @@ func (s *section) begin() {
 func (s *section) receive(c *chunk) error {
 	body, err := s.src.Section(s.ctx, c.off, int64(len(c.buf)))
 	if err != nil {
-		return err //nolint:wrapcheck // names the source
+		return err
 	}
 	defer body.Close()
 	for {
@@ -207,7 +207,7 @@ func (s *section) receive(c *chunk) error {
 		case errors.Is(err, io.EOF):
 			return io.ErrUnexpectedEOF
 		case err != nil:
-			return err //nolint:wrapcheck // names the source
+			return err
 		}
 	}
 }

@@ -91,7 +91,7 @@ func (s *linked) Read(p []byte) (int, error) {
 	case <-s.ctx.Done():
 		return 0, s.ctx.Err()
 	}
-	n, err := s.Reader.ReadAt(p, s.off)
+	n, err := s.ReadAt(p, s.off)
 	s.off += int64(n)
 	s.mu.Lock()
 	s.given += int64(n)
@@ -160,7 +160,7 @@ func (l *link) all(ctx context.Context, run *Run, x archive.Extent, each func(n 
 	}
 	defer r.Close()
 	want := make([]byte, x.Size)
-	if _, err := l.Reader.ReadAt(want, x.Offset); err != nil {
+	if _, err := l.ReadAt(want, x.Offset); err != nil {
 		return err
 	}
 	buf, at := make([]byte, PieceSize), 0

@@ -113,7 +113,7 @@ func (r *Run) Open(ctx context.Context, blob int, offset int64) (io.ReadCloser, 
 		r.Release()
 		section, err := r.src.Section(ctx, from, r.end()-from)
 		if err != nil {
-			return nil, err //nolint:wrapcheck // names the source
+			return nil, err
 		}
 		r.section, r.at = section, from
 	}
@@ -130,13 +130,13 @@ func (r *Run) Open(ctx context.Context, blob int, offset int64) (io.ReadCloser, 
 func (r *Run) Read(p []byte) (int, error) {
 	n, err := r.section.Read(p)
 	r.at += int64(n)
-	return n, err //nolint:wrapcheck // the source's own
+	return n, err
 }
 
 // Release gives up what is on its way. The run can still be used.
 func (r *Run) Release() {
 	if r.section != nil {
-		r.section.Close() //nolint:errcheck,gosec // only read from
+		r.section.Close() //nolint:gosec // only read from
 		r.section = nil
 	}
 }
