@@ -24,6 +24,8 @@ var directions = []struct {
 	{"controllers", []string{module + "/cmd", "github.com/containerd/containerd/v2"}, nil},
 	{"internal", []string{module + "/api", module + "/cmd", module + "/controllers", "k8s.io", "sigs.k8s.io/controller-runtime"}, []string{"k8s.io/cri-api"}},
 	{"internal/source", []string{module + "/internal", "github.com/containerd"}, []string{module + "/internal/source"}},
+	{"internal/importer/transfer", []string{module + "/internal", "github.com/containerd"},
+		[]string{module + "/internal/source", module + "/internal/archive"}},
 	{"internal/bundle", []string{module + "/internal", "github.com/containerd/containerd/v2"}, []string{module + "/internal/bundle", module + "/internal/archive"}},
 	{"internal/archive", []string{module + "/internal", "github.com/containerd/containerd/v2"}, []string{module + "/internal/archive"}},
 	{"cmd", []string{"github.com/containerd/containerd/v2"}, nil},

@@ -67,7 +67,9 @@ func TestHangingFileIsAbandoned(t *testing.T) {
 	if _, err := r.Read(make([]byte, 10)); !errors.Is(err, context.Canceled) {
 		t.Errorf("section: %v", err)
 	}
+	closed := make(chan struct{})
 	go func() {
+		defer close(closed)
 		<-h.reading
 		if err := b.Close(); err != nil {
 			t.Errorf("close: %v", err)
@@ -76,6 +78,7 @@ func TestHangingFileIsAbandoned(t *testing.T) {
 	if _, err := b.ReadAt(make([]byte, 10), 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("ReadAt of a blob that is closed meanwhile: %v", err)
 	}
+	<-closed
 	close(h.back)
 	allBack(t)
 }
