@@ -14,6 +14,8 @@ import (
 	"github.com/tarlift/tarlift/internal/importer/store"
 )
 
+const slowPiece = 64 << 10 // bytes
+
 // slowMemory is a source each of whose sections gives a piece an hour.
 type slowMemory struct{ *memory }
 
@@ -24,7 +26,7 @@ func (s slowMemory) Section(ctx context.Context, off, n int64) (io.ReadCloser, e
 		io.Closer
 	}{readerFunc(func(p []byte) (int, error) {
 		time.Sleep(time.Hour)
-		return rc.Read(p[:min(len(p), 64<<10)])
+		return rc.Read(p[:min(len(p), slowPiece)])
 	}), rc}, err
 }
 
@@ -34,7 +36,7 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // An import that takes longer than a lease can live ends, in its first attempt.
 func TestImportOutlivesItsLease(t *testing.T) {
-	b := build(t, single(layer("a", 8<<10), layer("b", 40*64<<10)))
+	b := build(t, single(layer("a", 8<<10), layer("b", 40*slowPiece)))
 	for _, stream := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNode(t, "linux/amd64")

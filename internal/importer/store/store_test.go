@@ -108,7 +108,10 @@ func (n node) has(t *testing.T, d ocispec.Descriptor) bool {
 	return err == nil && digest.FromBytes(got) == d.Digest
 }
 
-// blob has pieces of pieceSize bytes.
+// pieceSize is what a feed gives at once, in bytes.
+const pieceSize = 64 << 10
+
+// blob has that many pieces.
 func blob(name string, pieces int) (ocispec.Descriptor, []byte) {
 	data := bytes.Repeat([]byte(name+"\n"), pieces*pieceSize/(len(name)+1)+1)[:pieces*pieceSize]
 	return ocispec.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))}, data
@@ -618,6 +621,32 @@ func TestCloseLeavesNothing(t *testing.T) {
 	})
 }
 
+// Close also removes an ingest that the lease of a killed process still holds, if the session has gone on with it: it may have
+// filled the disk.
+func TestCloseRemovesAdoptedIngests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		d, data := blob("b", 4)
+		for range 2 {
+			session := open(t, n.process(), archiveA)
+			if err := session.EnsureBlob(inNamespace(t), d, (&feed{data: data, before: half(d)}).open); !errors.Is(err, errInjected) {
+				t.Fatal(err)
+			}
+			if leaseIDs, ingests, _ := n.left(t); len(leaseIDs) == 1 {
+				continue // this process is killed
+			} else if len(ingests) != 1 {
+				t.Errorf("ingests %q", ingests)
+			}
+			if err := session.Close(inNamespace(t), false); err != nil {
+				t.Error(err)
+			}
+		}
+		if leaseIDs, ingests, _ := n.left(t); len(leaseIDs) != 1 || len(ingests) != 0 {
+			t.Errorf("leases %q, ingests %q", leaseIDs, ingests)
+		}
+	})
+}
+
 // Release ends what is kept for owners that nobody wants, and nothing of others.
 func TestRelease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -647,6 +676,3 @@ func TestRelease(t *testing.T) {
 		}
 	})
 }
-
-// pieceSize is what a feed gives at a time.
-const pieceSize = 64 << 10
