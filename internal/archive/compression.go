@@ -49,10 +49,32 @@ func Sniff(head []byte) Compression {
 	}
 }
 
-// Decompress reads r without its compression. Errors of r come through as they are. Other errors are ErrTruncated,
-// ErrInvalid (wrong checksum, not that format) or ErrLimit (MaxExpansion, MaxWindowBytes). Close does not close r.
-func Decompress(r io.Reader, c Compression) (io.ReadCloser, error) {
-	d := &decompressor{name: c.String(), in: &meter{r: r}}
+// HeaderLen is the number of bytes that WindowBytes wants.
+const HeaderLen = zstd.HeaderMaxSize
+
+// WindowBytes is how much of its output a decompressor has to keep of data that begins with head, in bytes: at most
+// MaxWindowBytes. Frames of zstd have windows of their own; nobody makes later ones with larger windows, unless the first is
+// below usualWindow.
+func WindowBytes(head []byte) int64 {
+	if Sniff(head) != Zstd {
+		return 0
+	}
+	var h zstd.Header
+	if err := h.Decode(head); err != nil || h.Skippable { // what follows is not known
+		return MaxWindowBytes
+	}
+	window := h.WindowSize
+	if h.SingleSegment {
+		window = h.FrameContentSize
+	}
+	return int64(min(max(window, usualWindow), MaxWindowBytes)) //nolint:gosec // bounded
+}
+
+// Decompress reads r without its compression, and keeps at most as much as WindowBytes says of r's first bytes. Errors of r
+// come through as they are. Other errors are ErrTruncated, ErrInvalid (wrong checksum, not that format) or ErrLimit
+// (MaxExpansion, window). Close does not close r.
+func Decompress(r io.Reader, c Compression, window int64) (io.ReadCloser, error) {
+	d := &decompressor{name: c.String(), in: &meter{r: r}, window: window}
 	switch c {
 	case Uncompressed:
 		return io.NopCloser(r), nil
@@ -65,7 +87,7 @@ func Decompress(r io.Reader, c Compression) (io.ReadCloser, error) {
 	default:
 		// One at a time and low memory: with more, each decoder goroutine holds blocks of the window's size.
 		zr, err := zstd.NewReader(d.in,
-			zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindowBytes))
+			zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(uint64(window))) //nolint:gosec // never negative
 		if err != nil {
 			return nil, d.explain(err)
 		}
@@ -96,6 +118,8 @@ type decompressor struct {
 	out   io.Reader
 	close func() error
 	n     int64
+
+	window int64
 }
 
 func (d *decompressor) Read(p []byte) (int, error) {
@@ -116,6 +140,9 @@ func (d *decompressor) explain(err error) error {
 		return d.in.err
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return fmt.Errorf("%s data ends early: %w", d.name, ErrTruncated)
+	case errors.Is(err, zstd.ErrWindowSizeExceeded) && d.window < MaxWindowBytes:
+		return fmt.Errorf("a zstd frame needs a window of more than %d MiB, which the first one does not, recompress it as one frame: %w",
+			d.window>>20, ErrLimit)
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		return fmt.Errorf("zstd data needs a window of more than %d MiB, recompress it with --long=25 or less: %w",
 			MaxWindowBytes>>20, ErrLimit)

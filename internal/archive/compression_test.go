@@ -20,7 +20,7 @@ func compressed(t *testing.T, c builder.Compression, a builder.Archive) []byte {
 }
 
 func decompress(r io.Reader, c archive.Compression) ([]byte, error) {
-	d, err := archive.Decompress(r, c)
+	d, err := archive.Decompress(r, c, archive.MaxWindowBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func TestExpansionIsBounded(t *testing.T) {
 			if err := w.Close(); err != nil {
 				t.Fatal(err)
 			}
-			d, err := archive.Decompress(&buf, archive.Gzip)
+			d, err := archive.Decompress(&buf, archive.Gzip, archive.MaxWindowBytes)
 			if err != nil {
 				t.Fatal(err)
 			}

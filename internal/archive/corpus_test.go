@@ -148,7 +148,7 @@ func treeOf(ctx context.Context, d *corpus.Data, pass bool, sink archive.Sink) (
 	if c == archive.Uncompressed && !pass {
 		return archive.ReadTree(ctx, sections{d}, d.Size())
 	}
-	plain, err := archive.Decompress(in, c)
+	plain, err := archive.Decompress(in, c, archive.MaxWindowBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,7 @@ func (l *Layout) decodeDocker(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make index.json: %w", err)
 	}
-	return l.countMetadata(int64(len(l.Index)))
+	return l.countMetadata(ctx, int64(len(l.Index)))
 }
 
 func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
@@ -67,7 +67,7 @@ func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
-	d, err := l.makeManifest(config, layers)
+	d, err := l.makeManifest(ctx, config, layers)
 	if err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func (l *Layout) member(p string) (string, error) {
 }
 
 // makeManifest has the fields in containerd's order.
-func (l *Layout) makeManifest(config ocispec.Descriptor, layers []ocispec.Descriptor) (ocispec.Descriptor, error) {
+func (l *Layout) makeManifest(ctx context.Context, config ocispec.Descriptor, layers []ocispec.Descriptor) (ocispec.Descriptor, error) {
 	data, err := json.Marshal(struct {
 		SchemaVersion int                  `json:"schemaVersion"`
 		MediaType     string               `json:"mediaType"`
@@ -180,5 +180,5 @@ func (l *Layout) makeManifest(config ocispec.Descriptor, layers []ocispec.Descri
 	if _, ok := l.inMemory(d.Digest); ok {
 		return d, nil
 	}
-	return d, l.keep(d.Digest, data)
+	return d, l.keep(ctx, d.Digest, data)
 }

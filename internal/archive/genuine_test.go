@@ -90,7 +90,7 @@ func plainTar(t *testing.T, a genuine.Archive) []byte {
 	if got != want {
 		t.Fatalf("%s: compression %v, want %v", a.File, got, want)
 	}
-	r, err := archive.Decompress(bytes.NewReader(data), got)
+	r, err := archive.Decompress(bytes.NewReader(data), got, archive.MaxWindowBytes)
 	if err != nil {
 		t.Fatal(err)
 	}

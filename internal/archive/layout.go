@@ -124,7 +124,7 @@ func (l *Layout) readFile(ctx context.Context, name string, limit int64) ([]byte
 	if err != nil {
 		return nil, fmt.Errorf("read %.200q: %w", name, err)
 	}
-	return data, l.countMetadata(int64(len(data)))
+	return data, l.countMetadata(ctx, int64(len(data)))
 }
 
 // orTruncated is err, the error for a member that is not there, or ErrTruncated if the tar was cut.
@@ -144,10 +144,17 @@ func (l *Layout) Place(i int) string {
 }
 
 // countMetadata counts n more bytes of metadata that are kept.
-func (l *Layout) countMetadata(n int64) error {
+func (l *Layout) countMetadata(ctx context.Context, n int64) error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.metadata += n; l.metadata > MaxMetadataBytes {
+	l.metadata += n
+	all := l.metadata
+	l.mu.Unlock()
+	if all > SmallMetadataBytes {
+		if err := Reserve(ctx); err != nil {
+			return err
+		}
+	}
+	if all > MaxMetadataBytes {
 		return fmt.Errorf("indexes, manifests and configs have more than %d MiB: %w", MaxMetadataBytes>>20, ErrLimit)
 	}
 	return nil
@@ -203,7 +210,7 @@ func (l *Layout) readBlob(ctx context.Context, d digest.Digest, limit int64) ([]
 	if got := d.Algorithm().FromBytes(data); got != d {
 		return nil, fmt.Errorf("member %.200q has digest %s: %w", l.path(d), got, ErrDigestMismatch)
 	}
-	return data, l.keep(d, data)
+	return data, l.keep(ctx, d, data)
 }
 
 func (l *Layout) inMemory(d digest.Digest) ([]byte, bool) {
@@ -213,11 +220,11 @@ func (l *Layout) inMemory(d digest.Digest) ([]byte, bool) {
 	return data, ok
 }
 
-func (l *Layout) keep(d digest.Digest, data []byte) error {
+func (l *Layout) keep(ctx context.Context, d digest.Digest, data []byte) error {
 	l.mu.Lock()
 	l.blobs[d] = data
 	l.mu.Unlock()
-	return l.countMetadata(int64(len(data)))
+	return l.countMetadata(ctx, int64(len(data)))
 }
 
 // path is the name of the member that is a blob.

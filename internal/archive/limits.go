@@ -58,4 +58,10 @@ const (
 	ExpansionGraceBytes = 64 << 20
 	// MaxWindowBytes of zstd (--long=25, what k3s ships): the decoder holds about 1.1 times as much.
 	MaxWindowBytes = 32 << 20
+	// usualWindow is what zstd uses without --long, at its highest level.
+	usualWindow = 8 << 20
+	// SmallMetadataBytes and smallMembers are what most archives stay below: a bundle of 100 images has half as much. Larger
+	// ones are read one at a time where memory is short, see WithReserve.
+	SmallMetadataBytes = 1 << 20
+	smallMembers       = 4096
 )

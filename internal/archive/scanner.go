@@ -68,6 +68,11 @@ func (s *scanner) next(ctx context.Context) (entry, error) {
 		if err != nil {
 			return entry{}, err
 		}
+		if s.members > smallMembers || s.text > SmallMetadataBytes {
+			if err := Reserve(ctx); err != nil {
+				return entry{}, err
+			}
+		}
 		s.in.end = (s.in.off + e.size + blockSize - 1) / blockSize * blockSize
 		s.in.nonZero, s.name = false, e.name
 		if h.Typeflag != tar.TypeXGlobalHeader {

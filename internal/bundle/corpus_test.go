@@ -103,7 +103,7 @@ func treeOf(ctx context.Context, r inMemory, pass bool, spool *bundle.Spool) (*a
 	if compression == archive.Uncompressed && !pass {
 		return archive.ReadTree(ctx, r, r.Size())
 	}
-	plain, err := archive.Decompress(in, compression)
+	plain, err := archive.Decompress(in, compression, archive.MaxWindowBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -46,7 +46,7 @@ func OpenInto(ctx context.Context, src source.Blob, sink archive.Sink) (*Archive
 	if random {
 		return openRandom(ctx, src)
 	}
-	return openStream(ctx, src, sink, "")
+	return openStream(ctx, src, sink, "", func(int64) error { return nil })
 }
 
 // open opens the archive for an import: by random access without reading blobs where that is possible, else in one
@@ -56,13 +56,17 @@ func (a *attempt) open(ctx context.Context) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
+	acquire := func(window int64) error { return a.memory.acquire(ctx, a.src, a.importer.transfers(a.src), window) }
 	if random && a.req.Digest == "" {
+		if err := acquire(0); err != nil {
+			return nil, err
+		}
 		return openRandom(ctx, a.src)
 	}
 	a.progress.stream(a.src)
 	a.progress.phase(PhaseTransferring)
 	defer a.progress.endStream()
-	return openStream(ctx, a.src, &streamSink{attempt: a}, a.req.Digest)
+	return openStream(ctx, a.src, &streamSink{attempt: a}, a.req.Digest, acquire)
 }
 
 // headerBuffer holds the headers and small members of a tar, in bytes; larger reads go past it.
@@ -91,8 +95,11 @@ func openRandom(ctx context.Context, src source.Blob) (*Archive, error) {
 }
 
 // openStream reads a source once from start to end, decompressing it, and hashes what the source gave. Reading and
-// hashing, decompressing, and what the sink does each have a goroutine.
-func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want digest.Digest) (*Archive, error) {
+// hashing, decompressing, and what the sink does each have a goroutine. When it is known how large a window is decompressed
+// with, acquire is called with that.
+func openStream(
+	ctx context.Context, src source.Blob, sink archive.Sink, want digest.Digest, acquire func(window int64) error,
+) (*Archive, error) {
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
 	raw, err := src.Section(reading, 0, -1)
@@ -108,12 +115,15 @@ func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want di
 	hashed := transfer.ReadAhead(io.TeeReader(raw, sum.Hash()))
 	defer func() { cancel(); hashed.Stop() }()
 	buffered := bufio.NewReaderSize(hashed, headerBuffer)
-	head, err := buffered.Peek(archive.SniffLen)
+	head, err := buffered.Peek(archive.HeaderLen)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the first bytes: %w", err)
 	}
-	a := &Archive{Compression: archive.Sniff(head)}
-	tree, err := streamTree(ctx, buffered, a.Compression, sink, cancel)
+	a, window := &Archive{Compression: archive.Sniff(head)}, archive.WindowBytes(head)
+	if err := acquire(window); err != nil {
+		return nil, err
+	}
+	tree, err := streamTree(ctx, buffered, a.Compression, window, sink, cancel)
 	if err != nil {
 		return nil, err
 	}
@@ -128,11 +138,13 @@ func openStream(ctx context.Context, src source.Blob, sink archive.Sink, want di
 }
 
 // streamTree reads the tar in r. It calls interrupt when it needs no more of r.
-func streamTree(ctx context.Context, r io.Reader, c archive.Compression, sink archive.Sink, interrupt func()) (*archive.Tree, error) {
+func streamTree(
+	ctx context.Context, r io.Reader, c archive.Compression, window int64, sink archive.Sink, interrupt func(),
+) (*archive.Tree, error) {
 	if c == archive.Uncompressed {
 		return archive.StreamTree(ctx, r, sink)
 	}
-	plain, err := archive.Decompress(r, c)
+	plain, err := archive.Decompress(r, c, window)
 	if err != nil {
 		return nil, err
 	}

@@ -52,7 +52,7 @@ func TestForesightsAreBounded(t *testing.T) {
 		b.Edit(builder.First(order...))
 		n := newNode(t, "linux/amd64")
 		sink := n.sink(t)
-		if _, err := openStream(n.in(t.Context()), blobOf(t, b, true), sink, ""); err != nil {
+		if _, err := openStream(n.in(t.Context()), blobOf(t, b, true), sink, "", func(int64) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 		if sink.tried != maxForesights {

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer/ownership"
 	"github.com/tarlift/tarlift/internal/importer/store"
 	"github.com/tarlift/tarlift/internal/importer/unpack"
@@ -38,6 +39,7 @@ func (i *Importer) importOnce(ctx context.Context, src source.Blob, req Request)
 	}
 	defer func() { err = a.end(ctx, err) }()
 
+	ctx = archive.WithReserve(ctx, a.memory.acquireLarge)
 	opened, err := a.open(ctx)
 	if err != nil {
 		return Result{}, err
@@ -83,6 +85,7 @@ type attempt struct {
 	session     *store.Session
 	content     content.Store // the session's
 	progress    *reporter
+	memory      *share
 	snapshotter string           // that layers are unpacked into, empty for none
 	unpacker    *unpack.Unpacker // nil when nothing is to be unpacked
 	cancel      context.CancelCauseFunc
@@ -93,7 +96,7 @@ type attempt struct {
 
 // begin opens a session, and starts what goes on beside the steps: the watch over the disk, and the unpacker.
 func (i *Importer) begin(ctx context.Context, src source.Blob, req Request) (a *attempt, _ context.Context, err error) {
-	a = &attempt{importer: i, src: src, req: req, progress: newReporter(req.Progress), endWatch: func() {}}
+	a = &attempt{importer: i, src: src, req: req, progress: newReporter(req.Progress), memory: &share{of: i.memory}, endWatch: func() {}}
 	uid := req.Owner.UID
 	if uid == "" {
 		uid = importUID
@@ -131,6 +134,7 @@ func (a *attempt) end(ctx context.Context, err error) error {
 	a.cancel(err)
 	a.unpacker.Wait()
 	a.endWatch()
+	a.memory.release()
 	if err != nil {
 		if lost := a.session.Held(ctx); errors.Is(lost, store.ErrLeaseLost) {
 			err = lost

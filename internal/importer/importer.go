@@ -91,6 +91,7 @@ type Importer struct {
 	containerdRoot string
 
 	applies   *semaphore.Weighted // of layers, in all imports together
+	memory    *budget
 	store     *store.Store
 	check     check.Checker
 	ownership *ownership.Ownership
@@ -165,6 +166,7 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 
 // connect makes what works on the services.
 func (i *Importer) connect() {
+	i.memory = newBudget()
 	i.store = store.New(i.services.content, i.services.leases, 0)
 	i.check = check.Checker{
 		Content: i.services.content, Containers: i.services.containers, Platform: i.platform,

@@ -85,7 +85,7 @@ func (h *hashingApplier) Apply(ctx context.Context, d ocispec.Descriptor, _ []mo
 		return ocispec.Descriptor{}, err
 	}
 	defer ra.Close()
-	plain, err := archive.Decompress(content.NewReader(ra), archive.Gzip)
+	plain, err := archive.Decompress(content.NewReader(ra), archive.Gzip, archive.MaxWindowBytes)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}

@@ -80,6 +80,11 @@ func (s *streamSink) Put(ctx context.Context, claimed digest.Digest, size int64,
 
 // hold keeps a small member in memory, unless it is known already whether it is needed.
 func (s *streamSink) hold(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
+	if s.heldBytes+size > archive.SmallMetadataBytes {
+		if err := archive.Reserve(ctx); err != nil {
+			return "", err
+		}
+	}
 	data := make([]byte, size)
 	if _, err := io.ReadFull(r, data); err != nil {
 		return "", fmt.Errorf("read: %w", err)
