@@ -81,22 +81,18 @@ func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
 		if err != nil {
 			return err
 		}
+		ref := name.String() // what containerd makes of a name without tag
+		if t, ok := name.(reference.Tagged); ok {
+			ref = t.Tag()
+		}
 		d := d
-		d.Annotations = map[string]string{AnnotationImageName: name.String(), ocispec.AnnotationRefName: tagOf(name)}
+		d.Annotations = map[string]string{AnnotationImageName: name.String(), ocispec.AnnotationRefName: ref}
 		l.Manifests = append(l.Manifests, d)
 	}
 	if len(l.Manifests) > MaxNames {
 		return fmt.Errorf("more than %d names: %w", MaxNames, ErrLimit)
 	}
 	return nil
-}
-
-// tagOf is the value that containerd gives org.opencontainers.image.ref.name.
-func tagOf(name reference.Named) string {
-	if t, ok := name.(reference.Tagged); ok {
-		return t.Tag()
-	}
-	return name.String()
 }
 
 // dockerConfig reads an image's config.

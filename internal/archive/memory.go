@@ -56,10 +56,7 @@ func (m *MemorySink) Put(_ context.Context, claimed digest.Digest, size int64, r
 	if _, err := io.CopyN(to, r, size-int64(len(head))); err != nil {
 		return "", fmt.Errorf("read: %w", err)
 	}
-	d := sum.Digest()
-	if claimed != "" && d != claimed {
-		return "", fmt.Errorf("the bytes are those of %s: %w", d, ErrDigestMismatch)
-	}
+	d := sum.Digest() // which StreamTree compares
 	m.sizes[d] = size
 	if kept.Len() > 0 {
 		m.metadata[d] = kept.Bytes()

@@ -22,7 +22,7 @@ type Random interface {
 // may look into it, as far as the stream has come, at each Put.
 type Sink interface {
 	// Put stores size bytes of r and returns their digest. claimed is the digest that the member's name claims, or "".
-	// Bytes that are present already need not be read; otherwise Put compares.
+	// Bytes that are present already need not be read. StreamTree compares the two digests.
 	Put(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error)
 	// Get returns the bytes that Put took. The error is fs.ErrNotExist, or ErrLimit above limit bytes.
 	Get(ctx context.Context, d digest.Digest, limit int64) ([]byte, error)
@@ -31,8 +31,7 @@ type Sink interface {
 // ReadTree reads the tar in the first size bytes of r: headers, control files such as index.json, and the padding at
 // the end. A member that would end beyond size is ErrTruncated.
 func ReadTree(ctx context.Context, r Random, size int64) (*Tree, error) {
-	t := newTree()
-	t.random = r
+	t := newTree(r, nil)
 	s := newScanner(headers(r, size))
 	err := t.readMembers(ctx, s, func(e entry) (member, error) {
 		if e.size > size-e.data {
@@ -52,8 +51,7 @@ func ReadTree(ctx context.Context, r Random, size int64) (*Tree, error) {
 // StreamTree reads a tar to the end of r in one pass. It keeps control files such as index.json in memory, and puts all
 // other regular members into sink.
 func StreamTree(ctx context.Context, r io.Reader, sink Sink) (*Tree, error) {
-	t := newTree()
-	t.sink = sink
+	t := newTree(nil, sink)
 	if f, ok := sink.(interface{ Follow(*Tree) }); ok {
 		f.Follow(t)
 	}
@@ -65,8 +63,8 @@ func StreamTree(ctx context.Context, r io.Reader, sink Sink) (*Tree, error) {
 	return t, expectZeros(r)
 }
 
-func newTree() *Tree {
-	return &Tree{files: map[string]member{}, links: map[string]string{}, control: map[string][]byte{}}
+func newTree(r Random, sink Sink) *Tree {
+	return &Tree{files: map[string]member{}, links: map[string]string{}, control: map[string][]byte{}, random: r, sink: sink}
 }
 
 // readMembers reads a tar to its end; take makes a member of a regular file that is not a control file.
