@@ -96,27 +96,26 @@ func (l *Layout) decodeDockerImage(ctx context.Context, img dockerImage) error {
 }
 
 // dockerConfig reads an image's config.
-func (l *Layout) dockerConfig(ctx context.Context, img dockerImage) (ocispec.Descriptor, config, error) {
+func (l *Layout) dockerConfig(ctx context.Context, img dockerImage) (d ocispec.Descriptor, cfg config, err error) {
 	name, err := l.member(img.Config)
 	if err != nil {
-		return ocispec.Descriptor{}, config{}, fmt.Errorf("config: %w", err)
+		return d, cfg, fmt.Errorf("config: %w", err)
 	}
 	data, err := l.readFile(ctx, name, MaxConfigBytes)
 	if err != nil {
-		return ocispec.Descriptor{}, config{}, err
+		return d, cfg, err
 	}
-	cfg, err := decodeConfig(data)
+	cfg, err = decodeConfig(data)
 	if err == nil {
 		err = cfg.checkArchitecture()
 	}
+	if n := len(cfg.RootFS.DiffIDs); err == nil && n != len(img.Layers) {
+		err = fmt.Errorf("rootfs.diff_ids: %d of them for %d layers: %w", n, len(img.Layers), ErrInvalid)
+	}
 	if err != nil {
-		return ocispec.Descriptor{}, config{}, fmt.Errorf("read %.200q: %w", name, err)
+		return d, cfg, fmt.Errorf("read %.200q: %w", name, err)
 	}
-	if len(cfg.RootFS.DiffIDs) != len(img.Layers) {
-		return ocispec.Descriptor{}, config{}, fmt.Errorf("%d layers, but %d diff_ids in %.200q: %w",
-			len(img.Layers), len(cfg.RootFS.DiffIDs), name, ErrInvalid)
-	}
-	d := ocispec.Descriptor{MediaType: mediaTypeDockerConfig, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	d = ocispec.Descriptor{MediaType: mediaTypeDockerConfig, Digest: digest.FromBytes(data), Size: int64(len(data))}
 	return d, cfg, l.addBlob(d, name)
 }
 

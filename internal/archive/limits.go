@@ -43,12 +43,10 @@ const (
 	MaxPlatformBytes = 256
 	// MaxLayers of one manifest: overlayfs takes 500 lower directories, Docker 127.
 	MaxLayers = 512
-	// MaxVisits of manifests and indexes below all names of an archive, where an index that several share counts each
-	// time: a thousand names of twenty platforms and as many attestations come to 40,000.
-	MaxVisits = 100_000
-	// MaxRepeatedBytes of manifests and indexes that are visited again. A thousand names that share all twenty platforms
-	// come to 40 MB.
+	// MaxRepeatedBytes of manifests and indexes below all names of an archive that are visited again, each VisitBytes at
+	// least. A thousand names that share all twenty platforms come to 40 MB.
 	MaxRepeatedBytes = 4 * MaxMetadataBytes
+	VisitBytes       = 640
 	// MaxDepth of indexes in indexes. Tools make one or two.
 	MaxDepth = 8
 	// MaxExpansion is output over input of an outer compression, once the output is past ExpansionGraceBytes. A tar of

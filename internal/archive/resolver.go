@@ -21,11 +21,10 @@ type PlatformManifest struct {
 }
 
 // Resolver finds the platform manifests of the targets of one archive. It decodes each document once, however often
-// it is named, and bounds the cost of all targets together by MaxVisits and MaxRepeatedBytes.
+// it is named, and bounds by MaxRepeatedBytes what all targets cost together.
 type Resolver struct {
 	Fetch Fetch
 
-	visits    int
 	visited   map[digest.Digest]bool
 	repeated  int64 // bytes of the documents that were visited again
 	indexes   map[document][]ocispec.Descriptor
@@ -103,13 +102,10 @@ func (r *resolution) visit(ctx context.Context, d ocispec.Descriptor, parents []
 	return err
 }
 
-// countVisit bounds visits, and the bytes of what is visited again: containerd's client reads it each time.
+// countVisit bounds the bytes of what is visited again: containerd's client reads it each time.
 func (r *Resolver) countVisit(d ocispec.Descriptor) error {
-	if r.visits++; r.visits > MaxVisits {
-		return fmt.Errorf("more than %d manifests and indexes below all names: %w", MaxVisits, ErrLimit)
-	}
 	if r.visited[d.Digest] {
-		r.repeated += min(d.Size, MaxManifestBytes)
+		r.repeated += min(max(d.Size, VisitBytes), MaxManifestBytes)
 	}
 	if r.repeated > MaxRepeatedBytes {
 		return fmt.Errorf("manifests and indexes are named again and again, more than %d MiB of them: %w", MaxRepeatedBytes>>20, ErrLimit)

@@ -58,7 +58,7 @@ func plainTar(t *testing.T, a genuine.Archive) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := archive.Decompress(bytes.NewReader(data), archive.Sniff(data))
+	r, err := archive.Decompress(bytes.NewReader(data), archive.Sniff(data), archive.MaxWindowBytes)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,8 +22,8 @@ type Archive struct {
 	// Digest of the whole archive, when it was read in full.
 	Digest digest.Digest
 
-	seen    *archive.MemorySink // the blobs of a stream that Open has read, which stored none of them
-	passing bool                // a stream that has not passed whole: what is not in it yet may come
+	seen      *archive.MemorySink // the blobs of a stream that Open has read, which stored none of them
+	streaming bool                // the stream has not been read to its end: what is not in it yet may come
 }
 
 // Open reads an archive's metadata and stores nothing. A source without random access is read to its end.

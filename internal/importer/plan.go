@@ -69,7 +69,7 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 	if req.IndexDigest != "" && req.IndexDigest != a.IndexDigest {
 		return nil, fmt.Errorf("the archive's index digest is %s, not %s: %w", a.IndexDigest, req.IndexDigest, archive.ErrDigestMismatch)
 	}
-	if !a.Complete && !a.passing && (req.Digest != "" || req.IndexDigest != "") {
+	if !a.Complete && !a.streaming && (req.Digest != "" || req.IndexDigest != "") {
 		return nil, fmt.Errorf("the tar has no end marker: %w", archive.ErrTruncated)
 	}
 	selected, err := a.Select(req.Selection)
@@ -313,7 +313,7 @@ func (p *planner) locate(ctx context.Context, d ocispec.Descriptor) (archive.Ext
 			return archive.Extent{Size: int64(len(data)), Data: data}, err
 		}
 	}
-	if p.archive.passing {
+	if p.archive.streaming {
 		return archive.Extent{Size: d.Size}, nil
 	}
 	return archive.Extent{}, p.incomplete(d)

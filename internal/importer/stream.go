@@ -131,7 +131,7 @@ func (s *streamSink) foresee(ctx context.Context) {
 	if err != nil || layout.Format != archive.FormatOCI {
 		return
 	}
-	p, err := s.importer.Plan(ctx, &Archive{Layout: layout, passing: true}, s.req)
+	p, err := s.importer.Plan(ctx, &Archive{Layout: layout, streaming: true}, s.req)
 	if err != nil {
 		return
 	}
