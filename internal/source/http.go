@@ -104,11 +104,9 @@ func (b *httpBlob) RoundTripBytes() int64 {
 }
 
 func (b *httpBlob) Close() error {
-	b.cancel()
-	if b.whole != nil {
-		b.whole.Close() //nolint:gosec // only read from
-	}
-	b.transport.closeIdle()
+	b.cancel() // with it the answer that a stream is
+	b.transport.own.CloseIdleConnections()
+	b.transport.foreign.CloseIdleConnections()
 	return nil
 }
 

@@ -101,11 +101,6 @@ func (a *authorizer) RoundTrip(req *http.Request) (*http.Response, error) {
 	return a.own.RoundTrip(req) //nolint:wrapcheck // adds nothing
 }
 
-func (a *authorizer) closeIdle() {
-	a.own.CloseIdleConnections()
-	a.foreign.CloseIdleConnections()
-}
-
 // originOf is the origin of RFC 6454, section 4: two URLs of one origin are one server.
 func originOf(u *url.URL) string {
 	port := u.Port()

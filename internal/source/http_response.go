@@ -159,11 +159,6 @@ func (r *response) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// broken says why reading the body stopped early.
-func (r *response) broken(err error) *temporaryError {
-	return r.b.temporary(context.Cause(r.Request.Context()), err)
-}
-
 // Close also ends the request; a body that was read to its end leaves the connection for the next.
 func (r *response) Close() error {
 	err := r.Body.Close()

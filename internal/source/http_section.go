@@ -34,7 +34,7 @@ func (b *httpBlob) newSection(ctx context.Context, off, n int64) *httpSection {
 func (s *httpSection) Read(p []byte) (n int, err error) {
 	start := time.Now()
 	if s.body == nil && s.b.RandomAccess() {
-		n = s.b.windows.copy(p[:min(int64(len(p)), max(s.left, 0))], s.off)
+		n = s.b.windows.copy(p[:min(int64(len(p)), s.left)], s.off)
 	}
 	for n == 0 && len(p) > 0 && s.left > 0 && s.err == nil {
 		if s.body == nil {
@@ -67,7 +67,7 @@ func (s *httpSection) readBody(p []byte) int {
 	s.b.read.Add(int64(n))
 	s.body.n -= int64(n)
 	if s.least -= int64(n); s.least <= 0 {
-		s.wait.progress()
+		s.wait.failed = 0
 	}
 	switch {
 	case s.b.whole != nil && errors.Is(err, io.EOF):
@@ -78,7 +78,7 @@ func (s *httpSection) readBody(p []byte) int {
 		}
 		s.drop()
 	case err != nil:
-		s.broken = s.body.broken(err)
+		s.broken = s.b.temporary(context.Cause(s.body.Request.Context()), err)
 		s.drop()
 	}
 	return n
@@ -155,10 +155,7 @@ func (s *httpSection) finish(err error) {
 
 func (s *httpSection) Close() error {
 	if s.err == nil {
-		s.finish(errClosed)
+		s.finish(fmt.Errorf("it is closed: %w", ErrUnavailable))
 	}
 	return nil
 }
-
-// errClosed is what a closed reader gives.
-var errClosed = fmt.Errorf("it is closed: %w", ErrUnavailable)

@@ -63,11 +63,8 @@ func (p *progress) add(n int, waited, most time.Duration) error {
 type backoff struct {
 	base, max time.Duration
 	attempts  int // allowed in a row without progress
-	failed    int // so far
+	failed    int // since then
 }
-
-// progress makes the next failure the first again.
-func (b *backoff) progress() { b.failed = 0 }
 
 // pause waits for the next attempt after one that failed, at least as long as the server wishes. It fails when there is none
 // left, or when ctx ends.
