@@ -28,7 +28,7 @@ need pkg-config have pkg-config
 need libseccomp-dev static_seccomp # runc links it
 need iproute2 have ip              # the test cluster's addresses
 need mount have mount umount       # the kubelets run them
-need util-linux have flock         # one build of a tool at a time
+need util-linux have flock setpriv # one build of a tool at a time; tests that lay down root's rights
 if [[ ${1-} == test ]]; then
 	need e2fsprogs have mkfs.ext4 # a file system whose power is cut
 	need nginx have nginx         # web servers that archives are imported from
