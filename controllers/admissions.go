@@ -134,7 +134,9 @@ func (w *admissions) overlay(states map[string]*v1alpha1.NodeImageState) {
 }
 
 // write sets a node's admissions if its object is as it was read. It returns the object as it is then.
-func (w *admissions) write(ctx context.Context, state *v1alpha1.NodeImageState, admitted []v1alpha1.Admission) (*v1alpha1.NodeImageState, error) {
+func (w *admissions) write(
+	ctx context.Context, state *v1alpha1.NodeImageState, admitted []v1alpha1.Admission,
+) (*v1alpha1.NodeImageState, error) {
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": state.UID, "resourceVersion": state.ResourceVersion},
 		"spec":     map[string]any{"admitted": admitted},
@@ -164,7 +166,9 @@ func (w *admissions) write(ctx context.Context, state *v1alpha1.NodeImageState, 
 // rollOut brings the admissions of an archive in line with its rollout, as far as the rate of writes allows: first those
 // that there are, then further ones. What it has written is in f from then on. It also returns when there will be more to
 // do, 0 for unknown.
-func (r *ArchiveReconciler) rollOut(ctx context.Context, a *v1alpha1.ImageArchive, f *fleet, now time.Time) (stand standing, wait time.Duration, err error) {
+func (r *ArchiveReconciler) rollOut(
+	ctx context.Context, a *v1alpha1.ImageArchive, f *fleet, now time.Time,
+) (stand standing, wait time.Duration, err error) {
 	if a.Spec.Rollout == nil && len(f.admitted(a.Name)) == 0 {
 		return stand, 0, nil
 	}
@@ -241,7 +245,9 @@ func (f *fleet) strays(archive string, members []member) []string {
 }
 
 // carryOut writes what was decided. It returns when to go on with what is left, 0 for nothing left.
-func (r *ArchiveReconciler) carryOut(ctx context.Context, a *v1alpha1.ImageArchive, f *fleet, list []decision, now time.Time) (wait time.Duration, err error) {
+func (r *ArchiveReconciler) carryOut(
+	ctx context.Context, a *v1alpha1.ImageArchive, f *fleet, list []decision, now time.Time,
+) (wait time.Duration, err error) {
 	var written [verdicts]int
 	defer func() { r.tell(ctx, a, written) }()
 	for i := range list {

@@ -329,7 +329,9 @@ func rollUpWait(before, after *v1alpha1.ImageArchiveStatus, nodes, moving int, s
 	return max(0, interval-since)
 }
 
-func (r *ArchiveReconciler) write(ctx context.Context, archive *v1alpha1.ImageArchive, status *v1alpha1.ImageArchiveStatus, now time.Time) error {
+func (r *ArchiveReconciler) write(
+	ctx context.Context, archive *v1alpha1.ImageArchive, status *v1alpha1.ImageArchiveStatus, now time.Time,
+) error {
 	// The UID keeps the write from creating a status for a later archive of the same name.
 	object := v1alpha1ac.ImageArchive(archive.Name).WithUID(archive.UID).WithStatus(v1alpha1ac.ImageArchiveStatus())
 	if err := convert(status, object.Status); err != nil {

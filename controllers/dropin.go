@@ -280,7 +280,8 @@ func isArchiveName(name string) bool {
 }
 
 func isPlainName(name string) bool {
-	return len(name) <= maxDropInName && utf8.ValidString(name) && !strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
+	return len(name) <= maxDropInName && utf8.ValidString(name) &&
+		!strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 // follow takes in what the directory holds, and says whether that is worth telling. What is written to, or is gone for less

@@ -19,7 +19,9 @@ const maxFailures = 10
 
 // rollUp sums up what the nodes say about an archive. nodes are all Nodes, states all NodeImageStates by name; a
 // selected node that has not reported on this generation is pending. A rollout that has stopped is one that stalls.
-func rollUp(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, states map[string]*v1alpha1.NodeImageState, stand standing, now time.Time) *v1alpha1.ImageArchiveStatus {
+func rollUp(
+	a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, states map[string]*v1alpha1.NodeImageState, stand standing, now time.Time,
+) *v1alpha1.ImageArchiveStatus {
 	s := &v1alpha1.ImageArchiveStatus{ObservedGeneration: a.Generation}
 	members, err := membersOf(a, nodes, states)
 	if err != nil {
@@ -50,7 +52,9 @@ func rollUp(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, stat
 }
 
 // membersOf are the nodes that an archive selects.
-func membersOf(a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, states map[string]*v1alpha1.NodeImageState) ([]member, error) {
+func membersOf(
+	a *v1alpha1.ImageArchive, nodes []metav1.PartialObjectMetadata, states map[string]*v1alpha1.NodeImageState,
+) ([]member, error) {
 	selector, err := nodeSelector(a)
 	if err != nil {
 		return nil, err

@@ -104,7 +104,8 @@ func fitTexts(s *v1alpha1.NodeImageStateStatus) {
 
 // wordy says whether an entry has a text that could be shorter.
 func wordy(e v1alpha1.ArchiveState) bool {
-	return e.LastError != nil || slices.ContainsFunc(e.Conditions, func(c metav1.Condition) bool { return clipTo(c.Message, minText) != c.Message })
+	return e.LastError != nil ||
+		slices.ContainsFunc(e.Conditions, func(c metav1.Condition) bool { return clipTo(c.Message, minText) != c.Message })
 }
 
 // withTexts is an entry with texts that take at most this many bytes. Where that is little, conditions refer to the last

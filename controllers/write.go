@@ -56,7 +56,9 @@ func newer(a, b string) bool {
 // write replaces the status, after creating the object where there is none. It belongs to the Node, so that it goes
 // with it. What it returns is the object as the API server has it then. It is a JSON patch since only this agent writes
 // a status: an API server takes longer for server-side apply, of a report of 20 archives some 40 ms.
-func (w *writtenState) write(ctx context.Context, c client.Client, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time) (*v1alpha1.NodeImageState, error) {
+func (w *writtenState) write(
+	ctx context.Context, c client.Client, view *nodeView, status *v1alpha1.NodeImageStateStatus, now time.Time,
+) (*v1alpha1.NodeImageState, error) {
 	name := view.node.Name
 	if view.state == nil {
 		err := c.Create(ctx, &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{

@@ -67,7 +67,7 @@ func WindowBytes(head []byte) int64 {
 	if h.SingleSegment {
 		window = h.FrameContentSize
 	}
-	return int64(min(max(window, usualWindow), MaxWindowBytes)) //nolint:gosec // bounded
+	return int64(min(max(window, usualWindow), MaxWindowBytes))
 }
 
 // Decompress reads r without its compression, and keeps at most as much as WindowBytes says of r's first bytes. Errors of r

@@ -83,7 +83,9 @@ func makeImage(s *spool, img Image, f Format) (image, error) {
 }
 
 func (i *image) addIndex(children []ocispec.Descriptor, docker bool) error {
-	idx := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: pick(docker, dockerIndex, ocispec.MediaTypeImageIndex), Manifests: children}
+	idx := ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: pick(docker, dockerIndex, ocispec.MediaTypeImageIndex), Manifests: children,
+	}
 	b, err := jsonBlob(idx)
 	if err != nil {
 		return err
@@ -102,7 +104,10 @@ func (i *image) attest(children *[]ocispec.Descriptor, absent bool) error {
 		if err != nil {
 			return err
 		}
-		config, err := jsonBlob(ocispec.Image{Platform: ocispec.Platform{OS: "unknown", Architecture: "unknown"}, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{statement.digest}}})
+		config, err := jsonBlob(ocispec.Image{
+			Platform: ocispec.Platform{OS: "unknown", Architecture: "unknown"},
+			RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{statement.digest}},
+		})
 		if err != nil {
 			return err
 		}
@@ -133,7 +138,9 @@ func (i *image) attest(children *[]ocispec.Descriptor, absent bool) error {
 func makePlatform(s *spool, p PlatformImage, docker bool, f Format) (platformImage, error) {
 	var out platformImage
 	epoch := time.Unix(0, 0).UTC()
-	cfg := ocispec.Image{Created: &epoch, Platform: p.Platform, Config: p.Config, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}}
+	cfg := ocispec.Image{
+		Created: &epoch, Platform: p.Platform, Config: p.Config, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}},
+	}
 	for i, l := range p.Layers {
 		made, err := makeLayer(s, l)
 		if err != nil {
@@ -164,7 +171,9 @@ func manifestOf(b BuiltPlatform, docker bool) any {
 			Layers        []ocispec.Descriptor `json:"layers"`
 		}{2, dockerManifest, b.Config, b.Layers}
 	}
-	return ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: b.Config, Layers: b.Layers}
+	return ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: b.Config, Layers: b.Layers,
+	}
 }
 
 func (p platformImage) built(docker bool, f Format) BuiltPlatform {

@@ -45,7 +45,9 @@ func (b *Built) layOutOCI(images []image) error {
 	}
 	b.Members = append(b.Members, idx.member(ocispec.ImageIndexFile))
 	if b.archive.Format == Hybrid {
-		if err := b.addDockerFiles(images, func(l layer) string { return BlobPath(l.digest) }, func(p platformImage) string { return BlobPath(p.config.digest) }); err != nil {
+		layerPath := func(l layer) string { return BlobPath(l.digest) }
+		configPath := func(p platformImage) string { return BlobPath(p.config.digest) }
+		if err := b.addDockerFiles(images, layerPath, configPath); err != nil {
 			return err
 		}
 	}
@@ -54,7 +56,9 @@ func (b *Built) layOutOCI(images []image) error {
 }
 
 func (b *Built) indexJSON() ocispec.Index {
-	idx := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+	idx := ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{},
+	}
 	for _, img := range b.Images {
 		if len(img.Names) == 0 || b.archive.Names == NoName {
 			idx.Manifests = append(idx.Manifests, img.Target)
