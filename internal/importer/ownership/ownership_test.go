@@ -238,6 +238,41 @@ func TestForeignImageIsGivenBack(t *testing.T) {
 	}
 }
 
+// A name that was there before is moved only where it may be replaced. Then it is ours like any other, and nothing of it is
+// given back.
+func TestForeignNameIsReplaced(t *testing.T) {
+	n, a := newNode(t), archive("a", Delete)
+	one, two := n.image(t, "one", ""), n.image(t, "two", "")
+	n.create(t, images.Image{Name: app, Target: one.target, Labels: map[string]string{labelPinned: valuePinned}})
+	n.claim(t, publishes(a, app, one))
+	if err := n.Claim(n.ctx, publishes(a, app, two)); !errors.Is(err, ErrNameConflict) {
+		t.Errorf("error %v", err)
+	}
+	n.claim(t, replacing(publishes(a, app, two)))
+	n.whole(t, app, a, two)
+	n.sweep(t)
+	if names := n.names(t); len(names) != 0 {
+		t.Errorf("left %v", names)
+	}
+}
+
+// Of a name that somebody has given another target since we published it, the target is theirs, and the pin is ours.
+func TestMovedNameHasOurPin(t *testing.T) {
+	n, a, b := newNode(t), archive("a", Unpin), archive("b", Delete)
+	one, two := n.image(t, "one", ""), n.image(t, "two", "")
+	n.claim(t, publishes(a, app, one))
+	if _, err := n.Images.Update(n.ctx, images.Image{Name: app, Target: two.target}, "target"); err != nil {
+		t.Fatal(err)
+	}
+	n.claim(t, publishes(b, app, two))
+	n.sweep(t, b)
+	n.whole(t, app, b, two)
+	n.sweep(t)
+	if img := n.name(t, app); img == nil || img.Labels[labelPinned] != "" {
+		t.Errorf("the name is %v", img)
+	}
+}
+
 // k3s imports its own images again and again, and replaces all labels by its pin. What we publish after that is theirs too.
 func TestPinOfAReimportSurvives(t *testing.T) {
 	for _, policy := range []Deletion{Unpin, Delete} {
