@@ -361,6 +361,10 @@ func TestNameIsWrittenByAnother(t *testing.T) {
 			_, err := n.Images.Update(n.ctx, images.Image{Name: app, Target: two.target}) // all of it
 			return err
 		}}, // our other names tell that it was ours
+		"moved, with our labels": {write: func(n *node, _, two image) error {
+			_, err := n.Images.Update(n.ctx, images.Image{Name: app, Target: two.target}, "target")
+			return err
+		}},
 		"another archive's": {write: func(n *node, _, two image) error {
 			return n.process(n.Images).Claim(n.ctx, replacing(publishes(b, app, two)))
 		}, conflict: true},
