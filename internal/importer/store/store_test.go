@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -425,14 +426,14 @@ func TestOneFlightForEachDigest(t *testing.T) {
 		n := newNode(t)
 		store := n.process()
 		d, data := blob("b", 20)
-		var read int64
+		var read atomic.Int64
 		done := make(chan error)
 		for _, uid := range []string{"a", "b", "c"} {
 			session := open(t, store, Owner{UID: uid})
 			src := &feed{data: data, before: func(int64) error { time.Sleep(stallTime / 2); return nil }}
 			go func() {
 				err := session.EnsureBlob(inNamespace(t), d, src.open)
-				read += src.read
+				read.Add(src.read)
 				done <- errors.Join(err, session.Close(inNamespace(t), true))
 			}()
 			defer func() {
@@ -446,8 +447,8 @@ func TestOneFlightForEachDigest(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if read != d.Size {
-			t.Errorf("read %d bytes of %d", read, d.Size)
+		if read.Load() != d.Size {
+			t.Errorf("read %d bytes of %d", read.Load(), d.Size)
 		}
 		// Each holds it.
 		for _, l := range n.list(t) {
