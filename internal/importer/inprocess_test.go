@@ -96,9 +96,6 @@ func (n *node) useContent(s content.Store) (back func()) {
 	}
 }
 
-// pieceSize is what the store reads of a source at once, in bytes.
-const pieceSize = 512 << 10
-
 // The labels of names. The CRI looks for its own, and later versions for ours.
 const (
 	labelPinned      = "io.cri-containerd.pinned"

@@ -49,7 +49,7 @@ func TestSweepLeavesTheUnknown(t *testing.T) {
 
 	n = newNode(t, "linux/amd64")
 	src := blobOf(t, version(t, "one"), false)
-	src.onBytes = func(off int64) error {
+	src.onBytes = func(int64) error {
 		if src.opened.Load() > 0 { // the first layer
 			return errInjected
 		}

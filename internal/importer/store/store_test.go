@@ -374,7 +374,7 @@ func TestTwoProcessesOfOneOwner(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNode(t)
 			work := func(k uint64) error {
-				random := rand.New(rand.NewPCG(seed, k)) //nolint:gosec // a test's
+				random := rand.New(rand.NewPCG(seed, k))
 				pause := func(most time.Duration) { time.Sleep(time.Duration(random.Int64N(int64(most)))) }
 				pause(time.Second)
 				ctx := inNamespace(t)
