@@ -69,7 +69,7 @@ func (i *Importer) importOnce(ctx context.Context, src source.Blob, req Request)
 	}
 	a.progress.phase(PhasePublishing)
 	if err := i.ownership.Claim(ctx, claim); err != nil {
-		return Result{}, err //nolint:wrapcheck // as above
+		return Result{}, err
 	}
 	result = a.result(opened, plan, claim)
 	result.Former, _ = i.ownership.ReleaseFormer(ctx, req.Owner) // what could not be done is left to Sweep

@@ -301,8 +301,8 @@ type Result struct {
 	CRI string
 }
 
-// What calls of containerd failed with, by their short names.
-var runtimeError, writerError = daemon.Error, daemon.WriterError
+// What calls of containerd failed with, by its short name.
+var runtimeError = daemon.Error
 
 // Imported says whether an owner's import was published, and what it has lost since. No source is opened. The loss is empty
 // while all is whole; found is false when nothing of this owner and spec is there. Names that are gone are not in the result.

@@ -144,7 +144,7 @@ func (r *releasing) end(ctx context.Context, e *ending) (f fate, err error) {
 			return err
 		}
 		if f == fateDeleted {
-			return r.images.Delete(ctx, e.Name, images.DeleteTarget(&now.Target)) //nolint:wrapcheck // rewrite adds the context
+			return r.images.Delete(ctx, e.Name, images.DeleteTarget(&now.Target))
 		}
 		img, paths := images.Image{Name: e.Name, Labels: map[string]string{}}, []string(nil)
 		for _, label := range e.labels() {

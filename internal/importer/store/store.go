@@ -217,7 +217,7 @@ var (
 
 // writeBlob opens an ingest, writes what it lacks, and commits it. It says whether the ingest had bytes before.
 func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descriptor, f *flight, open Opener) (resumed bool, err error) {
-	w, err := s.open(ctx, lockWait, content.WithRef(ref), content.WithDescriptor(d))
+	w, err := s.open(ctx, content.WithRef(ref), content.WithDescriptor(d))
 	if err != nil {
 		return false, err
 	}
@@ -264,7 +264,7 @@ func (s *Session) WriteUnnamed(ctx context.Context, size int64, r io.Reader) (di
 	ref := s.ref(fmt.Sprintf("unnamed-%d", s.unnamed))
 	s.mu.Unlock()
 	ref = s.privateRef(ref) // what an earlier attempt left may be of another member
-	w, err := s.open(ctx, lockWait, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
+	w, err := s.open(ctx, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
 	if err != nil {
 		return "", err
 	}
@@ -296,7 +296,7 @@ func (s *Session) copy(ctx context.Context, w *writer, r io.Reader, n int64, f *
 	for {
 		piece, err := ahead.Next()
 		if len(piece) > 0 {
-			if _, err := w.Write(piece); err != nil {
+			if _, err := w.Write(piece); err != nil { //nolint:contextcheck // w has it
 				err = daemon.WriterError("write", err)
 				if ctx.Err() == nil { // else it fails because another has failed
 					s.hooks.Failed(err)

@@ -527,7 +527,7 @@ func TestPoisonedIngestIsDropped(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNode(t)
 			session := open(t, n.process(), archiveA)
-			w, err := session.open(inNamespace(t), time.Second, content.WithRef(session.ref(d.Digest.String())))
+			w, err := session.open(inNamespace(t), content.WithRef(session.ref(d.Digest.String())))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -40,7 +40,7 @@ type writer struct {
 
 // open opens an ingest of the session's, waiting a little while another writer has it: errLocked. The error is errPresent
 // for a blob that is in the store. content.OpenWriter would wait for ever, and also for a daemon that is down.
-func (s *Session) open(ctx context.Context, wait time.Duration, opts ...content.WriterOpt) (*writer, error) {
+func (s *Session) open(ctx context.Context, opts ...content.WriterOpt) (*writer, error) {
 	var o content.WriterOpts
 	for _, opt := range opts {
 		if err := opt(&o); err != nil {
@@ -48,7 +48,7 @@ func (s *Session) open(ctx context.Context, wait time.Duration, opts ...content.
 		}
 	}
 	w := &writer{session: s, base: ctx, ref: o.Ref, opts: opts}
-	if err := w.open(wait); err != nil {
+	if err := w.open(lockWait); err != nil { //nolint:contextcheck // w has it
 		return nil, err
 	}
 	s.mu.Lock()
@@ -119,7 +119,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	}
 	n, err := w.Writer.Write(p)
 	w.offset += int64(n)
-	return n, err //nolint:wrapcheck // copy says what failed
+	return n, err
 }
 
 // Commit ends the ingest when the blob is in the store.
@@ -141,7 +141,7 @@ func (w *writer) Close() error {
 	err := w.Writer.Close()
 	w.close()
 	w.close = nil
-	return err //nolint:wrapcheck // a transparent wrapper
+	return err
 }
 
 // abort removes an ingest. The daemon may still be writing for a call that was cancelled, which makes the removal of the
@@ -219,7 +219,7 @@ func (c sessionContent) Writer(ctx context.Context, opts ...content.WriterOpt) (
 			return nil, err
 		}
 	}
-	w, err := c.session.open(ctx, lockWait, content.WithRef(c.session.privateRef(c.session.ref(o.Ref))), content.WithDescriptor(o.Desc))
+	w, err := c.session.open(ctx, content.WithRef(c.session.privateRef(c.session.ref(o.Ref))), content.WithDescriptor(o.Desc))
 	if err == errPresent { //nolint:errorlint // open's own
 		return nil, fmt.Errorf("content %s: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)
 	}
