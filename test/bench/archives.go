@@ -21,6 +21,7 @@ type archive struct {
 // image has the same number and sizes of layers for each platform, but of other bytes.
 type image struct {
 	Tag       string
+	Tags      int `json:",omitempty"` // more names of it
 	Platforms []string
 	Layers    []layer
 }
@@ -51,9 +52,11 @@ var (
 	version2 = archive{Name: "version-2", Images: []image{{Tag: "2", Platforms: machine, Layers: append(layers(500, 8, 50, builder.Gzip), layers(520, 2, 50, builder.Gzip)...)}}}
 	thirty   = archive{Name: "thirty", Images: family(30)}
 	unlisted = archive{Name: "unlisted", Images: one(omitting(layers(1000, 8, 60, builder.Gzip)))}
+	many     = archive{Name: "many", Images: crowd(400)}
+	names    = archive{Name: "names", Images: []image{{Tag: "1", Tags: 2999, Platforms: machine, Layers: layers(3000, 1, 12, builder.Gzip)}}}
 	shared   = sharing(6)
 
-	archives = append([]archive{single, large, multi, docker, zstds, outer, version1, version2, thirty, unlisted}, shared...)
+	archives = append([]archive{single, large, multi, docker, zstds, outer, version1, version2, thirty, unlisted, many, names}, shared...)
 )
 
 // layers are count ones of so many MiB, with seeds from first on.
@@ -99,10 +102,23 @@ func family(count int) []image {
 	return out
 }
 
+// crowd are images on one base of two layers; each has a small layer of its own.
+func crowd(count int) []image {
+	out := make([]image, count)
+	for i := range out {
+		own := layer{Seed: 2100 + uint64(i), Size: 64 << 10, Compression: builder.Gzip}
+		out[i] = image{Tag: fmt.Sprint(i + 1), Platforms: machine, Layers: append(layers(2000, 2, 12, builder.Gzip), own)}
+	}
+	return out
+}
+
 func (a archive) build() (*builder.Built, error) {
 	out := builder.Archive{Format: a.Format}
 	for _, img := range a.Images {
 		made := builder.Image{Names: []string{"bench.example/" + a.Name + ":" + img.Tag}}
+		for i := range img.Tags {
+			made.Names = append(made.Names, fmt.Sprintf("bench.example/%s:also-%d", a.Name, i))
+		}
 		for p, platform := range img.Platforms {
 			one := builder.PlatformImage{Platform: builder.Platform(platform), Config: ocispec.ImageConfig{Cmd: []string{"/none"}}}
 			for _, l := range img.Layers {

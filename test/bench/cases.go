@@ -22,6 +22,8 @@ type benchCase struct {
 	http bool
 	// alone leaves ctr out.
 	alone bool
+	// parts is of many small blobs or names: most of what is read and written is beside the blobs.
+	parts bool
 	// targets that the agent's runs are compared with.
 	targets []target
 }
@@ -40,6 +42,8 @@ var cases = []benchCase{
 	{name: "unlisted", archives: just(unlisted), targets: []target{memory}},
 	{name: "outer-zstd", archives: just(outer), targets: []target{peakAtMost(memoryLimit + largestWindow)}},
 	{name: "upgrade", archives: just(version2), before: just(version1), targets: []target{ratio(4), readOnlyNeeded, wroteOnlyNeeded, memory}},
+	{name: "many", archives: just(many), alone: true, parts: true, targets: []target{memory}},
+	{name: "names", archives: just(names), alone: true, parts: true, targets: []target{memory}},
 	{name: "memory", archives: just(large), alone: true, targets: []target{memory}},
 }
 

@@ -65,7 +65,7 @@ func atMost(what string, of func(sample) int64, limit func(outcome) int64) targe
 	}}
 }
 
-// truthful is every case's: what the agent reports agrees with what the kernel or the server counted. That has a
+// truthful is every case's but for those of many small parts: what the agent reports agrees with what the kernel or the server counted. That has a
 // little more: answers of containerd, for one.
 var truthful = target{check: func(o outcome) (string, bool) {
 	const more = 1 << 20
@@ -80,7 +80,10 @@ var truthful = target{check: func(o outcome) (string, bool) {
 
 // targetsOf are those of the case, on a machine that something else keeps busy or not.
 func targetsOf(o outcome, busy bool) []target {
-	out := []target{truthful}
+	var out []target
+	if !o.parts {
+		out = append(out, truthful)
+	}
 	if !busy {
 		return append(out, o.targets...)
 	}
