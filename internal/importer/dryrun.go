@@ -2,6 +2,7 @@ package importer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/opencontainers/go-digest"
@@ -69,23 +70,19 @@ func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRu
 // planNames says what would become of each name. The first conflict is why an import would fail.
 func (i *Importer) planNames(ctx context.Context, d *DryRun, req Request) error {
 	changes, err := i.ownership.Changes(ctx, d.Plan.claim(req, ownership.Import{Index: d.Plan.IndexDigest}))
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrNameConflict) {
 		return err
 	}
-	for k, n := range d.Plan.claim(req, ownership.Import{}).Names {
-		c := changes[k]
-		name := PlannedName{Name: n.Name, Change: NameNew}
-		if c.Old != nil {
-			name.Now, name.Change = c.Old.Digest, NameKept
-			if c.Old.Digest != n.Target.Digest {
-				name.Change = NameMoved
-			}
-		}
-		if c.Conflict != nil {
+	d.Refusal = err
+	for _, c := range changes {
+		name := PlannedName{Name: c.Name, Change: NameKept, Now: c.Old}
+		switch {
+		case c.Conflict:
 			name.Change = NameConflict
-			if d.Refusal == nil {
-				d.Refusal = c.Conflict
-			}
+		case c.Old == "":
+			name.Change = NameNew
+		case c.Old != c.New:
+			name.Change = NameMoved
 		}
 		d.Names = append(d.Names, name)
 	}

@@ -49,7 +49,7 @@ func (i *Importer) importOnce(ctx context.Context, src source.Blob, req Request)
 		return Result{}, err
 	}
 	claim := plan.claim(req, i.recorded(a, opened, plan))
-	if err := i.ownership.Conflicts(ctx, claim); err != nil {
+	if _, err := i.ownership.Changes(ctx, claim); err != nil {
 		return Result{}, err
 	}
 	if err := a.preflight(ctx, plan); err != nil {

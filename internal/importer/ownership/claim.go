@@ -1,16 +1,17 @@
 package ownership
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/importer/daemon"
@@ -62,41 +63,18 @@ func (o *Ownership) Claim(ctx context.Context, c Claim) error {
 	}
 }
 
-// Conflicts finds names that Claim would refuse to take. Nothing is written.
-func (o *Ownership) Conflicts(ctx context.Context, c Claim) error {
-	p, err := o.prepare(ctx, c)
-	if err != nil {
-		return err
-	}
-	return p.refuse()
-}
-
 // Change is what Claim would do to a name.
 type Change struct {
-	Name string
-	// Old is what the name stands for now, nil for a new one.
-	Old *ocispec.Descriptor
-	// Conflict is why it would not be taken: ErrNameConflict.
-	Conflict error
+	Name     string
+	Old, New digest.Digest // what it stands for; Old is empty for a new name
+	Conflict bool          // Claim would refuse to take it
 }
 
-// Changes says for each name what Claim would do. Nothing is written.
-func (o *Ownership) Changes(ctx context.Context, c Claim) (all []Change, err error) {
-	p, err := o.prepare(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, n := range c.Names {
-		change := Change{Name: n.Name}
-		if old, ok := p.old[n.Name]; ok {
-			change.Old = &old.Target
-			change.Conflict = p.conflict(old, n)
-		}
-		all = append(all, change)
-	}
-	return all, nil
+// Changes says for each name what Claim would do. Nothing is written. The error is also the first ErrNameConflict, if there
+// is any; the changes are complete then.
+func (o *Ownership) Changes(ctx context.Context, c Claim) ([]Change, error) {
+	_, all, err := o.prepare(ctx, c)
+	return all, err
 }
 
 // publishing is a claim in the light of what is there.
@@ -104,20 +82,20 @@ type publishing struct {
 	*Ownership
 	Claim
 	record record
-	old    map[string]images.Image // as they were before the first write
 	// ownsAll: what is published now is what the owner's newest import published. Then all of these names have been its own,
 	// also those that somebody has given another digest since and that have lost their labels so.
 	ownsAll bool
 }
 
-func (o *Ownership) prepare(ctx context.Context, c Claim) (*publishing, error) {
+// prepare looks at all names before the first write. Its error is also the first conflict.
+func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []Change, conflict error) {
 	list, err := o.list(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	p := &publishing{Ownership: o, Claim: c, record: newRecord(c.Owner, c.Import), old: list}
+	p = &publishing{Ownership: o, Claim: c, record: newRecord(c.Owner, c.Import)}
 	p.record.Names, p.record.Pinned, p.record.Serial = len(c.Names), c.Pin, 1
-	if newest := newest(list, c.Owner); len(newest) > 0 {
+	if newest, _ := split(byOwner(list)[c.Owner.label()]); len(newest) > 0 {
 		r := newest[0].record
 		same := r.Spec == p.record.Spec && r.Index == p.record.Index && r.Names == p.record.Names
 		p.record.Serial = r.Serial
@@ -126,7 +104,18 @@ func (o *Ownership) prepare(ctx context.Context, c Claim) (*publishing, error) {
 		}
 		p.ownsAll = c.Owner.UID != "" && same
 	}
-	return p, nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range c.Names {
+		change := Change{Name: n.Name, New: n.Target.Digest}
+		if old, ok := list[n.Name]; ok {
+			refused := p.conflict(old, n)
+			change.Old, change.Conflict = old.Target.Digest, refused != nil
+			conflict = cmp.Or(conflict, refused)
+		}
+		all = append(all, change)
+	}
+	return p, all, conflict
 }
 
 func (o *Ownership) list(ctx context.Context) (map[string]images.Image, error) {
@@ -141,25 +130,9 @@ func (o *Ownership) list(ctx context.Context) (map[string]images.Image, error) {
 	return all, nil
 }
 
-func (p *publishing) refuse() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, n := range p.Names {
-		if old, ok := p.old[n.Name]; ok {
-			if err := p.conflict(old, n); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 func (o *Ownership) claimOnce(ctx context.Context, c Claim) error {
-	p, err := o.prepare(ctx, c)
+	p, _, err := o.prepare(ctx, c)
 	if err != nil {
-		return err
-	}
-	if err := p.refuse(); err != nil {
 		return err
 	}
 	written := map[string]images.Image{}
@@ -273,19 +246,16 @@ func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 	if err != nil {
 		return img, err
 	}
-	var paths []string
-	for _, k := range slices.Sorted(maps.Keys(img.Labels)) {
-		paths = append(paths, "labels."+k)
+	moved, changed := old.Target.Digest != img.Target.Digest, img
+	if !moved {
+		changed.Target = ocispec.Descriptor{}
 	}
-	if old.Target.Digest != img.Target.Digest {
-		paths = append(paths, "target")
-	}
-	if _, err := p.images.Update(ctx, img, paths...); errdefs.IsNotFound(err) {
+	if err := p.update(ctx, changed); errdefs.IsNotFound(err) {
 		return img, errRaced
 	} else if err != nil {
 		return img, daemon.Error("update", err)
 	}
-	if old.Target.Digest != img.Target.Digest {
+	if moved {
 		for _, c := range others(old, p.Owner) {
 			p.contests[newContest(n.Name, p.Owner.label(), c.label)]++
 		}

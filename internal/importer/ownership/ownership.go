@@ -97,33 +97,28 @@ const (
 
 // Import is what is recorded of an import, so that it need not be repeated, nor its source be asked again.
 type Import struct {
-	Source      string        // its name
-	Validator   string        // of the source
-	Digest      digest.Digest // of the whole archive, empty if it was not read in full
-	Index       digest.Digest // of index.json
-	Size        int64         // of the archive in bytes, -1 for unknown
-	Snapshotter string        // that the images were unpacked into, empty for none
+	Source      string        `json:"source,omitempty"`      // its name
+	Validator   string        `json:"validator,omitempty"`   // of the source
+	Digest      digest.Digest `json:"digest,omitempty"`      // of the whole archive, empty if it was not read in full
+	Index       digest.Digest `json:"index"`                 // of index.json
+	Size        int64         `json:"size"`                  // of the archive in bytes, -1 for unknown
+	Snapshotter string        `json:"snapshotter,omitempty"` // that the images were unpacked into, empty for none
 }
 
 // record is the value of an ownership label. containerd bounds a label to 4096 bytes.
 type record struct {
-	Name        string        `json:"name"` // see nameKey
-	Archive     string        `json:"archive,omitempty"`
-	Created     int64         `json:"created,omitempty"` // of the archive, in seconds since 1970
-	Spec        string        `json:"spec,omitempty"`
-	Serial      int64         `json:"serial"` // of the owner's publishings, ascending
-	Names       int           `json:"names"`  // of this publishing
-	Kind        Kind          `json:"kind,omitempty"`
-	Target      digest.Digest `json:"target"`
-	Pinned      bool          `json:"pinned,omitempty"`
-	Deletion    Deletion      `json:"deletion,omitempty"` // empty for the default
-	Found       *found        `json:"found,omitempty"`
-	Source      string        `json:"source,omitempty"`
-	Validator   string        `json:"validator,omitempty"`
-	Digest      digest.Digest `json:"digest,omitempty"`
-	Index       digest.Digest `json:"index"`
-	Size        int64         `json:"size"`
-	Snapshotter string        `json:"snapshotter,omitempty"`
+	Name     string        `json:"name"` // see nameKey
+	Archive  string        `json:"archive,omitempty"`
+	Created  int64         `json:"created,omitempty"` // of the archive, in seconds since 1970
+	Spec     string        `json:"spec,omitempty"`
+	Serial   int64         `json:"serial"` // of the owner's publishings, ascending
+	Names    int           `json:"names"`  // of this publishing
+	Kind     Kind          `json:"kind,omitempty"`
+	Target   digest.Digest `json:"target"`
+	Pinned   bool          `json:"pinned,omitempty"`
+	Deletion Deletion      `json:"deletion,omitempty"` // empty for the default
+	Found    *found        `json:"found,omitempty"`
+	Import
 }
 
 // found is what a name was before the first claim on it, if it was there: somebody else's. It is handed on from owner to
@@ -136,10 +131,7 @@ type found struct {
 const maxRecordedSource = 400
 
 func newRecord(o Owner, i Import) record {
-	r := record{
-		Archive: o.Name, Spec: o.SpecHash, Deletion: o.Deletion.recorded(), Source: i.Source, Validator: i.Validator,
-		Digest: i.Digest, Index: i.Index, Size: i.Size, Snapshotter: i.Snapshotter,
-	}
+	r := record{Archive: o.Name, Spec: o.SpecHash, Deletion: o.Deletion.recorded(), Import: i}
 	if !o.Created.IsZero() {
 		r.Created = o.Created.Unix()
 	}
@@ -211,6 +203,42 @@ func (c claim) owner() Owner {
 // is gone, or that of `agent import`.
 func (c claim) succeededBy(o Owner) bool {
 	return c.label == labelImport || c.label == o.label() || o.Name != "" && c.record.Archive == o.Name
+}
+
+// byOwner sorts the claims on all names by their labels, those of each owner by name.
+func byOwner(list map[string]images.Image) map[string][]claim {
+	all := map[string][]claim{}
+	for _, img := range sorted(list) {
+		for _, c := range claims(img) {
+			all[c.label] = append(all[c.label], c)
+		}
+	}
+	return all
+}
+
+// sorted returns the values in the order of their keys.
+func sorted[V any](m map[string]V) (list []V) {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		list = append(list, m[k])
+	}
+	return list
+}
+
+// split finds what an owner's newest publishing has left, and what is left of earlier ones. Of `agent import`, each run of
+// which adds to the same label, the newest publishing is the latest run.
+func split(mine []claim) (newest, earlier []claim) {
+	serial := int64(0)
+	for _, c := range mine {
+		serial = max(serial, c.record.Serial)
+	}
+	for _, c := range mine {
+		if c.record.Serial == serial {
+			newest = append(newest, c)
+		} else {
+			earlier = append(earlier, c)
+		}
+	}
+	return newest, earlier
 }
 
 // others are the claims of other owners.

@@ -435,7 +435,7 @@ func TestReplacingArchivesEnd(t *testing.T) {
 			taken := 0
 			for turn := first; refused == nil && taken < 20; turn++ {
 				k := turn % 2
-				if refused = n.Conflicts(n.ctx, replacing(publishes(owners[k], app, imgs[k]))); refused == nil {
+				if _, refused = n.Changes(n.ctx, replacing(publishes(owners[k], app, imgs[k]))); refused == nil {
 					n.claim(t, replacing(publishes(owners[k], app, imgs[k])))
 					taken++
 				} else if k != 1 {
@@ -593,7 +593,11 @@ func TestConflictChangesNothing(t *testing.T) {
 	before := n.names(t)
 	c := publishes(b, "registry.example/free:1", two)
 	c.Names = append(c.Names, Name{Name: app, Target: two.target})
-	for _, do := range []func(context.Context, Claim) error{n.Claim, n.Conflicts} {
+	look := func(ctx context.Context, c Claim) error {
+		_, err := n.Changes(ctx, c)
+		return err
+	}
+	for _, do := range []func(context.Context, Claim) error{n.Claim, look} {
 		if err := do(n.ctx, c); !errors.Is(err, ErrNameConflict) || !strings.Contains(err.Error(), `ImageArchive "a"`) {
 			t.Errorf("error %v", err)
 		}

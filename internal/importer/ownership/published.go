@@ -13,25 +13,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tarlift/tarlift/internal/importer/check"
 	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
-
-// newest are the names that an owner's newest publishing has left, sorted. Of `agent import`, each run of which adds to the
-// same label, it is all that are left of those of the latest run.
-func newest(list map[string]images.Image, o Owner) (all []claim) {
-	label, serial := o.label(), int64(0)
-	for _, img := range list {
-		for _, c := range claims(img) {
-			if c.label == label {
-				all = append(all, c)
-				serial = max(serial, c.record.Serial)
-			}
-		}
-	}
-	all = slices.DeleteFunc(all, func(c claim) bool { return c.record.Serial != serial })
-	slices.SortFunc(all, func(a, b claim) int { return cmp.Compare(a.Name, b.Name) })
-	return all
-}
 
 // Published is what an owner's newest publishing has left.
 type Published struct {
@@ -48,21 +32,17 @@ const maxLosses = 3
 // Published says what an owner has published, and what of it is lost since. No source is opened. It is nil when nothing of
 // this owner and spec is there. Names that are gone are not in the result: nothing says any more which they were.
 func (o *Ownership) Published(ctx context.Context, owner Owner) (*Published, error) {
-	list, err := o.list(ctx)
-	if err != nil {
+	all, err := o.newest(ctx, owner)
+	if err != nil || len(all) == 0 {
 		return nil, err
 	}
-	all := newest(list, owner)
-	if len(all) == 0 || all[0].record.Spec != owner.SpecHash {
-		return nil, nil
-	}
 	r := all[0].record
-	p := &Published{Import: Import{r.Source, r.Validator, r.Digest, r.Index, r.Size, r.Snapshotter}}
+	p := &Published{Import: r.Import}
 	var losses []string
 	if gone := r.Names - len(all); gone > 0 {
 		losses = append(losses, fmt.Sprintf("%d of %d names missing", gone, r.Names))
 	}
-	checked := map[digest.Digest]string{}
+	content := o.newContentCheck()
 	for _, c := range all {
 		p.Names = append(p.Names, c.Name)
 		if c.record.Kind == KindTag {
@@ -70,9 +50,14 @@ func (o *Ownership) Published(ctx context.Context, owner Owner) (*Published, err
 			target.Digest = c.record.Target
 			p.Tags = append(p.Tags, Name{Name: c.Name, Target: target})
 		}
-		lost, again, err := o.lost(ctx, c, checked)
-		if err != nil {
-			return nil, err
+		if c.record.Kind == KindID && c.Target.Digest != c.record.Target && o.hasConfig(ctx, c.Target, c.Name) {
+			c.record.Target = c.Target.Digest // an image that means the same
+		}
+		lost, again := c.lost(), false
+		if lost == "" {
+			if lost, again, err = content.lost(ctx, c); err != nil {
+				return nil, err
+			}
 		}
 		if lost != "" && !again {
 			losses = append(losses, c.Name+" "+lost)
@@ -85,46 +70,56 @@ func (o *Ownership) Published(ctx context.Context, owner Owner) (*Published, err
 	return p, nil
 }
 
-// lost says what a name, or the image behind it, lacks. Each image is looked at once: again says that its loss was told of
-// another name.
-func (o *Ownership) lost(ctx context.Context, c claim, checked map[digest.Digest]string) (lost string, again bool, err error) {
-	if c.record.Kind == KindID && c.Target.Digest != c.record.Target && o.hasConfig(ctx, c.Target, c.Name) {
-		c.record.Target = c.Target.Digest // an image that means the same
+// newest are the claims of an owner's newest publishing, none if that was of another spec.
+func (o *Ownership) newest(ctx context.Context, owner Owner) ([]claim, error) {
+	list, err := o.list(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if lost := c.lost(); lost != "" {
-		return lost, false, nil
+	newest, _ := split(byOwner(list)[owner.label()])
+	if len(newest) > 0 && newest[0].record.Spec != owner.SpecHash {
+		return nil, nil
 	}
-	if lost, again = checked[c.Target.Digest]; again {
-		return lost, true, nil
+	return newest, nil
+}
+
+// contentCheck looks at the content and the snapshots of each image once.
+type contentCheck struct {
+	checker check.Checker
+	checked map[digest.Digest]string
+}
+
+func (o *Ownership) newContentCheck() contentCheck {
+	return contentCheck{o.check, map[digest.Digest]string{}}
+}
+
+// lost says what the image behind a name lacks; again, that another name had the same image.
+func (k contentCheck) lost(ctx context.Context, c claim) (lost string, again bool, err error) {
+	if lost, again = k.checked[c.Target.Digest]; !again {
+		lost, err = k.checker.Lost(ctx, c.Target, c.record.Snapshotter)
+		k.checked[c.Target.Digest] = lost
 	}
-	lost, err = o.check.Lost(ctx, c.Target, c.record.Snapshotter)
-	checked[c.Target.Digest] = lost
-	return lost, false, err
+	return lost, again, err
 }
 
 // Repair gives names of an owner what they have lost and can get back without a source: the pin, the mark for the CRI,
 // and the former target, if another of the owner's names has kept that whole. It returns how many names it wrote.
 func (o *Ownership) Repair(ctx context.Context, owner Owner) (repaired int, err error) {
-	list, err := o.list(ctx)
+	all, err := o.newest(ctx, owner)
 	if err != nil {
 		return 0, err
 	}
-	all := newest(list, owner)
-	if len(all) == 0 || all[0].record.Spec != owner.SpecHash {
-		return 0, nil
-	}
 	whole := map[digest.Digest]ocispec.Descriptor{}
-	checked := map[digest.Digest]string{}
+	content := o.newContentCheck()
 	for _, c := range all {
 		if c.Target.Digest != c.record.Target {
 			continue
 		}
-		if _, ok := checked[c.Target.Digest]; !ok {
-			if checked[c.Target.Digest], err = o.check.Lost(ctx, c.Target, c.record.Snapshotter); err != nil {
-				return 0, err
-			}
+		lost, _, err := content.lost(ctx, c)
+		if err != nil {
+			return 0, err
 		}
-		if checked[c.Target.Digest] == "" {
+		if lost == "" {
 			whole[c.Target.Digest] = c.Target
 		}
 	}
@@ -142,30 +137,25 @@ func (o *Ownership) Repair(ctx context.Context, owner Owner) (repaired int, err 
 
 // repair writes what one name has lost. The targets in whole are held by other names.
 func (o *Ownership) repair(ctx context.Context, owner Owner, c claim, whole map[digest.Digest]ocispec.Descriptor) (wrote bool, err error) {
-	want := map[string]string{labelManaged: valueManaged}
-	if c.record.Pinned {
-		want[labelPinned] = valuePinned
-	}
 	err = o.rewrite(ctx, c.Image, []string{c.label}, func(now images.Image) error {
-		back, paths := images.Image{Name: c.Name, Labels: want}, []string(nil)
-		for _, k := range slices.Sorted(maps.Keys(want)) {
-			if now.Labels[k] != want[k] {
-				paths = append(paths, "labels."+k)
-			}
+		back := images.Image{Name: c.Name, Labels: map[string]string{}}
+		if c.record.Pinned && now.Labels[labelPinned] != valuePinned {
+			back.Labels[labelPinned] = valuePinned
+		}
+		if now.Labels[labelManaged] != valueManaged {
+			back.Labels[labelManaged] = valueManaged
 		}
 		if now.Target.Digest != c.record.Target && (c.record.Kind != KindID || !o.hasConfig(ctx, now.Target, c.Name)) {
 			var ok bool
 			if back.Target, ok = whole[c.record.Target]; !ok || c.record.Found != nil || wantedAsItIs(now, owner) {
 				return nil
 			}
-			paths = append(paths, "target")
-		}
-		if len(paths) == 0 {
+		} else if len(back.Labels) == 0 {
 			return nil
 		}
-		_, err := o.images.Update(ctx, back, paths...)
+		err := o.update(ctx, back)
 		wrote = err == nil
-		return err //nolint:wrapcheck // rewrite adds the context
+		return err
 	})
 	return wrote, err
 }
@@ -193,16 +183,27 @@ func (o *Ownership) rewrite(ctx context.Context, was images.Image, labels []stri
 	return nil
 }
 
+// update writes those labels of a name that are given, "" for one that goes, and its target if that is given.
+func (o *Ownership) update(ctx context.Context, img images.Image) error {
+	var paths []string
+	for _, k := range slices.Sorted(maps.Keys(img.Labels)) {
+		paths = append(paths, "labels."+k)
+	}
+	if img.Target.Digest != "" {
+		paths = append(paths, "target")
+	}
+	_, err := o.images.Update(ctx, img, paths...)
+	return err //nolint:wrapcheck // the caller adds the context
+}
+
 // Held is a name that was published, as its newest record says.
 type Held struct {
 	Name     string
-	Kind     Kind
-	Owner    string // the ImageArchive, empty for `agent import`
 	Unpinned bool   // although it was to be pinned
 	Lost     string // what else the name lacks, in words
 	Target   ocispec.Descriptor
 
-	snapshotter string
+	claim claim
 }
 
 // Held lists the names that are there for anybody of us, sorted, and says how many more there were.
@@ -211,42 +212,34 @@ func (o *Ownership) Held(ctx context.Context) (held []Held, gone int, err error)
 	if err != nil {
 		return nil, 0, err
 	}
-	owners := map[string]Owner{}
-	for _, img := range list {
-		for _, c := range claims(img) {
-			owners[c.label] = c.owner()
-		}
-	}
-	for _, owner := range owners {
-		all := newest(list, owner)
-		if owner.UID != "" {
+	for _, mine := range byOwner(list) {
+		all, _ := split(mine)
+		if all[0].label != labelImport {
 			gone += max(all[0].record.Names-len(all), 0)
 		}
 		for _, c := range all {
-			h := Held{Name: c.Name, Kind: c.record.Kind, Owner: c.record.Archive, Target: c.Target, snapshotter: c.record.Snapshotter}
+			h := Held{Name: c.Name, Target: c.Target, claim: c}
 			if h.Unpinned = c.record.Pinned && c.Labels[labelPinned] != valuePinned; !h.Unpinned {
 				h.Lost = c.lost()
 			}
 			held = append(held, h)
 		}
 	}
-	slices.SortFunc(held, func(a, b Held) int { return strings.Compare(a.Name+" "+a.Owner, b.Name+" "+b.Owner) })
+	slices.SortFunc(held, func(a, b Held) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.claim.label, b.claim.label))
+	})
 	return held, gone, nil
 }
 
 // ContentLost says of those names that have lost content or snapshots what, each image once.
 func (o *Ownership) ContentLost(ctx context.Context, held []Held) (losses []string, err error) {
-	checked := map[digest.Digest]bool{}
+	content := o.newContentCheck()
 	for _, h := range held {
-		if checked[h.Target.Digest] {
-			continue
-		}
-		checked[h.Target.Digest] = true
-		lost, err := o.check.Lost(ctx, h.Target, h.snapshotter)
+		lost, again, err := content.lost(ctx, h.claim)
 		if err != nil {
 			return losses, err
 		}
-		if lost != "" {
+		if lost != "" && !again {
 			losses = append(losses, h.Name+" "+lost)
 		}
 	}

@@ -24,21 +24,31 @@ type Released struct {
 	Skipped  []string // keep this claim until the next call
 }
 
-// fate is what becomes of a name.
-type fate int
+// outcome is what becomes of a name.
+type outcome string
 
 const (
-	fateNone fate = iota // somebody else has changed it meanwhile
-	fateRetained
-	fateUnpinned
-	fateInUse
-	fateDeleted
+	unchanged outcome = "" // somebody else has changed it meanwhile
+	retained  outcome = "retained"
+	unpinned  outcome = "unpinned"
+	inUse     outcome = "in use"
+	deleted   outcome = "deleted"
 )
 
-// ending is a name with the claims on it that end. Each has the policy that is to be followed.
+// add says what became of a name. Ids are not told.
+func (r *Released) add(c claim, o outcome) {
+	list := map[outcome]*[]string{retained: &r.Retained, unpinned: &r.Unpinned, inUse: &r.InUse, deleted: &r.Deleted}[o]
+	if c.record.Kind != KindID {
+		*list = append(*list, c.Name)
+	}
+}
+
+// ending are the claims on one name that end.
 type ending struct {
 	images.Image
 	claims []claim
+	labels []string // of the claims
+	isID   bool
 	policy Deletion // the mildest
 }
 
@@ -54,61 +64,67 @@ func unrecoverable(ctx context.Context, failures []error) bool {
 // release ends claims by these policies, and tells what became of the names, by owner. Any step may be the last: what is not
 // done still has its labels, so that the next call finds it. Ids come last, since they go with the other names of their images.
 func (o *Ownership) release(ctx context.Context, ends []claim, policy func(claim) Deletion) ([]Released, error) {
-	byName, snapshotters := map[string]*ending{}, []string{}
+	r := &releasing{Ownership: o}
+	byName, byLabel := map[string]*ending{}, map[string]*Released{}
 	for _, c := range ends {
 		e := byName[c.Name]
 		if e == nil {
 			e = &ending{Image: c.Image, policy: Delete}
 			byName[c.Name] = e
 		}
-		e.claims = append(e.claims, c)
-		e.policy = milder(e.policy, policy(c))
-		snapshotters = append(snapshotters, c.record.Snapshotter)
+		e.claims, e.labels = append(e.claims, c), append(e.labels, c.label)
+		e.isID = e.isID || c.record.Kind == KindID
+		if p := policy(c); mildness(p) > mildness(e.policy) {
+			e.policy = p
+		}
+		r.snapshotters = append(r.snapshotters, c.record.Snapshotter)
 	}
-	order := sorted(byName)
-	slices.SortStableFunc(order, func(a, b *ending) int { return rank(a) - rank(b) })
-	r := &releasing{Ownership: o, snapshotters: snapshotters}
-	fates := map[string]fate{}
+	var names, ids []*ending
+	for _, e := range sorted(byName) {
+		if e.isID {
+			ids = append(ids, e)
+		} else {
+			names = append(names, e)
+		}
+	}
 	var failures []error
 	failed := map[digest.Digest]bool{} // images of which a name has failed
-	deleted := false
-	for _, e := range order {
+	collect := false
+	for _, e := range append(names, ids...) {
 		if unrecoverable(ctx, failures) {
 			break
 		}
-		if e.isID() && failed[e.Target.Digest] {
+		if e.isID && failed[e.Target.Digest] {
 			continue // else it would stay for that name, and nobody's
 		}
-		f, err := r.end(ctx, e)
+		became, err := r.end(ctx, e)
 		if err != nil {
 			failed[e.Target.Digest] = true
 			failures = append(failures, fmt.Errorf("end the claim on %q: %w", e.Name, err))
 			continue
 		}
-		fates[e.Name] = f
-		deleted = deleted || f == fateDeleted
+		collect = collect || became == deleted
+		for _, c := range e.claims {
+			if became == unchanged {
+				break
+			}
+			if byLabel[c.label] == nil {
+				byLabel[c.label] = &Released{Owner: c.owner()}
+			}
+			byLabel[c.label].add(c, became)
+		}
 	}
-	if deleted {
+	if collect {
 		failures = append(failures, o.collect(ctx))
 	}
-	return summarize(sorted(byName), fates), errors.Join(failures...)
-}
-
-func rank(e *ending) int {
-	if e.isID() {
-		return 1
+	var all []Released
+	for _, r := range sorted(byLabel) {
+		all = append(all, *r)
 	}
-	return 0
+	return all, errors.Join(failures...)
 }
 
-// milder is the one of two policies that takes less away.
-func milder(a, b Deletion) Deletion {
-	if mildness(b) > mildness(a) {
-		return b
-	}
-	return a
-}
-
+// mildness orders policies by how much they leave.
 func mildness(d Deletion) int {
 	switch d {
 	case Delete:
@@ -126,66 +142,55 @@ type releasing struct {
 	usage        *check.Usage
 }
 
-func (e *ending) labels() (all []string) {
-	for _, c := range e.claims {
-		all = append(all, c.label)
-	}
-	return all
-}
-
-func (e *ending) isID() bool {
-	return slices.ContainsFunc(e.claims, func(c claim) bool { return c.record.Kind == KindID })
-}
-
 // end does with one name what is to be done, in one step.
-func (r *releasing) end(ctx context.Context, e *ending) (f fate, err error) {
-	err = r.rewrite(ctx, e.Image, e.labels(), func(now images.Image) error {
-		if f, err = r.decide(ctx, e, now); err != nil {
+func (r *releasing) end(ctx context.Context, e *ending) (became outcome, err error) {
+	err = r.rewrite(ctx, e.Image, e.labels, func(now images.Image) error {
+		if became, err = r.decide(ctx, e, now); err != nil {
 			return err
 		}
-		if f == fateDeleted {
+		if became == deleted {
 			return r.images.Delete(ctx, e.Name, images.DeleteTarget(&now.Target))
 		}
-		img, paths := images.Image{Name: e.Name, Labels: map[string]string{}}, []string(nil)
-		for _, label := range e.labels() {
-			paths = append(paths, "labels."+label)
+		img := images.Image{Name: e.Name, Labels: map[string]string{}}
+		for _, label := range e.labels {
+			img.Labels[label] = ""
 		}
-		if f == fateUnpinned || f == fateInUse {
-			paths = append(paths, "labels."+labelPinned)
+		if became != retained {
+			img.Labels[labelPinned] = ""
 		}
-		_, err := r.images.Update(ctx, img, paths...)
-		return err //nolint:wrapcheck // as above
+		return r.update(ctx, img)
 	})
-	return f, err
+	return became, err
 }
 
 // decide says what becomes of a name as it is now. It changes nothing.
-func (r *releasing) decide(ctx context.Context, e *ending, now images.Image) (fate, error) {
-	rest := slices.DeleteFunc(claims(now), func(c claim) bool { return slices.Contains(e.labels(), c.label) })
-	unpin := fateRetained
+func (r *releasing) decide(ctx context.Context, e *ending, now images.Image) (outcome, error) {
+	rest := slices.DeleteFunc(claims(now), func(c claim) bool { return slices.Contains(e.labels, c.label) })
+	stays := retained
 	if e.unpins(rest) {
-		unpin = fateUnpinned
+		stays = unpinned
 	}
 	wasOurs := !slices.ContainsFunc(e.claims, func(c claim) bool { return c.record.Target != now.Target.Digest || c.record.Found != nil })
-	switch {
-	case len(rest) > 0:
-		return unpin, nil
-	case e.isID():
-		siblings, err := r.names(ctx, now)
-		if err != nil || len(siblings) > 1 {
-			return unpin, err
-		}
-	case e.policy != Delete || !wasOurs:
-		return unpin, nil
+	if len(rest) > 0 || !e.isID && (e.policy != Delete || !wasOurs) {
+		return stays, nil
 	}
-	used, err := r.uses(ctx, now)
+	names, err := r.names(ctx, now.Target.Digest)
+	if err != nil || e.isID && len(names) > 1 {
+		return stays, err
+	}
+	if r.usage == nil {
+		if r.usage, err = r.check.Usage(ctx, r.snapshotters...); err != nil {
+			return unchanged, err
+		}
+	}
+	used, err := r.usage.Uses(ctx, now.Target, names)
 	if err != nil {
-		return fateNone, err
+		return unchanged, err
 	}
 	if used {
-		return fateInUse, nil
+		return inUse, nil
 	}
-	return fateDeleted, nil
+	return deleted, nil
 }
 
 // unpins says whether the pin goes: it was set for those who go, nobody else wants it, and it was not there before.
@@ -196,52 +201,14 @@ func (e *ending) unpins(rest []claim) bool {
 		!slices.ContainsFunc(e.claims, before)
 }
 
-// names are those that stand for the same image.
-func (r *releasing) names(ctx context.Context, img images.Image) (all []string, err error) {
-	list, err := r.images.List(ctx, fmt.Sprintf("target.digest==%q", img.Target.Digest))
+// names are those that stand for an image.
+func (o *Ownership) names(ctx context.Context, target digest.Digest) (all []string, err error) {
+	list, err := o.images.List(ctx, fmt.Sprintf("target.digest==%q", target))
 	if err != nil {
 		return nil, daemon.Error("list images", err)
 	}
-	for _, other := range list {
-		all = append(all, other.Name)
+	for _, img := range list {
+		all = append(all, img.Name)
 	}
 	return all, nil
-}
-
-func (r *releasing) uses(ctx context.Context, img images.Image) (used bool, err error) {
-	if r.usage == nil {
-		if r.usage, err = r.check.Usage(ctx, r.snapshotters...); err != nil {
-			return false, err
-		}
-	}
-	names, err := r.names(ctx, img)
-	if err != nil {
-		return false, err
-	}
-	return r.usage.Uses(ctx, img.Target, names)
-}
-
-// summarize tells what became of names, for each owner in the order of their labels.
-func summarize(ends []*ending, fates map[string]fate) (all []Released) {
-	byLabel := map[string]*Released{}
-	for _, e := range ends {
-		for _, c := range e.claims {
-			if fates[e.Name] == fateNone {
-				continue
-			}
-			r := byLabel[c.label]
-			if r == nil {
-				r = &Released{Owner: c.owner()}
-				byLabel[c.label] = r
-			}
-			list := map[fate]*[]string{fateRetained: &r.Retained, fateUnpinned: &r.Unpinned, fateInUse: &r.InUse, fateDeleted: &r.Deleted}[fates[e.Name]]
-			if c.record.Kind != KindID {
-				*list = append(*list, e.Name)
-			}
-		}
-	}
-	for _, r := range sorted(byLabel) {
-		all = append(all, *r)
-	}
-	return all
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -33,11 +32,8 @@ func (o *Ownership) Sweep(ctx context.Context, wanted []Owner, known func(uid st
 		k := slices.IndexFunc(wanted, func(w Owner) bool { return w.UID == owner.UID })
 		if k >= 0 {
 			policies[owner.label()] = cmp.Or(wanted[k].Deletion, Unpin)
-			going := former(mine)
+			going, stay := former(mine)
 			ends = append(ends, going...)
-			stay := slices.DeleteFunc(mine, func(c claim) bool {
-				return slices.ContainsFunc(going, func(g claim) bool { return g.Name == c.Name })
-			})
 			failures = append(failures, o.recordDeletion(ctx, stay, wanted[k].Deletion.recorded()))
 			continue
 		}
@@ -71,41 +67,21 @@ func (o *Ownership) ReleaseFormer(ctx context.Context, owner Owner) (Released, e
 	if err != nil {
 		return Released{}, err
 	}
-	all, err := o.release(ctx, former(byOwner(list)[owner.label()]), func(claim) Deletion { return cmp.Or(owner.Deletion, Unpin) })
+	going, _ := former(byOwner(list)[owner.label()])
+	all, err := o.release(ctx, going, func(claim) Deletion { return cmp.Or(owner.Deletion, Unpin) })
 	if len(all) == 0 {
 		return Released{}, err
 	}
 	return all[0], err
 }
 
-// byOwner sorts all claims by their labels.
-func byOwner(list map[string]images.Image) map[string][]claim {
-	all := map[string][]claim{}
-	for _, img := range sorted(list) {
-		for _, c := range claims(img) {
-			all[c.label] = append(all[c.label], c)
-		}
-	}
-	return all
-}
-
 // former are an owner's claims from earlier publishings, once the newest one is complete: until then it may still want them.
-func former(mine []claim) (all []claim) {
-	var last record
-	for _, c := range mine {
-		if c.record.Serial > last.Serial {
-			last = c.record
-		}
+func former(mine []claim) (going, stay []claim) {
+	newest, earlier := split(mine)
+	if len(newest) == 0 || len(newest) < newest[0].record.Names {
+		return nil, mine
 	}
-	for _, c := range mine {
-		if c.record.Serial != last.Serial {
-			all = append(all, c)
-		}
-	}
-	if len(mine)-len(all) < last.Names {
-		return nil
-	}
-	return all
+	return earlier, newest
 }
 
 // recordDeletion writes a wanted owner's policy where another is recorded.
@@ -120,22 +96,10 @@ func (o *Ownership) recordDeletion(ctx context.Context, mine []claim, policy Del
 			return err
 		}
 		img := images.Image{Name: c.Name, Labels: map[string]string{c.label: value}}
-		err = o.rewrite(ctx, c.Image, []string{c.label}, func(images.Image) error {
-			_, err := o.images.Update(ctx, img, "labels."+c.label)
-			return err //nolint:wrapcheck // rewrite adds the context
-		})
+		err = o.rewrite(ctx, c.Image, []string{c.label}, func(images.Image) error { return o.update(ctx, img) })
 		if err != nil {
 			return fmt.Errorf("record the policy of %q: %w", c.Name, err)
 		}
 	}
 	return nil
-}
-
-// sorted returns the values in the order of their keys.
-func sorted[V any](m map[string]V) []V {
-	var list []V
-	for _, k := range slices.Sorted(maps.Keys(m)) {
-		list = append(list, m[k])
-	}
-	return list
 }
