@@ -9,12 +9,10 @@ import (
 	"slices"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/defaults"
-	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/tarlift/tarlift/internal/importer/cri"
+	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
 
 // assemble lets containerd's own importer build the images from the blobs that are in the store: it links the
@@ -30,9 +28,9 @@ func (a *attempt) assemble(ctx context.Context, p *Plan) error {
 		client.WithContentStore(a.content),
 		client.WithImageStore(a.importer.services.images),
 		client.WithLeasesService(a.importer.services.leases),
-	), client.WithDefaultNamespace(a.importer.namespace))
+	), client.WithDefaultNamespace(a.importer.options.Namespace))
 	if err != nil {
-		return runtimeError("make client", err)
+		return daemon.Error("make client", err)
 	}
 	held, release, err := a.session.Hold(ctx) // else Import makes a lease of its own
 	if err != nil {
@@ -42,7 +40,7 @@ func (a *attempt) assemble(ctx context.Context, p *Plan) error {
 	// Manifests that the plan did not choose may be absent although their platform matches, for example the
 	// second of two alike; what was chosen is checked below.
 	if _, err := c.Import(held, bytes.NewReader(layout), client.WithImportPlatform(p.matcher), client.WithSkipMissing()); err != nil {
-		return runtimeError("import", err)
+		return daemon.Error("import", err)
 	}
 	return nil
 }
@@ -61,39 +59,6 @@ func (a *attempt) verify(ctx context.Context, p *Plan) error {
 		}
 	}
 	return nil
-}
-
-// snapshotterName is the configured snapshotter, else the one that CRI uses in its namespace, else the namespace's, else
-// containerd's default. A wrong one costs the first container of an image its start: CRI unpacks again then.
-func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
-	if i.snapshotter != "" {
-		return i.snapshotter, nil
-	}
-	label, err := i.client.GetLabel(ctx, defaults.DefaultSnapshotterNSLabel)
-	if err != nil {
-		return "", runtimeError("ask for the default snapshotter", err)
-	}
-	if i.namespace == cri.Namespace {
-		if name, err := i.cri.Snapshotter(ctx); err == nil && name != "" {
-			return name, nil
-		}
-	}
-	if label != "" {
-		return label, nil
-	}
-	return defaults.DefaultSnapshotter, nil
-}
-
-// servingSnapshotter is snapshotterName of one that is there: only such a one says that it lacks a snapshot.
-func (i *Importer) servingSnapshotter(ctx context.Context) (string, error) {
-	name, err := i.snapshotterName(ctx)
-	if err != nil {
-		return "", err
-	}
-	if _, err := i.client.SnapshotService(name).Stat(ctx, "tarlift"); err != nil && !errdefs.IsNotFound(err) {
-		return "", runtimeError(fmt.Sprintf("snapshotter %q", name), err)
-	}
-	return name, nil
 }
 
 // minimalLayout is an OCI archive of nothing but an index of the chosen images, each once and without a name.

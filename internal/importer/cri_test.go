@@ -55,7 +55,7 @@ func TestImportAsksCRI(t *testing.T) {
 		})
 	}
 	n := newNode(t, "linux/amd64")
-	n.namespace, n.cri = "other", cri.Client{Images: fakeImages{}}
+	n.options.Namespace, n.cri = "other", cri.Client{Images: fakeImages{}}
 	if r, err := n.Import(t.Context(), blobOf(t, built, false), wanted(named("a", "1"))); err != nil || r.CRI != "" || r.NotVisible != nil {
 		t.Errorf("in another namespace than the kubelet's: not visible %q, unknown %q, error %v", r.NotVisible, r.CRI, err)
 	}

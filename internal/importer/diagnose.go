@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/importer/cri"
+	"github.com/tarlift/tarlift/internal/importer/daemon"
 	"github.com/tarlift/tarlift/internal/importer/ownership"
 	"github.com/tarlift/tarlift/internal/importer/store"
 )
@@ -30,21 +30,27 @@ type Daemon struct {
 func (i *Importer) Daemon(ctx context.Context) (Daemon, error) {
 	v, err := i.client.Version(ctx)
 	if err != nil {
-		return Daemon{}, runtimeError("ask containerd's version", err)
+		return Daemon{}, daemon.Error("ask containerd's version", err)
 	}
 	d := Daemon{Version: v.Version, Snapshotters: map[string]string{}}
 	if d.Namespaces, err = i.client.NamespaceService().List(ctx); err != nil {
-		return d, runtimeError("list namespaces", err)
+		return d, daemon.Error("list namespaces", err)
 	}
 	resp, err := i.client.IntrospectionService().Plugins(ctx, fmt.Sprintf("type==%s", plugins.SnapshotPlugin))
 	if err != nil {
-		return d, runtimeError("ask for containerd's snapshotters", err)
+		return d, daemon.Error("ask for containerd's snapshotters", err)
 	}
 	for _, p := range resp.GetPlugins() {
 		d.Snapshotters[p.GetID()] = p.GetInitErr().GetMessage()
 	}
 	return d, nil
 }
+
+// CRI is what the CRI of a containerd says of itself.
+type CRI = cri.Status
+
+// CRI asks the CRI on containerd's socket.
+func (i *Importer) CRI(ctx context.Context) (CRI, error) { return i.cri.Status(ctx) }
 
 // ValidateNamespace says why containerd would refuse a namespace's name.
 func ValidateNamespace(name string) error {
@@ -107,24 +113,18 @@ func (i *Importer) Newest(ctx context.Context) (what string, newest time.Time, e
 	}
 	list, err := i.services.images.List(ctx)
 	if err != nil {
-		return "", newest, runtimeError("list images", err)
+		return "", newest, daemon.Error("list images", err)
 	}
 	for _, img := range list {
-		later("image "+img.Name, latest(img))
+		later("image "+img.Name, img.CreatedAt)
+		later("image "+img.Name, img.UpdatedAt)
 	}
 	held, err := i.services.leases.List(ctx)
 	if err != nil {
-		return "", newest, runtimeError("list leases", err)
+		return "", newest, daemon.Error("list leases", err)
 	}
 	for _, l := range held {
 		later("lease "+l.ID, l.CreatedAt)
 	}
 	return what, newest, nil
-}
-
-func latest(img images.Image) time.Time {
-	if img.UpdatedAt.After(img.CreatedAt) {
-		return img.UpdatedAt
-	}
-	return img.CreatedAt
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/tarlift/tarlift/internal/importer/disk"
+	"github.com/tarlift/tarlift/internal/importer/unpack"
 )
 
 type (
@@ -16,53 +17,55 @@ type (
 )
 
 // disks finds the file systems that containerd writes to, none where no reserve is kept.
-func (i *Importer) disks(ctx context.Context) ([]*Disk, error) {
-	if i.reserve.None() {
+func (i *Importer) disks(ctx context.Context, snapshotter string) ([]*Disk, error) {
+	if i.options.Reserve.None() {
 		return nil, nil
 	}
-	snapshotter, err := i.snapshotterName(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return disk.Find(ctx, i.client.IntrospectionService(), disk.Options{Snapshotter: snapshotter, Reserve: i.reserve, Root: i.containerdRoot})
+	o := disk.Options{Snapshotter: snapshotter, Reserve: i.options.Reserve, Root: i.options.ContainerdRoot}
+	return disk.Find(ctx, i.client.IntrospectionService(), o)
 }
 
 // Disks says what a plan would need of the file systems that containerd writes to. It is empty where no reserve is kept.
 func (i *Importer) Disks(ctx context.Context, p *Plan, req Request) ([]*Disk, error) {
 	ctx = i.in(ctx)
-	all, err := i.disks(ctx)
+	name, err := i.snapshotterFor(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return i.plannedDisks(ctx, p, req, name, 0)
+}
+
+// plannedDisks are the disks with what a plan needs of them, when kept bytes of its blobs are there already.
+func (i *Importer) plannedDisks(ctx context.Context, p *Plan, req Request, snapshotter string, kept int64) ([]*Disk, error) {
+	all, err := i.disks(ctx, snapshotter)
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
 	var unpacked int64
 	if req.Unpack {
-		if unpacked, err = i.toUnpack(ctx, p); err != nil {
+		if unpacked, err = unpack.Estimate(ctx, i.client.SnapshotService(snapshotter), p.rootfs); err != nil {
 			return nil, err
 		}
 	}
 	for _, d := range all {
-		d.Plan(p.Bytes.Move, unpacked)
+		d.Plan(p.Bytes.Move-kept, unpacked)
 	}
 	return all, nil
 }
 
 // preflight refuses to begin what would not fit.
 func (a *attempt) preflight(ctx context.Context, p *Plan) error {
-	all, err := a.importer.Disks(ctx, p, a.req)
-	if err != nil {
-		return err
-	}
 	kept, err := a.kept(ctx, p)
 	if err != nil {
 		return err
 	}
+	all, err := a.importer.plannedDisks(ctx, p, a.req, a.snapshotter, kept)
 	for _, d := range all {
-		d.Plan(p.Bytes.Move-kept, d.Unpacked)
-		if err := d.Check(); err != nil {
-			return err
+		if err == nil {
+			err = d.Check()
 		}
 	}
-	return nil
+	return err
 }
 
 // kept is how many bytes of blobs to be written an earlier attempt has left in ingests: they take no more room.
@@ -83,7 +86,7 @@ func (a *attempt) kept(ctx context.Context, p *Plan) (int64, error) {
 // watchDisk ends the import when what is left free of a file system falls below the reserve while something is written.
 // The function that it returns ends the watch.
 func (a *attempt) watchDisk(ctx context.Context) (stop func(), err error) {
-	all, err := a.importer.disks(ctx)
+	all, err := a.importer.disks(ctx, a.snapshotter)
 	if err != nil {
 		return func() {}, err
 	}

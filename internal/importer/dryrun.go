@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer/ownership"
@@ -44,10 +46,12 @@ type DryRun struct {
 // import may fail all the same. Errors: those that an import would fail with so that there is no plan.
 func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRun, err error) {
 	ctx = i.in(ctx)
+	snapshotter, err := i.snapshotterFor(ctx, req)
+	if err != nil {
+		return d, err
+	}
 	if req.Unpack {
-		if d.Snapshotter, err = i.servingSnapshotter(ctx); err != nil {
-			return d, err
-		}
+		d.Snapshotter = snapshotter
 	}
 	if req.Digest != "" && a.Digest != "" && req.Digest != a.Digest { // a stream's, which was read to its end
 		return d, fmt.Errorf("the archive's digest is %s, not %s: %w", a.Digest, req.Digest, archive.ErrDigestMismatch)
@@ -58,7 +62,7 @@ func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRu
 	if err := i.planNames(ctx, &d, req); err != nil {
 		return d, err
 	}
-	d.Disks, err = i.Disks(ctx, d.Plan, req)
+	d.Disks, err = i.plannedDisks(ctx, d.Plan, req, snapshotter, 0)
 	for _, disk := range d.Disks {
 		if d.Refusal == nil {
 			d.Refusal = disk.Check()
@@ -89,46 +93,22 @@ func (i *Importer) planNames(ctx context.Context, d *DryRun, req Request) error 
 	return nil
 }
 
-// ImageBytes are the sums of the images of a plan, in their order. A blob that several need is moved for the first of
-// them, and present for the others.
+// ImageBytes are the sums of the images of a plan, in their order, but for indexes between their own and their manifests, of
+// which there are hardly any. A blob that several need is moved for the first of them, and present for the others.
 func (p *Plan) ImageBytes() []PlannedBytes {
 	present := map[digest.Digest]bool{}
-	sizes := map[digest.Digest]int64{}
 	for _, b := range p.Blobs {
-		present[b.Digest], sizes[b.Digest] = b.Present, b.Size
+		present[b.Digest] = b.Present
 	}
 	sums := make([]PlannedBytes, len(p.Images))
 	for k, img := range p.Images {
 		counted := map[digest.Digest]bool{}
-		for _, d := range p.blobsOf(img) {
-			if counted[d] {
-				continue
-			}
-			counted[d] = true
-			sums[k].Total += sizes[d]
-			if present[d] {
-				sums[k].Present += sizes[d]
-			} else {
-				sums[k].Move += sizes[d]
-				present[d] = true
+		for _, d := range slices.Concat([]ocispec.Descriptor{img.target, img.rootfs.Manifest, img.rootfs.Config}, img.rootfs.Layers) {
+			if !counted[d.Digest] {
+				sums[k].add(d.Size, present[d.Digest])
+				counted[d.Digest], present[d.Digest] = true, true
 			}
 		}
 	}
 	return sums
-}
-
-// blobsOf lists what an image needs, but for indexes between its own and its manifest, of which there are hardly any.
-func (p *Plan) blobsOf(img PlannedImage) []digest.Digest {
-	all := []digest.Digest{img.Digest}
-	for _, fs := range p.rootfs {
-		if fs.Manifest.Digest != img.Manifest {
-			continue
-		}
-		all = append(all, fs.Manifest.Digest, fs.Config.Digest)
-		for _, l := range fs.Layers {
-			all = append(all, l.Digest)
-		}
-		break
-	}
-	return all
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/cri"
 	"github.com/tarlift/tarlift/internal/importer/ownership"
 	"github.com/tarlift/tarlift/internal/importer/store"
 	"github.com/tarlift/tarlift/internal/importer/unpack"
@@ -48,30 +49,20 @@ func (i *Importer) importOnce(ctx context.Context, src source.Blob, req Request)
 	if err != nil {
 		return Result{}, err
 	}
-	claim := plan.claim(req, i.recorded(a, opened, plan))
+	claim := plan.claim(req, a.recorded(opened))
 	if _, err := i.ownership.Changes(ctx, claim); err != nil {
 		return Result{}, err
 	}
-	if err := a.preflight(ctx, plan); err != nil {
-		return Result{}, err
-	}
-	if err := a.transfer(ctx, plan); err != nil {
-		return Result{}, err
-	}
-	if err := a.assemble(ctx, plan); err != nil {
-		return Result{}, err
-	}
-	if err := a.unpack(ctx); err != nil {
-		return Result{}, err
-	}
-	if err := a.verify(ctx, plan); err != nil {
-		return Result{}, err
+	for _, step := range []func(context.Context, *Plan) error{a.preflight, a.transfer, a.assemble, a.unpack, a.verify} {
+		if err := step(ctx, plan); err != nil {
+			return Result{}, err
+		}
 	}
 	a.progress.phase(PhasePublishing)
 	if err := i.ownership.Claim(ctx, claim); err != nil {
 		return Result{}, err
 	}
-	result = a.result(opened, plan, claim)
+	result = a.result(plan, claim)
 	result.Former, _ = i.ownership.ReleaseFormer(ctx, req.Owner) // what could not be done is left to Sweep
 	result.NotVisible, result.CRI = i.notVisible(ctx, plan.configs())
 	return result, nil
@@ -86,7 +77,7 @@ type attempt struct {
 	content     content.Store // the session's
 	progress    *reporter
 	memory      *share
-	snapshotter string           // that layers are unpacked into, empty for none
+	snapshotter string           // see snapshotterFor
 	unpacker    *unpack.Unpacker // nil when nothing is to be unpacked
 	cancel      context.CancelCauseFunc
 	ready       unpack.ReadySet // blobs
@@ -110,13 +101,14 @@ func (i *Importer) begin(ctx context.Context, src source.Blob, req Request) (a *
 		return nil, nil, err
 	}
 	a.content = a.session.Content()
+	if a.snapshotter, err = i.snapshotterFor(ctx, req); err != nil {
+		return nil, nil, a.end(ctx, err)
+	}
 	if a.endWatch, err = a.watchDisk(ctx); err != nil {
 		return nil, nil, a.end(ctx, err)
 	}
 	if req.Unpack {
-		if a.unpacker, err = a.newUnpacker(ctx); err != nil {
-			return nil, nil, a.end(ctx, err)
-		}
+		a.unpacker = a.newUnpacker(ctx)
 	}
 	a.progress.phase(PhaseIndexing)
 	return a, ctx, nil
@@ -148,16 +140,6 @@ func (a *attempt) end(ctx context.Context, err error) error {
 	return err
 }
 
-// unpack waits until all images are unpacked: that began as soon as their first layers were there.
-func (a *attempt) unpack(ctx context.Context) error {
-	if a.unpacker == nil {
-		return nil
-	}
-	a.progress.phase(PhaseUnpacking)
-	a.unpacker.Wait()
-	return context.Cause(ctx) //nolint:wrapcheck // the unpacker's
-}
-
 // claim is what the plan publishes: the images' names, name@digest where wanted, and their ids.
 func (p *Plan) claim(req Request, rec ownership.Import) ownership.Claim {
 	c := ownership.Claim{Owner: req.Owner, Import: rec, Pin: req.Pin, Replace: req.Replace, Owned: req.Owned}
@@ -181,27 +163,28 @@ func (p *Plan) claim(req Request, rec ownership.Import) ownership.Claim {
 }
 
 // recorded is what is remembered of the import.
-func (i *Importer) recorded(a *attempt, opened *Archive, p *Plan) ownership.Import {
-	return ownership.Import{
-		Source: a.src.String(), Validator: a.src.Validator(), Digest: opened.Digest, Index: p.IndexDigest, Size: a.src.Size(),
-		Snapshotter: a.snapshotter,
+func (a *attempt) recorded(opened *Archive) ownership.Import {
+	rec := ownership.Import{
+		Source: a.src.String(), Validator: a.src.Validator(), Digest: opened.Digest, Index: opened.IndexDigest, Size: a.src.Size(),
 	}
+	if a.req.Unpack {
+		rec.Snapshotter = a.snapshotter
+	}
+	return rec
 }
 
 // result sums up what was moved.
-func (a *attempt) result(opened *Archive, p *Plan, c ownership.Claim) Result {
-	r := Result{
-		Digest: opened.Digest, IndexDigest: p.IndexDigest, Size: a.src.Size(), Validator: a.src.Validator(),
-		Bytes: Bytes{Read: a.src.BytesRead()},
-	}
+func (a *attempt) result(p *Plan, c ownership.Claim) Result {
+	rec := c.Import
+	r := Result{Digest: rec.Digest, IndexDigest: rec.Index, Size: rec.Size, Validator: rec.Validator, Bytes: Bytes{Read: a.src.BytesRead()}}
 	written := a.session.Written()
-	for _, n := range written {
-		r.Bytes.Written += n
-	}
 	for _, b := range p.Blobs {
 		if _, ok := written[b.Digest]; !ok {
 			r.Bytes.Skipped += b.Size
 		}
+	}
+	for _, n := range written {
+		r.Bytes.Written += n
 	}
 	for _, img := range p.Images {
 		r.Images = append(r.Images, Image{Name: img.Name, Digest: img.Digest})
@@ -224,4 +207,12 @@ func (p *Plan) configs() map[string]digest.Digest {
 		}
 	}
 	return ids
+}
+
+// notVisible asks CRI for published names. What other namespaces hold is not meant for the kubelet.
+func (i *Importer) notVisible(ctx context.Context, ids map[string]digest.Digest) (names []string, unknown string) {
+	if i.options.Namespace != cri.Namespace {
+		return nil, ""
+	}
+	return i.cri.NotVisible(ctx, ids)
 }

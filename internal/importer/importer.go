@@ -79,16 +79,11 @@ type Options struct {
 
 // Importer imports archives into one namespace of one containerd. Its methods may be called concurrently.
 type Importer struct {
-	client      *client.Client
-	services    services
-	cri         cri.Client
-	namespace   string
-	snapshotter string
-	platform    ocispec.Platform
-	concurrency uint16 // 0 for automatic
-
-	reserve        Reserve
-	containerdRoot string
+	client   *client.Client
+	services services
+	cri      cri.Client
+	options  Options // with a Namespace
+	platform ocispec.Platform
 
 	applies   *semaphore.Weighted // of layers, in all imports together
 	memory    *budget
@@ -148,17 +143,13 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 		applies = coresAndOne()
 	}
 	i := &Importer{
-		client:      c,
-		services:    services{c.ContentStore(), c.ImageService(), c.LeasesService(), c.ContainerService()},
-		cri:         cri.New(c),
-		namespace:   o.Namespace,
-		snapshotter: o.Snapshotter,
-		platform:    platform,
-		concurrency: o.Concurrency,
-		applies:     semaphore.NewWeighted(int64(applies)),
-
-		reserve:        o.Reserve,
-		containerdRoot: o.ContainerdRoot,
+		client:   c,
+		services: services{c.ContentStore(), c.ImageService(), c.LeasesService(), c.ContainerService()},
+		cri:      cri.New(c),
+		options:  o,
+		platform: platform,
+		applies:  semaphore.NewWeighted(int64(applies)),
+		memory:   newBudget(),
 	}
 	i.connect()
 	return i
@@ -166,7 +157,6 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 
 // connect makes what works on the services.
 func (i *Importer) connect() {
-	i.memory = newBudget()
 	i.store = store.New(i.services.content, i.services.leases, 0)
 	i.check = check.Checker{
 		Content: i.services.content, Containers: i.services.containers, Platform: i.platform,
@@ -192,7 +182,7 @@ func (i *Importer) Runtime(ctx context.Context) (Runtime, error) {
 	ctx = i.in(ctx)
 	v, err := i.client.Version(ctx)
 	if err != nil {
-		return Runtime{}, runtimeError("ask containerd's version", err)
+		return Runtime{}, daemon.Error("ask containerd's version", err)
 	}
 	s, err := i.snapshotterName(ctx)
 	if err != nil {
@@ -203,7 +193,7 @@ func (i *Importer) Runtime(ctx context.Context) (Runtime, error) {
 
 // in puts a call into the importer's namespace.
 func (i *Importer) in(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, i.namespace)
+	return namespaces.WithNamespace(ctx, i.options.Namespace)
 }
 
 // Owner is the ImageArchive that an import is made for. The zero Owner is `agent import`.
@@ -300,9 +290,6 @@ type Result struct {
 	// namespace than its own.
 	CRI string
 }
-
-// What calls of containerd failed with, by its short name.
-var runtimeError = daemon.Error
 
 // Imported says whether an owner's import was published, and what it has lost since. No source is opened. The loss is empty
 // while all is whole; found is false when nothing of this owner and spec is there. Names that are gone are not in the result.

@@ -40,7 +40,7 @@ func TestImportOutlivesItsLease(t *testing.T) {
 	for _, stream := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNode(t, "linux/amd64")
-			n.concurrency = 1
+			n.options.Concurrency = 1
 			start := time.Now()
 			src := slowMemory{blobOf(t, b, stream)}
 			r, err := n.Import(t.Context(), src, wanted(owner))

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer/check"
+	"github.com/tarlift/tarlift/internal/importer/daemon"
 	"github.com/tarlift/tarlift/internal/importer/unpack"
 )
 
@@ -43,6 +44,7 @@ type PlannedImage struct {
 	Config          digest.Digest `json:"config"`
 
 	target ocispec.Descriptor
+	rootfs *unpack.Image
 }
 
 // PlannedBlob is one blob that the images need.
@@ -150,6 +152,7 @@ func (p *planner) addImage(ctx context.Context, n archive.Named) error {
 		Digest: n.Target.Digest, Platform: platforms.FormatAll(platform), Manifest: fs.Manifest.Digest, Config: fs.Config.Digest,
 		// Annotations and embedded data are the archive's business: a pulled image's target has none.
 		target: ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size},
+		rootfs: fs,
 	})
 	return nil
 }
@@ -292,7 +295,7 @@ func (p *planner) addBlob(ctx context.Context, d ocispec.Descriptor) error {
 		}
 		info.Size = b.extent.Size
 	default:
-		return runtimeError("look up "+d.Digest.String(), err)
+		return daemon.Error("look up "+d.Digest.String(), err)
 	}
 	if info.Size != d.Size {
 		return fmt.Errorf("descriptor of %s: size is %d, the blob has %d bytes: %w", d.Digest, d.Size, info.Size, archive.ErrInvalid)

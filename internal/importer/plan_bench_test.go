@@ -77,7 +77,7 @@ func contentOnly(b *testing.B) *Importer {
 	if err := db.Init(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	return &Importer{services: services{content: db.ContentStore()}, namespace: "k8s.io", platform: builder.Platform("linux/amd64")}
+	return &Importer{services: services{content: db.ContentStore()}, options: Options{Namespace: "k8s.io"}, platform: builder.Platform("linux/amd64")}
 }
 
 // write writes the archive to a file of the benchmark.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer/check"
+	"github.com/tarlift/tarlift/internal/importer/daemon"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
@@ -36,7 +37,7 @@ type Stored struct {
 func (i *Importer) Stored(ctx context.Context, refs ...string) (*Stored, error) {
 	list, err := i.services.images.List(i.in(ctx))
 	if err != nil {
-		return nil, runtimeError("list images", err)
+		return nil, daemon.Error("list images", err)
 	}
 	slices.SortFunc(list, func(a, b images.Image) int { return strings.Compare(a.Name, b.Name) })
 	s := &Stored{importer: i}
@@ -46,7 +47,7 @@ func (i *Importer) Stored(ctx context.Context, refs ...string) (*Stored, error) 
 			return nil, err
 		}
 		if len(found) == 0 {
-			return nil, fmt.Errorf("image %.200q is not in namespace %q of containerd: %w", ref, i.namespace, source.ErrNotFound)
+			return nil, fmt.Errorf("image %.200q is not in namespace %q of containerd: %w", ref, i.options.Namespace, source.ErrNotFound)
 		}
 		s.Manifests = append(s.Manifests, found...)
 	}
@@ -111,7 +112,7 @@ func namedTarget(img images.Image) ocispec.Descriptor {
 
 // String names where they are.
 func (s *Stored) String() string {
-	return fmt.Sprintf("containerd (namespace %q)", s.importer.namespace)
+	return fmt.Sprintf("containerd (namespace %q)", s.importer.options.Namespace)
 }
 
 // absent is archive.ErrMissing for a blob that containerd lacks.
@@ -153,7 +154,7 @@ func (s *Stored) Size(ctx context.Context, d digest.Digest) (int64, error) {
 		return 0, absent(d)
 	}
 	if err != nil {
-		return 0, runtimeError("look up "+d.String(), err)
+		return 0, daemon.Error("look up "+d.String(), err)
 	}
 	return info.Size, nil
 }
@@ -165,7 +166,7 @@ func (s *Stored) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, erro
 		return nil, absent(d)
 	}
 	if err != nil {
-		return nil, runtimeError("read blob "+d.String(), err)
+		return nil, daemon.Error("read blob "+d.String(), err)
 	}
 	return storedReader{content.NewReader(ra), ra}, nil
 }
@@ -179,7 +180,7 @@ type storedReader struct {
 func (r storedReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
 	if err != nil && err != io.EOF { //nolint:errorlint // a reader's end is io.EOF itself
-		err = runtimeError("read", err)
+		err = daemon.Error("read", err)
 	}
 	return n, err
 }

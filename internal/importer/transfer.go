@@ -72,8 +72,8 @@ const (
 // transfers is how many blobs are moved at a time.
 func (i *Importer) transfers(src source.Blob) int {
 	switch {
-	case i.concurrency > 0:
-		return int(i.concurrency)
+	case i.options.Concurrency > 0:
+		return int(i.options.Concurrency)
 	case src.Remote():
 		return remoteTransfers
 	}

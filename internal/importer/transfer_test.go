@@ -53,7 +53,7 @@ func TestConcurrency(t *testing.T) {
 	b := build(t, single(layers...))
 	for allowed, want := range map[uint16]int64{1: 1, 3: 3, 0: int64(min(coresAndOne(), maxTransfers))} {
 		n := newNode(t, "linux/amd64")
-		n.concurrency = allowed
+		n.options.Concurrency = allowed
 		src := &meeting{memory: blobOf(t, b, false), want: want, met: make(chan struct{})}
 		if _, err := n.Import(t.Context(), src, wanted(owner)); err != nil {
 			t.Errorf("%d allowed: %v", allowed, err)

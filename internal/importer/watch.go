@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/containerd/api/events"
 	coreevents "github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/typeurl/v2"
+
+	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
 
 // Watch calls changed with each name of an image that is deleted or updated, by whomever, and with "" for each snapshot
@@ -18,7 +20,7 @@ func (i *Importer) Watch(ctx context.Context, changed func(name string)) error {
 	defer cancel()
 	var filters []string
 	for _, topic := range []string{"/images/delete", "/images/update", "/snapshot/remove"} {
-		filters = append(filters, fmt.Sprintf("namespace==%q,topic==%q", i.namespace, topic))
+		filters = append(filters, fmt.Sprintf("namespace==%q,topic==%q", i.options.Namespace, topic))
 	}
 	stream, failed := i.client.EventService().Subscribe(ctx, filters...)
 	for {
@@ -31,7 +33,7 @@ func (i *Importer) Watch(ctx context.Context, changed func(name string)) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return runtimeError("watch containerd's events", err)
+			return daemon.Error("watch containerd's events", err)
 		}
 	}
 }
