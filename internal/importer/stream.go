@@ -17,9 +17,9 @@ import (
 	"github.com/tarlift/tarlift/internal/source"
 )
 
-// maxForesights bounds how often a single pass tries to plan before its end. One that has all metadata in front is
+// maxEarlyPlans bounds how often a single pass tries to plan before its end. One that has all metadata in front is
 // planned at once, one whose images follow each other after each image.
-const maxForesights = 16
+const maxEarlyPlans = 16
 
 const (
 	// maxHeld is the size in bytes of what a single pass keeps in memory until it is known to be needed: an index, a
@@ -35,10 +35,10 @@ const (
 // stored that they do not need, and they are unpacked while they arrive.
 type streamSink struct {
 	*attempt
-	tree   *archive.Tree
-	tried  int                    // foresights
-	news   bool                   // metadata has passed since the last one
-	needed map[digest.Digest]bool // nil while unknown
+	tree        *archive.Tree
+	tried       int                    // plans so far
+	newMetadata bool                   // metadata has passed since the last one
+	needed      map[digest.Digest]bool // nil while unknown
 
 	held      map[digest.Digest][]byte // small members, not stored yet
 	heldBytes int64
@@ -58,9 +58,9 @@ func (s *streamSink) Put(ctx context.Context, claimed digest.Digest, size int64,
 	}
 	buffered := bufio.NewReader(r)
 	if head, _ := buffered.Peek(1); len(head) == 1 && head[0] == '{' {
-		s.news = true
+		s.newMetadata = true
 	} else {
-		s.foresee(ctx)
+		s.planAhead(ctx)
 	}
 	if s.needed != nil && !s.needed[claimed] {
 		return claimed, nil
@@ -98,9 +98,9 @@ func (s *streamSink) hold(ctx context.Context, claimed digest.Digest, size int64
 	case claimed != "" && d != claimed:
 		return d, nil // the caller compares
 	case bytes.HasPrefix(data, []byte("{")):
-		s.news = true
+		s.newMetadata = true
 	case claimed != "":
-		s.foresee(ctx)
+		s.planAhead(ctx)
 	}
 	switch {
 	case s.needed[d]:
@@ -120,12 +120,12 @@ func heldBlob(d digest.Digest, data []byte) PlannedBlob {
 	return PlannedBlob{Descriptor: ocispec.Descriptor{Digest: d, Size: size}, extent: archive.Extent{Size: size, Data: data}}
 }
 
-// foresee plans what has yet to pass, if all metadata has passed. Otherwise nothing is known, and nothing wrong.
-func (s *streamSink) foresee(ctx context.Context) {
-	if s.needed != nil || !s.news || s.tried == maxForesights {
+// planAhead plans what has yet to pass, if all metadata has passed. Otherwise nothing is known, and nothing wrong.
+func (s *streamSink) planAhead(ctx context.Context) {
+	if s.needed != nil || !s.newMetadata || s.tried == maxEarlyPlans {
 		return
 	}
-	s.news = false
+	s.newMetadata = false
 	s.tried++
 	layout, err := archive.Decode(ctx, s.tree)
 	if err != nil || layout.Format != archive.FormatOCI {

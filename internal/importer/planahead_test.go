@@ -30,10 +30,10 @@ func (n *node) sink(t *testing.T) *streamSink {
 }
 
 // Each image of a stream ends the hope that all metadata has passed. What is needed is found out after the last of as
-// many as there are foresights, and not any more with one image more.
-func TestForesightsAreBounded(t *testing.T) {
+// many as there are early plans, and not any more with one image more.
+func TestEarlyPlansAreBounded(t *testing.T) {
 	for _, more := range []int{0, 1} {
-		images := maxForesights + more
+		images := maxEarlyPlans + more
 		a := builder.Archive{}
 		for k := range images {
 			a.Images = append(a.Images, builder.Image{
@@ -55,8 +55,8 @@ func TestForesightsAreBounded(t *testing.T) {
 		if _, err := openStream(n.in(t.Context()), blobOf(t, b, true), sink, "", func(int64) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
-		if sink.tried != maxForesights {
-			t.Errorf("%d images: %d foresights, want %d", images, sink.tried, maxForesights)
+		if sink.tried != maxEarlyPlans {
+			t.Errorf("%d images: %d early plans, want %d", images, sink.tried, maxEarlyPlans)
 		}
 		if known := sink.needed != nil; known != (more == 0) {
 			t.Errorf("%d images: what is needed is known: %v", images, known)
