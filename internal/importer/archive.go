@@ -10,21 +10,13 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer/plan"
 	"github.com/tarlift/tarlift/internal/importer/transfer"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
 // Archive is an archive whose metadata can be read.
-type Archive struct {
-	*archive.Layout
-	// Compression of the whole archive.
-	Compression archive.Compression
-	// Digest of the whole archive, when it was read in full.
-	Digest digest.Digest
-
-	seen      *archive.MemorySink // the blobs of a stream that Open has read, which stored none of them
-	streaming bool                // the stream has not been read to its end: what is not in it yet may come
-}
+type Archive = plan.Archive
 
 // Open reads an archive's metadata and stores nothing. A source without random access is read to its end.
 func Open(ctx context.Context, src source.Blob) (*Archive, error) {
@@ -33,7 +25,7 @@ func Open(ctx context.Context, src source.Blob) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.seen = seen
+	a.Passed = seen
 	return a, nil
 }
 
@@ -156,19 +148,4 @@ func streamTree(
 	}
 	ahead.Stop()
 	return tree, err
-}
-
-// Has says whether a blob is in the archive.
-func (a *Archive) Has(d digest.Digest) bool {
-	_, ok := a.locate(d)
-	return ok
-}
-
-// locate returns where a blob's bytes are, only their number if they have passed in a stream.
-func (a *Archive) locate(d digest.Digest) (archive.Extent, bool) {
-	if e, ok := a.Locate(d); ok {
-		return e, true
-	}
-	size, ok := a.seen.Size(d)
-	return archive.Extent{Size: size}, ok
 }

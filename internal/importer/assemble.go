@@ -39,7 +39,7 @@ func (a *attempt) assemble(ctx context.Context, p *Plan) error {
 	defer release()
 	// Manifests that the plan did not choose may be absent although their platform matches, for example the
 	// second of two alike; what was chosen is checked below.
-	if _, err := c.Import(held, bytes.NewReader(layout), client.WithImportPlatform(p.matcher), client.WithSkipMissing()); err != nil {
+	if _, err := c.Import(held, bytes.NewReader(layout), client.WithImportPlatform(p.Matcher), client.WithSkipMissing()); err != nil {
 		return daemon.Error("import", err)
 	}
 	return nil
@@ -50,7 +50,7 @@ func (a *attempt) assemble(ctx context.Context, p *Plan) error {
 func (a *attempt) verify(ctx context.Context, p *Plan) error {
 	a.progress.phase(PhaseVerifying)
 	for _, img := range p.Images {
-		missing, err := a.importer.check.Missing(ctx, img.target)
+		missing, err := a.importer.check.Missing(ctx, img.Target)
 		if err != nil {
 			return err
 		}
@@ -66,7 +66,7 @@ func minimalLayout(p *Plan) ([]byte, error) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	for _, img := range p.Images {
 		if !slices.ContainsFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Digest == img.Digest }) {
-			index.Manifests = append(index.Manifests, img.target)
+			index.Manifests = append(index.Manifests, img.Target)
 		}
 	}
 	indexJSON, err := json.Marshal(index)

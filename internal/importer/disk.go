@@ -43,7 +43,7 @@ func (i *Importer) plannedDisks(ctx context.Context, p *Plan, req Request, snaps
 	}
 	var unpacked int64
 	if req.Unpack {
-		if unpacked, err = unpack.Estimate(ctx, i.client.SnapshotService(snapshotter), p.rootfs); err != nil {
+		if unpacked, err = unpack.Estimate(ctx, i.client.SnapshotService(snapshotter), p.RootFS); err != nil {
 			return nil, err
 		}
 	}

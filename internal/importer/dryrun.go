@@ -4,14 +4,31 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer/ownership"
+	"github.com/tarlift/tarlift/internal/importer/plan"
 )
+
+// What an import of an archive would do here.
+type (
+	// Plan is which images it would import, and which blobs it would transfer.
+	Plan = plan.Plan
+	// PlannedImage is an image of a Plan.
+	PlannedImage = plan.Image
+	// PlannedBlob is a blob of a Plan.
+	PlannedBlob = plan.Blob
+	// PlannedBytes sums blobs of a Plan.
+	PlannedBytes = plan.Bytes
+)
+
+// Plan decides what an import of an archive would do here, and changes nothing. Of the archive it reads metadata only.
+func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, error) {
+	node := plan.Node{Content: i.services.content, Platform: i.platform}
+	return plan.Make(i.in(ctx), node, a, plan.Request{Selection: req.Selection, Digest: req.Digest, IndexDigest: req.IndexDigest})
+}
 
 // NameChange is what an import would do to a name.
 type NameChange string
@@ -73,7 +90,7 @@ func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRu
 
 // planNames says what would become of each name. The first conflict is why an import would fail.
 func (i *Importer) planNames(ctx context.Context, d *DryRun, req Request) error {
-	changes, err := i.ownership.Changes(ctx, d.Plan.claim(req, ownership.Import{Index: d.Plan.IndexDigest}))
+	changes, err := i.ownership.Changes(ctx, claim(d.Plan, req, ownership.Import{Index: d.Plan.IndexDigest}))
 	if err != nil && !errors.Is(err, ErrNameConflict) {
 		return err
 	}
@@ -91,24 +108,4 @@ func (i *Importer) planNames(ctx context.Context, d *DryRun, req Request) error 
 		d.Names = append(d.Names, name)
 	}
 	return nil
-}
-
-// ImageBytes are the sums of the images of a plan, in their order, but for indexes between their own and their manifests, of
-// which there are hardly any. A blob that several need is moved for the first of them, and present for the others.
-func (p *Plan) ImageBytes() []PlannedBytes {
-	present := map[digest.Digest]bool{}
-	for _, b := range p.Blobs {
-		present[b.Digest] = b.Present
-	}
-	sums := make([]PlannedBytes, len(p.Images))
-	for k, img := range p.Images {
-		counted := map[digest.Digest]bool{}
-		for _, d := range slices.Concat([]ocispec.Descriptor{img.target, img.rootfs.Manifest, img.rootfs.Config}, img.rootfs.Layers) {
-			if !counted[d.Digest] {
-				sums[k].add(d.Size, present[d.Digest])
-				counted[d.Digest], present[d.Digest] = true, true
-			}
-		}
-	}
-	return sums
 }

@@ -49,7 +49,7 @@ func (i *Importer) importOnce(ctx context.Context, src source.Blob, req Request)
 	if err != nil {
 		return Result{}, err
 	}
-	claim := plan.claim(req, a.recorded(opened))
+	claim := claim(plan, req, a.recorded(opened))
 	if _, err := i.ownership.Changes(ctx, claim); err != nil {
 		return Result{}, err
 	}
@@ -64,7 +64,7 @@ func (i *Importer) importOnce(ctx context.Context, src source.Blob, req Request)
 	}
 	result = a.result(plan, claim)
 	result.Former, _ = i.ownership.ReleaseFormer(ctx, req.Owner) // what could not be done is left to Sweep
-	result.NotVisible, result.CRI = i.notVisible(ctx, plan.configs())
+	result.NotVisible, result.CRI = i.notVisible(ctx, configs(plan))
 	return result, nil
 }
 
@@ -140,14 +140,14 @@ func (a *attempt) end(ctx context.Context, err error) error {
 	return err
 }
 
-// claim is what the plan publishes: the images' names, name@digest where wanted, and their ids.
-func (p *Plan) claim(req Request, rec ownership.Import) ownership.Claim {
+// claim is what a plan publishes: the images' names, name@digest where wanted, and their ids.
+func claim(p *Plan, req Request, rec ownership.Import) ownership.Claim {
 	c := ownership.Claim{Owner: req.Owner, Import: rec, Pin: req.Pin, Replace: req.Replace, Owned: req.Owned}
-	seen := map[string]bool{}
+	seen := map[string]bool{"": true}
 	add := func(name string, kind ownership.Kind, img PlannedImage) {
-		if name != "" && !seen[name] {
+		if !seen[name] {
 			seen[name] = true
-			c.Names = append(c.Names, ownership.Name{Name: name, Target: img.target, Kind: kind})
+			c.Names = append(c.Names, ownership.Name{Name: name, Target: img.Target, Kind: kind})
 		}
 	}
 	for _, img := range p.Images {
@@ -197,15 +197,12 @@ func (a *attempt) result(p *Plan, c ownership.Claim) Result {
 }
 
 // configs are the names of a plan with the ids that the CRI gives their images: the digests of their configs.
-func (p *Plan) configs() map[string]digest.Digest {
+func configs(p *Plan) map[string]digest.Digest {
 	ids := map[string]digest.Digest{}
 	for _, img := range p.Images {
-		for _, name := range []string{img.Name, img.DigestReference, img.ID} {
-			if name != "" {
-				ids[name] = img.Config
-			}
-		}
+		ids[img.Name], ids[img.DigestReference], ids[img.ID] = img.Config, img.Config, img.Config
 	}
+	delete(ids, "") // not every image has a digest reference
 	return ids
 }
 

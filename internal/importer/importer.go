@@ -39,6 +39,7 @@ import (
 	"github.com/tarlift/tarlift/internal/importer/cri"
 	"github.com/tarlift/tarlift/internal/importer/daemon"
 	"github.com/tarlift/tarlift/internal/importer/ownership"
+	"github.com/tarlift/tarlift/internal/importer/plan"
 	"github.com/tarlift/tarlift/internal/importer/store"
 )
 
@@ -46,9 +47,9 @@ import (
 // of those packages, which pass through wrapped.
 var (
 	// ErrContentIncomplete is an image that lacks a blob which neither the archive nor the store has.
-	ErrContentIncomplete = errors.New("content incomplete")
+	ErrContentIncomplete = plan.ErrContentIncomplete
 	// ErrNoMatchingPlatform is an archive without any image for this node's platform.
-	ErrNoMatchingPlatform = errors.New("no image for this platform")
+	ErrNoMatchingPlatform = plan.ErrNoMatchingPlatform
 	// ErrNameConflict is a name that exists with another digest and belongs to somebody else.
 	ErrNameConflict = ownership.ErrNameConflict
 	// ErrInsufficientDisk is containerd's file system without room for the content.

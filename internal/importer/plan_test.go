@@ -151,9 +151,9 @@ func TestPresentBlobsHaveAPlace(t *testing.T) {
 			t.Fatalf("%s: %+v", name, p.Bytes)
 		}
 		for _, b := range p.Blobs {
-			data := b.extent.Data
-			if b.extent.Member != "" {
-				rc, err := src.Section(t.Context(), b.extent.Offset, b.extent.Size)
+			data := b.Extent.Data
+			if b.Extent.Member != "" {
+				rc, err := src.Section(t.Context(), b.Extent.Offset, b.Extent.Size)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -162,7 +162,7 @@ func TestPresentBlobsHaveAPlace(t *testing.T) {
 				}
 			}
 			if !b.Present || digest.FromBytes(data) != b.Digest {
-				t.Errorf("%s: blob %s (%s): present %v, not at %+v", name, b.Digest, b.MediaType, b.Present, b.extent)
+				t.Errorf("%s: blob %s (%s): present %v, not at %+v", name, b.Digest, b.MediaType, b.Present, b.Extent)
 			}
 		}
 	}

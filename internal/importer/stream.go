@@ -14,6 +14,7 @@ import (
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer/check"
+	"github.com/tarlift/tarlift/internal/importer/plan"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
@@ -21,13 +22,9 @@ import (
 // planned at once, one whose images follow each other after each image.
 const maxEarlyPlans = 16
 
-const (
-	// maxHeld is the size in bytes of what a single pass keeps in memory until it is known to be needed: an index, a
-	// manifest, or most configs. To store a blob costs containerd a sync, 100,000 of them would take it many minutes.
-	maxHeld = 32 << 10
-	// maxHeldBytes bounds what it keeps in all: the metadata of some hundreds of images. What is beyond is stored.
-	maxHeldBytes = 4 << 20
-)
+// maxHeldBytes bounds what a single pass keeps in memory in all: the metadata of some hundreds of images. What is beyond is
+// stored.
+const maxHeldBytes = 4 << 20
 
 // streamSink stores what a single pass over an archive meets. It implements archive.Sink.
 //
@@ -50,7 +47,7 @@ func (s *streamSink) Follow(t *archive.Tree) { s.tree = t }
 // Put stores one member. A digest that the member's name claims is verified; a blob that is present is skipped, and so
 // is one that is known to be of no use.
 func (s *streamSink) Put(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
-	if size <= maxHeld && s.heldBytes+size <= maxHeldBytes {
+	if size <= plan.MaxHeld && s.heldBytes+size <= maxHeldBytes {
 		return s.hold(ctx, claimed, size, r)
 	}
 	if claimed == "" {
@@ -117,7 +114,7 @@ func (s *streamSink) hold(ctx context.Context, claimed digest.Digest, size int64
 
 func heldBlob(d digest.Digest, data []byte) PlannedBlob {
 	size := int64(len(data))
-	return PlannedBlob{Descriptor: ocispec.Descriptor{Digest: d, Size: size}, extent: archive.Extent{Size: size, Data: data}}
+	return PlannedBlob{Descriptor: ocispec.Descriptor{Digest: d, Size: size}, Extent: archive.Extent{Size: size, Data: data}}
 }
 
 // planAhead plans what has yet to pass, if all metadata has passed. Otherwise nothing is known, and nothing wrong.
@@ -131,12 +128,12 @@ func (s *streamSink) planAhead(ctx context.Context) {
 	if err != nil || layout.Format != archive.FormatOCI {
 		return
 	}
-	p, err := s.importer.Plan(ctx, &Archive{Layout: layout, streaming: true}, s.req)
+	p, err := s.importer.Plan(ctx, &Archive{Layout: layout, Streaming: true}, s.req)
 	if err != nil {
 		return
 	}
 	for _, b := range p.Blobs {
-		if b.extent.Data == nil {
+		if b.Extent.Data == nil {
 			continue
 		}
 		if err := s.writeInline(ctx, b); err != nil {

@@ -21,7 +21,7 @@ func (a *attempt) transfer(ctx context.Context, p *Plan) error {
 	a.progress.phase(PhaseTransferring)
 	var inline, members []PlannedBlob
 	for _, b := range p.Blobs {
-		if b.extent.Member == "" || b.Present {
+		if b.Extent.Member == "" || b.Present {
 			inline = append(inline, b)
 		} else {
 			members = append(members, b)
@@ -34,7 +34,7 @@ func (a *attempt) transfer(ctx context.Context, p *Plan) error {
 	a.startUnpack(p)
 	extents := make([]archive.Extent, len(members))
 	for k, b := range members {
-		extents[k] = b.extent
+		extents[k] = b.Extent
 	}
 	return transfer.Each(ctx, a.src, workers, extents, func(ctx context.Context, run *transfer.Run) error {
 		return a.writeRun(ctx, run, members)
@@ -85,10 +85,10 @@ func (i *Importer) transfers(src source.Blob) int {
 func (a *attempt) writeInline(ctx context.Context, b PlannedBlob) error {
 	err := a.session.EnsureBlob(ctx, b.Descriptor, func(offset int64) (io.ReadCloser, error) {
 		switch {
-		case b.extent.Data != nil:
-			return io.NopCloser(bytes.NewReader(b.extent.Data[offset:])), nil
-		case b.extent.Member != "":
-			return a.src.Section(ctx, b.extent.Offset+offset, b.extent.Size-offset)
+		case b.Extent.Data != nil:
+			return io.NopCloser(bytes.NewReader(b.Extent.Data[offset:])), nil
+		case b.Extent.Member != "":
+			return a.src.Section(ctx, b.Extent.Offset+offset, b.Extent.Size-offset)
 		}
 		return nil, fmt.Errorf("it has left the content store, and is not in the archive: %w", ErrContentIncomplete)
 	})
@@ -104,7 +104,7 @@ func (a *attempt) writeRun(ctx context.Context, run *transfer.Run, members []Pla
 		b := members[k]
 		err := a.session.EnsureBlob(ctx, b.Descriptor, func(offset int64) (io.ReadCloser, error) { return run.Open(ctx, k, offset) })
 		if err != nil {
-			return fmt.Errorf("blob %s: member %q: %w", b.Digest, b.extent.Member, err)
+			return fmt.Errorf("blob %s: member %q: %w", b.Digest, b.Extent.Member, err)
 		}
 	}
 	return nil

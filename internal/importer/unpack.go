@@ -66,7 +66,7 @@ func (a *attempt) startUnpack(p *Plan) {
 	for _, b := range p.Blobs {
 		blobs = append(blobs, b.Descriptor)
 	}
-	a.unpacker.Start(p.rootfs, blobs)
+	a.unpacker.Start(p.RootFS, blobs)
 }
 
 // unpack waits until all images are unpacked: that began as soon as their first layers were there.

@@ -1,4 +1,8 @@
-package importer
+// Package plan decides what an import of an archive would do on a node: which images serve the node's platform, under which
+// names, and which of their blobs are absent. It changes nothing, and of the archive it reads metadata only.
+//
+//	p, err := plan.Make(ctx, plan.Node{Content: store, Platform: platform}, archive, plan.Request{Selection: selection})
+package plan
 
 import (
 	"context"
@@ -7,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -19,21 +24,57 @@ import (
 	"github.com/tarlift/tarlift/internal/importer/unpack"
 )
 
-// Plan is what an import of an archive would do here, found without changing anything.
-type Plan struct {
-	Format      string         `json:"format"` // oci or docker
-	IndexDigest digest.Digest  `json:"indexDigest"`
-	Images      []PlannedImage `json:"images"` // sorted by name
-	Blobs       []PlannedBlob  `json:"blobs"`  // each once, in the order of transfer
-	Bytes       PlannedBytes   `json:"bytes"`
+// What is wrong with an archive or its metadata is said by the errors of package archive, which pass through wrapped.
+var (
+	// ErrContentIncomplete is an image that lacks a blob which neither the archive nor the store has.
+	ErrContentIncomplete = errors.New("content incomplete")
+	// ErrNoMatchingPlatform is an archive without any image for this node's platform.
+	ErrNoMatchingPlatform = errors.New("no image for this platform")
+)
 
-	matcher platforms.MatchComparer // of exactly the chosen platforms
-	rootfs  []*unpack.Image         // of the images, in the order of transfer
+// Archive is an archive whose metadata can be read.
+type Archive struct {
+	*archive.Layout
+	// Compression of the whole archive.
+	Compression archive.Compression
+	// Digest of the whole archive, when it was read in full.
+	Digest digest.Digest
+	// Passed are the blobs of a stream that was read and stored nowhere.
+	Passed *archive.MemorySink
+	// Streaming: the stream has not been read to its end, and what is not in it yet may come.
+	Streaming bool
 }
 
-// PlannedImage is an image of the archive, with the names that an import would publish: Name, DigestReference where it is
-// set, and ID. Several images may have the same DigestReference or ID: the first in Plan.Images has it.
-type PlannedImage struct {
+// Has says whether a blob is in the archive.
+func (a *Archive) Has(d digest.Digest) bool {
+	_, ok := a.find(d)
+	return ok
+}
+
+// find returns where a blob's bytes are, only their number if they have passed in a stream.
+func (a *Archive) find(d digest.Digest) (archive.Extent, bool) {
+	if e, ok := a.Locate(d); ok {
+		return e, true
+	}
+	size, ok := a.Passed.Size(d)
+	return archive.Extent{Size: size}, ok
+}
+
+// Plan is what an import of an archive would do here.
+type Plan struct {
+	Format      string        `json:"format"` // oci or docker
+	IndexDigest digest.Digest `json:"indexDigest"`
+	Images      []Image       `json:"images"` // sorted by name
+	Blobs       []Blob        `json:"blobs"`  // each once, in the order of transfer
+	Bytes       Bytes         `json:"bytes"`
+
+	Matcher platforms.MatchComparer `json:"-"` // of exactly the chosen platforms
+	RootFS  []*unpack.Image         `json:"-"` // of the images, in the order of transfer
+}
+
+// Image is an image of the archive, with the names that an import would publish: Name, DigestReference where it is set, and
+// ID. Several images may have the same DigestReference or ID: the first in Plan.Images has it.
+type Image struct {
 	Name            string        `json:"name"`
 	Source          string        `json:"source,omitempty"`          // its name in the archive, where that has one
 	DigestReference string        `json:"digestReference,omitempty"` // name@digest
@@ -43,59 +84,29 @@ type PlannedImage struct {
 	Manifest        digest.Digest `json:"manifest"`
 	Config          digest.Digest `json:"config"`
 
-	target ocispec.Descriptor
+	Target ocispec.Descriptor `json:"-"` // of the names
 	rootfs *unpack.Image
 }
 
-// PlannedBlob is one blob that the images need.
-type PlannedBlob struct {
+// Blob is one blob that the images need.
+type Blob struct {
 	ocispec.Descriptor
 	Present bool `json:"present"` // in the content store: it is not moved
 
-	// extent is where the bytes are: in Data, or in the archive if Member is set. A blob that is Present has an extent for
+	// Extent is where the bytes are: in Data, or in the archive if Member is set. A blob that is Present has an extent for
 	// the case that containerd's garbage collection takes it; neither is set if it is only in the content store, or has
 	// passed in a stream.
-	extent archive.Extent
+	Extent archive.Extent `json:"-"`
 }
 
-// PlannedBytes sums the blobs of a plan, in bytes.
-type PlannedBytes struct {
+// Bytes sums the blobs of a plan, in bytes.
+type Bytes struct {
 	Total   int64 `json:"total"`
 	Present int64 `json:"present"`
 	Move    int64 `json:"move"`
 }
 
-// Plan decides what an import of an archive would do here, and changes nothing. Of the archive it reads metadata only.
-func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, error) {
-	ctx = i.in(ctx)
-	if req.IndexDigest != "" && req.IndexDigest != a.IndexDigest {
-		return nil, fmt.Errorf("the archive's index digest is %s, not %s: %w", a.IndexDigest, req.IndexDigest, archive.ErrDigestMismatch)
-	}
-	if !a.Complete && !a.streaming && (req.Digest != "" || req.IndexDigest != "") {
-		return nil, fmt.Errorf("the tar has no end marker: %w", archive.ErrTruncated)
-	}
-	selected, err := a.Select(req.Selection)
-	if err != nil {
-		return nil, err
-	}
-	p := newPlanner(i, a)
-	for _, n := range selected {
-		if err := p.addImage(ctx, n); err != nil {
-			return nil, fmt.Errorf("image %q: %w", n.Name, err)
-		}
-	}
-	if len(p.plan.Images) == 0 {
-		return nil, p.noMatchingPlatform()
-	}
-	slices.SortFunc(p.plan.Images, func(a, b PlannedImage) int { return strings.Compare(a.Name, b.Name) })
-	p.plan.matcher = p.chosen
-	for _, b := range p.plan.Blobs {
-		p.plan.Bytes.add(b.Size, b.Present)
-	}
-	return p.plan, nil
-}
-
-func (b *PlannedBytes) add(size int64, present bool) {
+func (b *Bytes) add(size int64, present bool) {
 	b.Total += size
 	if present {
 		b.Present += size
@@ -104,9 +115,61 @@ func (b *PlannedBytes) add(size int64, present bool) {
 	}
 }
 
+// MaxHeld is the size in bytes of what a single pass over an archive keeps in memory until it is known to be needed: an index,
+// a manifest, or most configs. To store a blob costs containerd a sync, 100,000 of them would take it many minutes.
+const MaxHeld = 32 << 10
+
+// Node is where the images are to go.
+type Node struct {
+	Content  content.Store
+	Platform ocispec.Platform
+}
+
+// Request says what is wanted of an archive.
+type Request struct {
+	Selection archive.Selection
+	// Digest of the whole archive and IndexDigest of its index.json: empty where they are not checked. The first is not compared
+	// here: whoever gives it wants the archive whole.
+	Digest, IndexDigest digest.Digest
+}
+
+// Make makes a plan. Errors: those of this package, of archive, and of package daemon.
+func Make(ctx context.Context, node Node, a *Archive, req Request) (*Plan, error) {
+	if req.IndexDigest != "" && req.IndexDigest != a.IndexDigest {
+		return nil, fmt.Errorf("the archive's index digest is %s, not %s: %w", a.IndexDigest, req.IndexDigest, archive.ErrDigestMismatch)
+	}
+	if !a.Complete && !a.Streaming && (req.Digest != "" || req.IndexDigest != "") {
+		return nil, fmt.Errorf("the tar has no end marker: %w", archive.ErrTruncated)
+	}
+	selected, err := a.Select(req.Selection)
+	if err != nil {
+		return nil, err
+	}
+	p := &planner{
+		node: node, archive: a, match: platforms.Only(node.Platform),
+		targets: map[digest.Digest]*unpack.Image{}, foreign: map[string]bool{}, needed: map[digest.Digest]bool{},
+		plan: &Plan{Format: a.Format, IndexDigest: a.IndexDigest},
+	}
+	p.resolver.Fetch = p.fetch
+	for _, n := range selected {
+		if err := p.addImage(ctx, n); err != nil {
+			return nil, fmt.Errorf("image %q: %w", n.Name, err)
+		}
+	}
+	if len(p.plan.Images) == 0 {
+		return nil, p.noMatchingPlatform()
+	}
+	slices.SortFunc(p.plan.Images, func(a, b Image) int { return strings.Compare(a.Name, b.Name) })
+	p.plan.Matcher = p.chosen
+	for _, b := range p.plan.Blobs {
+		p.plan.Bytes.add(b.Size, b.Present)
+	}
+	return p.plan, nil
+}
+
 // planner gathers what the images of one archive need.
 type planner struct {
-	importer *Importer
+	node     Node
 	archive  *Archive
 	resolver archive.Resolver
 	match    platforms.MatchComparer
@@ -115,16 +178,6 @@ type planner struct {
 	foreign  map[string]bool // other platforms, and whether the archive has one of their manifests
 	needed   map[digest.Digest]bool
 	plan     *Plan
-}
-
-func newPlanner(i *Importer, a *Archive) *planner {
-	p := &planner{
-		importer: i, archive: a, match: platforms.Only(i.platform),
-		targets: map[digest.Digest]*unpack.Image{}, foreign: map[string]bool{}, needed: map[digest.Digest]bool{},
-		plan: &Plan{Format: a.Format, IndexDigest: a.IndexDigest},
-	}
-	p.resolver.Fetch = p.fetch
-	return p
 }
 
 // addImage plans an image, unless it is of other platforms only. Several names may have the same target.
@@ -147,11 +200,11 @@ func (p *planner) addImage(ctx context.Context, n archive.Named) error {
 	if !p.chosen.Match(platform) {
 		p.chosen = append(p.chosen, platform)
 	}
-	p.plan.Images = append(p.plan.Images, PlannedImage{
+	p.plan.Images = append(p.plan.Images, Image{
 		Name: n.Name, Source: n.Source, DigestReference: n.DigestReference, ID: fs.Config.Digest.String(),
 		Digest: n.Target.Digest, Platform: platforms.FormatAll(platform), Manifest: fs.Manifest.Digest, Config: fs.Config.Digest,
 		// Annotations and embedded data are the archive's business: a pulled image's target has none.
-		target: ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size},
+		Target: ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size},
 		rootfs: fs,
 	})
 	return nil
@@ -193,7 +246,7 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archi
 		return nil, fmt.Errorf("choose a platform: %w", err)
 	}
 	return nil, fmt.Errorf("its index has %q, but containerd does not find it behind descriptors without a platform: %w",
-		platforms.FormatAll(p.importer.platform), ErrNoMatchingPlatform)
+		platforms.FormatAll(p.node.Platform), ErrNoMatchingPlatform)
 }
 
 // isForeign says whether an archive has an image for other platforms only, although its index lists this one, too: an
@@ -246,7 +299,7 @@ func (p *planner) noMatchingPlatform() error {
 		names = archive.Quoted(there) + " only"
 	}
 	return fmt.Errorf("the archive has images for %s, this node needs %q: %w",
-		names, platforms.FormatAll(p.importer.platform), ErrNoMatchingPlatform)
+		names, platforms.FormatAll(p.node.Platform), ErrNoMatchingPlatform)
 }
 
 // addBlobs plans the blobs of one image: the indexes above its manifest, the manifest, its config and its layers.
@@ -271,7 +324,7 @@ func (p *planner) addBlobs(ctx context.Context, name string, d archive.PlatformM
 		}
 	}
 	fs := &unpack.Image{Name: name, Manifest: d.Descriptor, Config: m.Config, Layers: m.Layers, DiffIDs: diffIDs}
-	p.plan.rootfs = append(p.plan.rootfs, fs)
+	p.plan.RootFS = append(p.plan.RootFS, fs)
 	return fs, nil
 }
 
@@ -281,19 +334,19 @@ func (p *planner) addBlob(ctx context.Context, d ocispec.Descriptor) error {
 		return nil
 	}
 	p.needed[d.Digest] = true
-	b := PlannedBlob{Descriptor: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}}
-	info, err := p.importer.services.content.Info(ctx, d.Digest)
+	b := Blob{Descriptor: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}}
+	info, err := p.node.Content.Info(ctx, d.Digest)
 	switch {
 	case err == nil:
 		b.Present = true
-		if e, ok := p.archive.locate(d.Digest); ok && e.Size == d.Size {
-			b.extent = e
+		if e, ok := p.archive.find(d.Digest); ok && e.Size == d.Size {
+			b.Extent = e
 		}
 	case errdefs.IsNotFound(err):
-		if b.extent, err = p.locate(ctx, d); err != nil {
+		if b.Extent, err = p.locate(ctx, d); err != nil {
 			return err
 		}
-		info.Size = b.extent.Size
+		info.Size = b.Extent.Size
 	default:
 		return daemon.Error("look up "+d.Digest.String(), err)
 	}
@@ -307,16 +360,16 @@ func (p *planner) addBlob(ctx context.Context, d ocispec.Descriptor) error {
 // locate finds a blob that is not in the content store: metadata in memory, since it has been read, and layers without
 // reading them.
 func (p *planner) locate(ctx context.Context, d ocispec.Descriptor) (archive.Extent, error) {
-	if e, ok := p.archive.locate(d.Digest); ok {
+	if e, ok := p.archive.find(d.Digest); ok {
 		return e, nil
 	}
-	if d.Size <= maxHeld {
-		data, err := p.archive.ReadBlob(ctx, d, maxHeld) // a single pass has kept it
+	if d.Size <= MaxHeld {
+		data, err := p.archive.ReadBlob(ctx, d, MaxHeld) // a single pass has kept it
 		if !errors.Is(err, archive.ErrMissing) {
 			return archive.Extent{Size: int64(len(data)), Data: data}, err
 		}
 	}
-	if p.archive.streaming {
+	if p.archive.Streaming {
 		return archive.Extent{Size: d.Size}, nil
 	}
 	return archive.Extent{}, p.incomplete(d)
@@ -357,7 +410,7 @@ func (p *planner) fetchStored(ctx context.Context, d ocispec.Descriptor) ([]byte
 // readStored reads metadata from the content store. It counts as if the archive had it: a single pass has stored it
 // there.
 func (p *planner) readStored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-	data, err := check.ReadBlob(ctx, p.importer.services.content, d.Digest, archive.MaxConfigBytes)
+	data, err := check.ReadBlob(ctx, p.node.Content, d.Digest, archive.MaxConfigBytes)
 	if err == nil {
 		err = p.archive.CountDecoded(data)
 	}
@@ -378,3 +431,23 @@ func (c chosenPlatforms) Match(p ocispec.Platform) bool {
 }
 
 func (c chosenPlatforms) Less(ocispec.Platform, ocispec.Platform) bool { return false }
+
+// ImageBytes are the sums of the images of a plan, in their order, but for indexes between their own and their manifests, of
+// which there are hardly any. A blob that several need is moved for the first of them, and present for the others.
+func (p *Plan) ImageBytes() []Bytes {
+	present := map[digest.Digest]bool{}
+	for _, b := range p.Blobs {
+		present[b.Digest] = b.Present
+	}
+	sums := make([]Bytes, len(p.Images))
+	for k, img := range p.Images {
+		counted := map[digest.Digest]bool{}
+		for _, d := range slices.Concat([]ocispec.Descriptor{img.Target, img.rootfs.Manifest, img.rootfs.Config}, img.rootfs.Layers) {
+			if !counted[d.Digest] {
+				sums[k].add(d.Size, present[d.Digest])
+				counted[d.Digest], present[d.Digest] = true, true
+			}
+		}
+	}
+	return sums
+}

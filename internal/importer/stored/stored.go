@@ -1,4 +1,8 @@
-package importer
+// Package stored reads images out of containerd, to be written into an archive. It changes nothing.
+//
+//	s, err := stored.Find(ctx, stored.Containerd{Namespace: "k8s.io", Content: content, Images: images}, "app:1", "team/*")
+//	data, err := s.ReadBlob(ctx, s.Manifests[0], archive.MaxManifestBytes)
+package stored
 
 import (
 	"context"
@@ -10,6 +14,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -21,33 +26,40 @@ import (
 	"github.com/tarlift/tarlift/internal/source"
 )
 
-// Stored are images of containerd's namespace, to be written into an archive. Reading them changes nothing.
-type Stored struct {
+// Containerd is where images are.
+type Containerd struct {
+	Namespace string
+	Content   content.Store
+	Images    images.Store
+}
+
+// Images are those of containerd's namespace that were asked for.
+type Images struct {
 	// Manifests have the images' names as containerd's annotation.
 	Manifests []ocispec.Descriptor
 
-	importer *Importer
-	mu       sync.Mutex
-	given    int64 // bytes of metadata so far
+	from Containerd
+	mu   sync.Mutex
+	read int64 // bytes of metadata so far
 }
 
-// Stored finds images: by a name, as it is there or as the short form of it, or by a glob on names, as archive.Selection has
+// Find finds images: by a name, as it is there or as the short form of it, or by a glob on names, as archive.Selection has
 // them. Of names below a glob the ids that CRI keeps are left out, and name@digest where another name tells as much. The
 // error is source.ErrNotFound for what matches none.
-func (i *Importer) Stored(ctx context.Context, refs ...string) (*Stored, error) {
-	list, err := i.services.images.List(i.in(ctx))
+func Find(ctx context.Context, from Containerd, refs ...string) (*Images, error) {
+	s := &Images{from: from}
+	list, err := from.Images.List(s.in(ctx))
 	if err != nil {
 		return nil, daemon.Error("list images", err)
 	}
 	slices.SortFunc(list, func(a, b images.Image) int { return strings.Compare(a.Name, b.Name) })
-	s := &Stored{importer: i}
 	for _, ref := range refs {
 		found, err := matching(list, ref)
 		if err != nil {
 			return nil, err
 		}
 		if len(found) == 0 {
-			return nil, fmt.Errorf("image %.200q is not in namespace %q of containerd: %w", ref, i.options.Namespace, source.ErrNotFound)
+			return nil, fmt.Errorf("image %.200q is not in namespace %q of containerd: %w", ref, from.Namespace, source.ErrNotFound)
 		}
 		s.Manifests = append(s.Manifests, found...)
 	}
@@ -110,9 +122,13 @@ func namedTarget(img images.Image) ocispec.Descriptor {
 	}
 }
 
+func (s *Images) in(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, s.from.Namespace)
+}
+
 // String names where they are.
-func (s *Stored) String() string {
-	return fmt.Sprintf("containerd (namespace %q)", s.importer.options.Namespace)
+func (s *Images) String() string {
+	return fmt.Sprintf("containerd (namespace %q)", s.from.Namespace)
 }
 
 // absent is archive.ErrMissing for a blob that containerd lacks.
@@ -125,8 +141,8 @@ func (a absent) Error() string {
 func (absent) Is(target error) bool { return target == archive.ErrMissing }
 
 // ReadBlob gives metadata of at most limit bytes, verified.
-func (s *Stored) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error) {
-	data, err := check.ReadBlob(s.importer.in(ctx), s.importer.services.content, d.Digest, limit)
+func (s *Images) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error) {
+	data, err := check.ReadBlob(s.in(ctx), s.from.Content, d.Digest, limit)
 	if errdefs.IsNotFound(err) {
 		return nil, absent(d.Digest)
 	}
@@ -141,15 +157,15 @@ func (s *Stored) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.given += int64(len(data)); s.given > archive.MaxReadBytes {
+	if s.read += int64(len(data)); s.read > archive.MaxReadBytes {
 		return nil, fmt.Errorf("more than %d MiB of indexes, manifests and configs, choose fewer images: %w", archive.MaxReadBytes>>20, archive.ErrLimit)
 	}
 	return data, nil
 }
 
 // Size of a blob in bytes. The error is archive.ErrMissing when it is not there.
-func (s *Stored) Size(ctx context.Context, d digest.Digest) (int64, error) {
-	info, err := s.importer.services.content.Info(s.importer.in(ctx), d)
+func (s *Images) Size(ctx context.Context, d digest.Digest) (int64, error) {
+	info, err := s.from.Content.Info(s.in(ctx), d)
 	if errdefs.IsNotFound(err) {
 		return 0, absent(d)
 	}
@@ -160,24 +176,24 @@ func (s *Stored) Size(ctx context.Context, d digest.Digest) (int64, error) {
 }
 
 // Open reads a blob; what is read is not verified.
-func (s *Stored) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
-	ra, err := s.importer.services.content.ReaderAt(s.importer.in(ctx), ocispec.Descriptor{Digest: d})
+func (s *Images) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
+	ra, err := s.from.Content.ReaderAt(s.in(ctx), ocispec.Descriptor{Digest: d})
 	if errdefs.IsNotFound(err) {
 		return nil, absent(d)
 	}
 	if err != nil {
 		return nil, daemon.Error("read blob "+d.String(), err)
 	}
-	return storedReader{content.NewReader(ra), ra}, nil
+	return reader{content.NewReader(ra), ra}, nil
 }
 
-type storedReader struct {
+type reader struct {
 	io.Reader
 	io.Closer
 }
 
 // Read tells what an error of containerd means.
-func (r storedReader) Read(p []byte) (int, error) {
+func (r reader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
 	if err != nil && err != io.EOF { //nolint:errorlint // a reader's end is io.EOF itself
 		err = daemon.Error("read", err)
