@@ -135,24 +135,26 @@ func (o *Ownership) claimOnce(ctx context.Context, c Claim) error {
 	if err != nil {
 		return err
 	}
-	written := map[string]images.Image{}
-	for _, n := range c.Names {
+	label := c.Owner.label()
+	mark := func(img images.Image) string { return img.Target.Digest.String() + img.Labels[label] }
+	written := make([]string, len(c.Names))
+	for k, n := range c.Names {
 		if err := ctx.Err(); err != nil {
 			return err //nolint:wrapcheck // the caller's own
 		}
-		if written[n.Name], err = p.write(ctx, n); err != nil {
+		img, err := p.write(ctx, n)
+		if err != nil {
 			return fmt.Errorf("publish %q: %w", n.Name, err)
 		}
+		written[k] = mark(img)
 	}
-	now, err := o.list(ctx)
-	if err != nil {
-		return err
-	}
-	label := c.Owner.label()
-	for _, n := range c.Names {
-		img := now[n.Name]
-		if w := written[n.Name]; img.Target.Digest != w.Target.Digest || img.Labels[label] != w.Labels[label] {
-			return fmt.Errorf("publish %q: %w", n.Name, errRaced)
+	for k, n := range c.Names {
+		img, err := o.images.Get(ctx, n.Name)
+		if err == nil && mark(img) != written[k] || errdefs.IsNotFound(err) {
+			err = errRaced
+		}
+		if err != nil {
+			return fmt.Errorf("publish %q: %w", n.Name, daemon.Error("read back", err))
 		}
 	}
 	return nil

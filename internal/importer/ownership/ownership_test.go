@@ -334,19 +334,19 @@ func TestTwoArchivesRaceForAName(t *testing.T) {
 	}
 }
 
-// between calls do before each list of all images: the second of a claim reads its names back.
+// between calls do before each look at app's name: a claim looks before it writes, and reads back.
 type between struct {
 	images.Store
-	do func(list int)
+	do func(look int)
 	n  *int
 }
 
-func (b between) List(ctx context.Context, filters ...string) ([]images.Image, error) {
-	if len(filters) == 0 {
+func (b between) Get(ctx context.Context, name string) (images.Image, error) {
+	if name == app {
 		*b.n++
 		b.do(*b.n)
 	}
-	return b.Store.List(ctx, filters...)
+	return b.Store.Get(ctx, name)
 }
 
 // What another process writes between our write and its being read back is seen: all is published again, or the name is that
@@ -377,8 +377,8 @@ func TestNameIsWrittenByAnother(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
 			one, two := n.image(t, "one", ""), n.image(t, "two", "")
-			agent := n.process(between{n.Images, func(list int) {
-				if list == 2 {
+			agent := n.process(between{n.Images, func(look int) {
+				if look == 2 {
 					if err := tc.write(n, one, two); err != nil {
 						t.Error(err)
 					}
@@ -406,14 +406,14 @@ func TestNameIsWrittenByAnother(t *testing.T) {
 func TestEndlessRaceEnds(t *testing.T) {
 	n, a := newNode(t), archive("a", Unpin)
 	one := n.image(t, "one", "")
-	lists := 0
-	agent := n.process(between{n.Images, func(list int) {
-		if list%2 == 0 {
+	looks := 0
+	agent := n.process(between{n.Images, func(look int) {
+		if look%2 == 0 {
 			_ = n.Images.Delete(n.ctx, app)
 		}
-	}, &lists})
-	if err := agent.Claim(n.ctx, publishes(a, app, one)); !errors.Is(err, errRaced) || lists != 2*maxRaces {
-		t.Errorf("after %d lists: %v", lists, err)
+	}, &looks})
+	if err := agent.Claim(n.ctx, publishes(a, app, one)); !errors.Is(err, errRaced) || looks != 2*maxRaces {
+		t.Errorf("after %d looks: %v", looks, err)
 	}
 }
 

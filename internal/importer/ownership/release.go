@@ -92,6 +92,7 @@ func (o *Ownership) release(ctx context.Context, ends []claim, policy func(claim
 	collect := false
 	for _, e := range append(names, ids...) {
 		if unrecoverable(ctx, failures) {
+			failures = append(failures, ctx.Err())
 			break
 		}
 		if e.isID && failed[e.Target.Digest] {

@@ -85,7 +85,8 @@ func (s *Session) endReplaced(ctx context.Context, l *lease) {
 		if err := s.store.move(ctx, l.Lease, s.lease.Lease); err != nil {
 			return err
 		}
-		return s.store.deleteLease(ctx, l.Lease)
+		// Not synchronously: other calls of the session wait for this one.
+		return daemon.Error("delete lease "+l.ID, s.store.leases.Delete(ctx, l.Lease))
 	})
 }
 
