@@ -12,7 +12,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
-	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/test/cluster"
 )
 
@@ -54,13 +53,13 @@ func (p plan) crashes(dice *rand.Rand, messages []message, usual time.Duration) 
 	return out
 }
 
-// againWithin are the messages in which a program clears up at its start, and some more.
+// againWithin are the messages in which a program adopts what is there at its start, and some more.
 const againWithin = 60
 
 // all is a sample of every message.
 const all = 1 << 20
 
-// An `agent import` that is killed harms nobody, and the next one clears up.
+// An `agent import` that is killed harms nobody, and the next one succeeds.
 func TestAgentIsKilled(t *testing.T) {
 	former := application(1)
 	for _, tc := range []struct {
@@ -80,7 +79,8 @@ func TestAgentIsKilled(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			a := application(2)
 			tc.change(&a)
-			s := newScenario(t, "agent import killed: "+tc.name, newRig(t, cluster.ContainerdOptions{Release: tc.on}), a, tc.former)
+			r := newRig(t, cluster.ContainerdOptions{Release: tc.on})
+			s := newScenario(t, "agent import killed: "+tc.name, r, a, tc.former)
 			for k, c := range pick(tc.short, tc.long).crashes(dice(t), s.messages, s.usual) {
 				s.restore(t)
 				p := s.killed(t, s.client(t, s.material.path), c)
@@ -100,7 +100,10 @@ func TestAgentIsKilled(t *testing.T) {
 // compare does the same to containerd's own client, which shows that this test would see it.
 func (s *scenario) compare(t *testing.T, strike func(control *scenario, c *crash)) {
 	t.Helper()
-	control := &scenario{rig: s.rig, row: &row{}, usual: s.usual, client: ctrImport, material: s.material, other: s.other, former: s.former, stay: s.stay, before: s.before}
+	control := &scenario{
+		rig: s.rig, row: &row{}, usual: s.usual, client: ctrImport,
+		material: s.material, other: s.other, former: s.former, formerBy: s.formerBy, before: s.before,
+	}
 	s.restore(t)
 	p := control.proxy(t, nil)
 	control.must(t, ctrImport(t, s.material.path)(p.address))
@@ -127,37 +130,69 @@ func (s *scenario) compare(t *testing.T, strike func(control *scenario, c *crash
 			left++
 		}
 	}
-	s.control = fmt.Sprintf("ctr, %d times: incomplete %d, in part %d, leftovers %d, failed %d", len(points), incomplete, partial, left, failed)
+	s.control = fmt.Sprintf("ctr, %d times: incomplete %d, in part %d, leftovers %d, failed %d",
+		len(points), incomplete, partial, left, failed)
 	if left == 0 || incomplete+partial == 0 {
 		t.Errorf("the control shows nothing: %s", s.control)
 	}
 }
 
-// A node's agent that is killed finds what it has left when it starts: to go on with, or to remove.
+// A node's agent that is killed goes on at its next start where it was: what has arrived is not read again.
 func TestOwnerIsKilled(t *testing.T) {
-	owner := importer.Owner{Name: "application", UID: "5d1b", SpecHash: "1"}
-	for _, wanted := range []bool{true, false} {
-		t.Run(fmt.Sprint("wanted ", wanted), func(t *testing.T) {
-			former := application(1)
-			s := newScenario(t, fmt.Sprintf("node's agent killed, archive wanted: %v", wanted), newRig(t, cluster.ContainerdOptions{}), application(2), &former)
-			run := helpSpec{Archive: s.material.path, Owner: owner}.program(t)
+	former := application(1)
+	s := newScenario(t, "node's agent killed, archive wanted", newRig(t, cluster.ContainerdOptions{}), application(2), &former)
+	run := helpSpec{Archive: s.material.path, Owner: owner}.program(t)
+	s.rehearseOwner(t, run)
+	for _, c := range pick(plan{all, 6, 2, 3}, plan{all, 120, 20, 3}).crashes(dice(t), s.messages, s.usual) {
+		s.restore(t)
+		p := s.killed(t, run, c)
+		if p.killed() {
+			s.kills++
+		}
+		s.aftermath(t, c, p)
+		s.killedAgain(t, run, c)
+		s.adopted(t, c, run)
+		s.settled(t, c, s.after)
+	}
+}
+
+// A node's agent that is killed and finds at its next start that the archive is gone lets go of the names and of all that has
+// arrived. A name of somebody else's that was there before is given back as it was; one that it had moved goes.
+func TestUnwantedOwnerIsKilled(t *testing.T) {
+	former, same := application(1), application(2)
+	for _, tc := range []struct {
+		name   string
+		former *builder.Archive
+		by     func(t *testing.T, archive string) program
+	}{
+		{"new names", nil, nil},
+		{"other images for the names", &former, agentImport},
+		{"names of somebody else's with the same images", &same, ctrImport},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newRig(t, cluster.ContainerdOptions{})
+			s := newScenarioAfter(t, "node's agent killed, archive gone: "+tc.name, r, application(2), tc.former, tc.by)
+			run, sweep := helpSpec{Archive: s.material.path, Owner: owner}.program(t), helpSpec{}.program(t)
 			s.rehearseOwner(t, run)
-			for _, c := range pick(plan{all, 6, 2, 3}, plan{all, 120, 20, 3}).crashes(dice(t), s.messages, s.usual) {
+			for _, c := range pick(plan{all, 4, 2, 3}, plan{all, 60, 10, 3}).crashes(dice(t), s.messages, s.usual) {
 				s.restore(t)
 				p := s.killed(t, run, c)
 				if p.killed() {
 					s.kills++
 				}
 				s.aftermath(t, c, p)
-				if wanted {
-					s.adopted(t, c, run, owner)
-				} else {
-					s.killedAgain(t, helpSpec{}.program(t), c)
-					s.attempt(t, c, "Recover of nothing wanted", helpSpec{}.program(t), s.before, s.after)
+				want := s.released(t)
+				s.killedAgain(t, sweep, c)
+				s.attempt(t, c, "Sweep of nothing wanted", sweep, want)
+				if left := s.ourLeases(t); len(left) > 0 {
+					s.blame(t, &s.leftovers, c, "after Sweep, leases of an owner that is gone: %q", left)
 				}
-			}
-			if s.slowest > 5*time.Second {
-				t.Errorf("a recovery took %s", s.slowest)
+				left := slices.DeleteFunc(differences(s.before, s.state(t)), func(d string) bool {
+					return tc.former == &former && strings.HasPrefix(d, "missing") // what only names that are gone needed
+				})
+				if len(left) > 0 {
+					s.blame(t, &s.leftovers, c, "after Sweep: %q", left)
+				}
 			}
 		})
 	}

@@ -24,6 +24,7 @@ func TestContainerdIsKilled(t *testing.T) {
 		if reason, err := p.reason(); p.code() != 0 && (err != nil || p.code() != 1 || reason != "RuntimeUnavailable") {
 			s.blame(t, &s.failed, c, "exit code %d, reason %q, error %v", p.code(), reason, err)
 		}
+		s.noLease(t, c, "an import that failed by itself", nil)
 		s.aftermath(t, c, p)
 		s.attempts(t, c, k%2 == 0)
 	}

@@ -1,15 +1,19 @@
 package faults
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/tarlift/tarlift/internal/importer"
+	"github.com/tarlift/tarlift/test/node"
 )
+
+// owner is the ImageArchive that a node's agent imports for.
+var owner = importer.Owner{Name: "application", UID: "5d1b", SpecHash: "1", Deletion: importer.DeletionDelete}
 
 // rehearseOwner is rehearse for an import that the node's agent makes.
 func (s *scenario) rehearseOwner(t *testing.T, run program) {
@@ -58,28 +62,46 @@ func (s *scenario) kept(t *testing.T) int64 {
 	return sum
 }
 
-// adopted starts the node's agent again for an archive that is still wanted: no names are there in part, and what was
-// brought is not brought again.
-func (s *scenario) adopted(t *testing.T, c *crash, run program, owner importer.Owner) {
+// adopted runs the import again: it finishes, and reads nothing that has arrived.
+func (s *scenario) adopted(t *testing.T, c fmt.Stringer, run program) {
 	t.Helper()
-	starts, kept := helpSpec{Wanted: []importer.Owner{owner}}.program(t), s.kept(t)
-	s.killedAgain(t, starts, c)
-	p := start(t, starts(s.ContainerdAddress))
-	p.wait(t)
-	s.recovered(t, c, p.took)
-	if p.code() != 0 {
-		s.blame(t, &s.failed, c, "Recover: %s", p.err.String())
+	kept := s.kept(t)
+	p := s.attempt(t, c, "the next attempt", run, s.after)
+	read, err := p.read()
+	if err != nil {
+		t.Error(err)
 	}
-	s.examine(t, c, "after Recover")
-	if got := s.state(t)["images"]; !cmp.Equal(got, s.before["images"]) && !cmp.Equal(got, s.after["images"]) {
-		s.blame(t, &s.partial, c, "after Recover, names are there in part (-want +got):\n%s", cmp.Diff(s.after["images"], got))
+	if again := read - (s.reads - kept); again > 0 {
+		s.again += again
+		s.complain(t, c, "the next attempt read %d bytes of %d, and %d were there", read, s.reads, kept)
 	}
-	p = start(t, run(s.ContainerdAddress))
-	p.wait(t)
-	if p.code() != 0 {
-		s.blame(t, &s.failed, c, "the next attempt: %s", p.err.String())
-	} else if read, err := p.read(); err != nil || read > s.reads-kept {
-		s.blame(t, &s.leftovers, c, "the next attempt read %d bytes of %d, and %d were there: error %v", read, s.reads, kept, err)
+}
+
+// released is what a node has when the owner's claims on what it has now end by its policy, Delete. A name that was there
+// before loses the pin, and an id stays while its image has such a name, as one stays that the CRI has made.
+func (s *scenario) released(t *testing.T) node.State {
+	t.Helper()
+	var lines, ids []string
+	stay := map[string]bool{} // images
+	for _, line := range s.state(t)["images"] {
+		fields := strings.SplitN(line, " ", 3)
+		labels, claim, claimed := strings.Cut(fields[2], ",tarlift.dev/archive."+owner.UID+"=")
+		rest := fmt.Sprint(fields[0], " ", fields[1], " ", strings.Replace(labels, ",io.cri-containerd.pinned=pinned", "", 1))
+		switch {
+		case !claimed:
+			lines = append(lines, line)
+			stay[fields[1]] = true
+		case strings.Contains(claim, `"found":`):
+			lines = append(lines, rest)
+			stay[fields[1]] = true
+		case strings.Contains(claim, `"kind":"id"`):
+			ids = append(ids, rest)
+		}
 	}
-	s.judge(t, c, "after the next attempt", s.after)
+	for _, rest := range ids {
+		if stay[strings.Fields(rest)[1]] {
+			lines = append(lines, rest)
+		}
+	}
+	return node.State{"images": lines}
 }

@@ -49,12 +49,13 @@ func ctrImport(t *testing.T, archive string) program {
 // helperEnv makes this program do what the node's agent does, as a process that can be killed.
 const helperEnv = "TARLIFT_FAULTS_HELPER"
 
-// helpSpec says what. Without an archive it is what a node's agent does when it starts.
+// helpSpec says what. Without an archive it is what a node's agent does when it has lists of all that is wanted.
 type helpSpec struct {
-	Archive string
-	Owner   importer.Owner
-	Wanted  []importer.Owner
-	Address string
+	Archive  string
+	Owner    importer.Owner
+	Wanted   []importer.Owner
+	Address  string
+	HandOver time.Duration // of leases, 0 for the usual one
 }
 
 func (s helpSpec) program(t *testing.T) program {
@@ -96,7 +97,8 @@ func (s helpSpec) run(ctx context.Context) (importer.Result, error) {
 	}
 	defer i.Close()
 	if s.Archive == "" {
-		return importer.Result{}, i.Recover(ctx, s.Wanted, nil)
+		_, err := i.Sweep(ctx, s.Wanted, nil)
+		return importer.Result{}, err
 	}
 	open := source.OpenFile
 	if strings.HasPrefix(s.Archive, "http://") {

@@ -245,6 +245,34 @@ func (r *rig) scrub(t *testing.T) int {
 	return n
 }
 
+// ourLeases are those of importers, each of which must expire within a day.
+func (r *rig) ourLeases(t *testing.T) (ids []string) {
+	t.Helper()
+	list, err := r.LeasesService().List(r.ctx, `labels."tarlift.dev/uid"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range list {
+		expires, err := time.Parse(time.RFC3339, l.Labels["containerd.io/gc.expire"])
+		if err != nil || time.Until(expires) > 24*time.Hour {
+			t.Errorf("lease %s does not expire within a day: %v", l.ID, l.Labels)
+		}
+		ids = append(ids, l.ID)
+	}
+	return ids
+}
+
+// expire does to the leases of importers what a day does.
+func (r *rig) expire(t *testing.T) {
+	t.Helper()
+	for _, id := range r.ourLeases(t) {
+		if err := r.LeasesService().Delete(r.ctx, leases.Lease{ID: id}, leases.SynchronousDelete); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.collect(t)
+}
+
 // revive starts a containerd that was killed.
 func (r *rig) revive(t *testing.T) {
 	t.Helper()

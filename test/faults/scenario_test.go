@@ -25,12 +25,12 @@ type scenario struct {
 	material *material
 	other    *material
 	former   *material // nil when the names are new
+	formerBy func(t *testing.T, archive string) program
 
 	// What containerd has when nothing is killed: before the import and after it, without the other archive and with it.
 	before, after           node.State
 	beforeOther, afterOther node.State
-	stay                    map[string]string // names that are there before, and their digests
-	messages                []message         // of an import
+	messages                []message // of an import
 	proxies                 int
 	usual                   time.Duration // that it takes
 	reads                   int64         // bytes that the node's agent reads
@@ -39,19 +39,19 @@ type scenario struct {
 // newScenario runs all without a kill first.
 func newScenario(t *testing.T, name string, r *rig, a builder.Archive, former *builder.Archive) *scenario {
 	t.Helper()
-	s := &scenario{
-		rig: r, row: newRow(t, name), client: agentImport, material: write(t, a), other: write(t, other()), stay: map[string]string{},
-	}
+	return newScenarioAfter(t, name, r, a, former, agentImport)
+}
+
+// newScenarioAfter is newScenario on a node to which somebody else's import has brought the former archive.
+func newScenarioAfter(
+	t *testing.T, name string, r *rig, a builder.Archive, former *builder.Archive, by func(t *testing.T, archive string) program,
+) *scenario {
+	t.Helper()
+	s := &scenario{rig: r, row: newRow(t, name), client: agentImport, material: write(t, a), other: write(t, other()), formerBy: by}
 	if former != nil {
 		s.former = write(t, *former)
-		s.must(t, s.client(t, s.former.path)(r.ContainerdAddress))
-	}
-	list, err := r.ImageService().List(r.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, img := range list {
-		s.stay[img.Name] = img.Target.Digest.String()
+		s.must(t, by(t, s.former.path)(r.ContainerdAddress))
+		r.collect(t) // ctr leaves other platforms' blobs
 	}
 	s.before = r.state(t)
 	s.rehearse(t)
@@ -94,9 +94,10 @@ func (s *scenario) must(t *testing.T, cmd *exec.Cmd) *process {
 // restore goes back to what is there before the import.
 func (s *scenario) restore(t *testing.T) {
 	t.Helper()
-	s.reset(t, func(img images.Image) bool { return s.stay[img.Name] == img.Target.Digest.String() })
+	s.reset(t, func(img images.Image) bool { return slices.Contains(s.before["images"], node.Line(img)) })
 	if s.former != nil && !cmp.Equal(s.state(t)["images"], s.before["images"]) {
-		s.must(t, agentImport(t, s.former.path)(s.ContainerdAddress))
+		s.must(t, s.formerBy(t, s.former.path)(s.ContainerdAddress))
+		s.collect(t)
 	}
 	if d := cmp.Diff(s.before, s.state(t)); d != "" {
 		s.scrub(t)
@@ -168,7 +169,7 @@ func (s *scenario) killed(t *testing.T, run program, c *crash) *process {
 	return p
 }
 
-// killedAgain kills what runs next, too, before it has cleared up or while it does.
+// killedAgain kills what runs next, too, before it has done anything or while it does.
 func (s *scenario) killedAgain(t *testing.T, run program, c *crash) {
 	t.Helper()
 	if c.again == 0 {
@@ -193,28 +194,67 @@ func (s *scenario) proxy(t *testing.T, strike func(message) bool) *proxy {
 	return p
 }
 
-// aftermath looks at what is there right after a kill: no name may be half written, or point to what is not complete.
+// aftermath looks at what is there right after a kill: each name is as before or as after, and none points to what is not
+// complete.
 func (s *scenario) aftermath(t *testing.T, c *crash, p *process) {
 	t.Helper()
 	s.examine(t, c, "right after the kill")
 	got := s.state(t)
-	for _, line := range got["images"] {
-		if !slices.Contains(s.before["images"], line) && !slices.Contains(s.after["images"], line) {
-			s.blame(t, &s.row.incomplete, c, "right after the kill, a name is neither as before nor as after: %s", line)
-		}
-	}
+	s.names(t, c, "right after the kill", s.before, s.after)
 	if len(got["leases"]) > len(s.before["leases"]) || len(got["ingests"]) > len(s.before["ingests"]) {
 		s.dirty++
 	}
 	if !cmp.Equal(got["images"], s.before["images"]) && !cmp.Equal(got["images"], s.after["images"]) {
-		s.torn++
+		s.mixed++
 	}
-	if p.code() != 0 {
-		return
+	if p.code() == 0 {
+		s.acknowledge(t, c, s.after)
 	}
+}
+
+// acknowledge looks for what an import that has succeeded has published.
+func (s *scenario) acknowledge(t *testing.T, c fmt.Stringer, want node.State) {
+	t.Helper()
 	s.acknowledged++
-	if i := slices.IndexFunc(s.after["images"], func(line string) bool { return !slices.Contains(got["images"], line) }); i >= 0 {
-		s.blame(t, &s.lost, c, "acknowledged, and not there: %s", s.after["images"][i])
+	got := s.state(t)["images"]
+	if i := slices.IndexFunc(want["images"], func(line string) bool { return !slices.Contains(got, line) }); i >= 0 {
+		s.blame(t, &s.lost, c, "acknowledged, and not there: %s", want["images"][i])
+	}
+	s.noLease(t, c, "acknowledged", s.before["leases"])
+}
+
+// noLease says that an import which has ended by itself has left no lease of its own beside those that were there.
+func (s *scenario) noLease(t *testing.T, c fmt.Stringer, when string, had []string) {
+	t.Helper()
+	for _, id := range s.ourLeases(t) {
+		if !slices.Contains(had, id) {
+			s.blame(t, &s.leftovers, c, "%s, and its lease is there: %s", when, id)
+		}
+	}
+}
+
+// names says that each name is as in one of these states.
+func (s *scenario) names(t *testing.T, c fmt.Stringer, when string, allowed ...node.State) {
+	t.Helper()
+	name := func(line string) string { return line[:strings.Index(line, " ")] }
+	lines, states := map[string][]string{}, map[string]int{}
+	for _, state := range allowed {
+		for _, line := range state["images"] {
+			lines[name(line)] = append(lines[name(line)], line)
+			states[name(line)]++
+		}
+	}
+	there := map[string]bool{}
+	for _, line := range s.state(t)["images"] {
+		there[name(line)] = true
+		if !slices.Contains(lines[name(line)], line) {
+			s.blame(t, &s.forbidden, c, "%s, a name is in no allowed state: %s, not one of %q", when, line, lines[name(line)])
+		}
+	}
+	for n, k := range states {
+		if k == len(allowed) && !there[n] {
+			s.blame(t, &s.forbidden, c, "%s, a name is gone: %s", when, n)
+		}
 	}
 }
 
@@ -229,8 +269,8 @@ func (s *scenario) examine(t *testing.T, c fmt.Stringer, when string) {
 	}
 }
 
-// attempts are what comes next: the other archive and the same again, in one order or the other. Each must succeed at
-// once and clear up what the kill left.
+// attempts are what comes next: the other archive and the same again, in one order or the other. Each must succeed at once.
+// The names of the killed import wait for the same import, and what else it left for that or for the end of its lease.
 func (s *scenario) attempts(t *testing.T, c *crash, otherFirst bool) {
 	t.Helper()
 	same, other := s.client(t, s.material.path), s.client(t, s.other.path)
@@ -238,38 +278,37 @@ func (s *scenario) attempts(t *testing.T, c *crash, otherFirst bool) {
 		s.killedAgain(t, other, c)
 		s.attempt(t, c, "the import of another archive", other, s.beforeOther, s.afterOther)
 		s.attempt(t, c, "the same import", same, s.afterOther)
-		return
+	} else {
+		s.killedAgain(t, same, c)
+		s.attempt(t, c, "the same import", same, s.after)
+		s.attempt(t, c, "the import of another archive", other, s.afterOther)
 	}
-	s.killedAgain(t, same, c)
-	s.attempt(t, c, "the same import", same, s.after)
-	s.attempt(t, c, "the import of another archive", other, s.afterOther)
+	s.settled(t, c, s.afterOther)
 }
 
-// attempt runs a program, after which one of these states is the right one.
-func (s *scenario) attempt(t *testing.T, c fmt.Stringer, what string, run program, right ...node.State) {
+// attempt runs a program, which must succeed and leave no lease of its own. After it, each name is as in one of these states.
+func (s *scenario) attempt(t *testing.T, c fmt.Stringer, what string, run program, allowed ...node.State) *process {
 	t.Helper()
+	had := s.ourLeases(t)
 	p := start(t, run(s.ContainerdAddress))
 	p.wait(t)
-	s.recovered(t, c, p.took)
+	s.timed(t, c, p.took)
 	if p.code() != 0 {
 		s.blame(t, &s.failed, c, "%s failed: %s%s", what, p.out.String(), p.err.String())
 	}
-	s.judge(t, c, "after "+what, right...)
+	s.examine(t, c, "after "+what)
+	s.names(t, c, "after "+what, allowed...)
+	s.noLease(t, c, "after "+what, had)
+	return p
 }
 
-// judge compares all that is there with the states that would be right.
-func (s *scenario) judge(t *testing.T, c fmt.Stringer, when string, right ...node.State) {
+// settled says that all is as in this state when the leases of killed processes have expired: nothing has lain elsewhere.
+func (s *scenario) settled(t *testing.T, c fmt.Stringer, want node.State) {
 	t.Helper()
-	s.examine(t, c, when)
-	got := s.state(t)
-	for _, want := range right {
-		if !cmp.Equal(want["images"], got["images"]) {
-			continue
-		}
-		if d := differences(want, got); len(d) > 0 {
-			s.blame(t, &s.leftovers, c, "%s: %q", when, d)
-		}
-		return
+	s.expire(t)
+	s.examine(t, c, "in the end")
+	s.names(t, c, "in the end", want)
+	if d := differences(want, s.state(t)); len(d) > 0 {
+		s.blame(t, &s.leftovers, c, "in the end: %q", d)
 	}
-	s.blame(t, &s.partial, c, "%s, the names are none of those that are right (-want +got):\n%s", when, cmp.Diff(right[len(right)-1]["images"], got["images"]))
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/tarlift/tarlift/internal/importer"
@@ -66,12 +67,12 @@ type State map[string][]string
 // StateOf asks containerd; ctx has the namespace.
 func StateOf(ctx context.Context, c *client.Client) (State, error) {
 	s := State{"images": {}, "content": {}, "ingests": {}, "leases": {}, "snapshots": {}}
-	images, err := c.ImageService().List(ctx)
+	list, err := c.ImageService().List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, i := range images {
-		s["images"] = append(s["images"], fmt.Sprint(i.Name, " ", i.Target.Digest, " ", labels(i.Labels)))
+	for _, i := range list {
+		s["images"] = append(s["images"], Line(i))
 	}
 	ingests, err := c.ContentStore().ListStatuses(ctx)
 	if err != nil {
@@ -105,13 +106,18 @@ func StateOf(ctx context.Context, c *client.Client) (State, error) {
 	return s, nil
 }
 
-// labels leaves out the lease of the import that wrote a name, which is another each time.
+// Line is an image's in a State.
+func Line(i images.Image) string {
+	return fmt.Sprint(i.Name, " ", i.Target.Digest, " ", labels(i.Labels))
+}
+
+// labels leaves out the serial of the import that wrote a name: it counts the imports before.
 func labels(l map[string]string) string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(l)) {
-		out = append(out, k+"="+leaseField.ReplaceAllString(l[k], ""))
+		out = append(out, k+"="+serial.ReplaceAllString(l[k], ""))
 	}
 	return strings.Join(out, ",")
 }
 
-var leaseField = regexp.MustCompile(`,"lease":"[^"]*"(,"serial":\d+)?`)
+var serial = regexp.MustCompile(`,"serial":\d+`)
