@@ -76,6 +76,8 @@ type Options struct {
 	// ContainerdRoot is a directory on the file system of containerd's root, for where that cannot be seen under the path
 	// that containerd says. Empty: found out.
 	ContainerdRoot string
+	// LeaseHandOver is the age at which the lease of an import is replaced by a new one, for tests; 0 means store.DefaultHandOver.
+	LeaseHandOver time.Duration
 }
 
 // Importer imports archives into one namespace of one containerd. Its methods may be called concurrently.
@@ -158,7 +160,7 @@ func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Import
 
 // connect makes what works on the services.
 func (i *Importer) connect() {
-	i.store = store.New(i.services.content, i.services.leases, 0)
+	i.store = store.New(i.services.content, i.services.leases, i.options.LeaseHandOver)
 	i.check = check.Checker{
 		Content: i.services.content, Containers: i.services.containers, Platform: i.platform,
 		Snapshotter: func(name string) snapshots.Snapshotter { return i.client.SnapshotService(name) },
