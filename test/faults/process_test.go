@@ -91,7 +91,7 @@ func help(spec string) (code int) {
 }
 
 func (s helpSpec) run(ctx context.Context) (importer.Result, error) {
-	i, err := importer.New(importer.Options{Address: s.Address})
+	i, err := importer.New(importer.Options{Address: s.Address, LeaseHandOver: s.HandOver})
 	if err != nil {
 		return importer.Result{}, err
 	}

@@ -46,6 +46,7 @@ type proxy struct {
 	strike func(message) bool
 	struck bool
 	seen   []message
+	edit   func(method string, request *frame) // changes requests, one at a time; nil for none
 }
 
 // errStruck ends a call that goes on after the strike. Nobody is there to see it.
@@ -147,6 +148,15 @@ func (p *proxy) may(method string, answer bool) bool {
 	return !p.struck
 }
 
+// change lets a request be edited.
+func (p *proxy) change(method string, request *frame) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.edit != nil {
+		p.edit(method, request)
+	}
+}
+
 // alive waits for a strike that is under way, and says whether there was none.
 func (p *proxy) alive() bool {
 	p.mu.Lock()
@@ -179,6 +189,7 @@ func (p *proxy) requests(method string, in grpc.ServerStream, out grpc.ClientStr
 			cancel()
 			return
 		}
+		p.change(method, &f)
 		if out.SendMsg(&f) != nil {
 			return // the answer says why
 		}

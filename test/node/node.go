@@ -111,13 +111,13 @@ func Line(i images.Image) string {
 	return fmt.Sprint(i.Name, " ", i.Target.Digest, " ", labels(i.Labels))
 }
 
-// labels leaves out the serial of the import that wrote a name: it counts the imports before.
+// labels leaves out which import wrote a name, and where it had the archive from.
 func labels(l map[string]string) string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(l)) {
-		out = append(out, k+"="+serial.ReplaceAllString(l[k], ""))
+		out = append(out, k+"="+ofImport.ReplaceAllString(l[k], ""))
 	}
 	return strings.Join(out, ",")
 }
 
-var serial = regexp.MustCompile(`,"serial":\d+`)
+var ofImport = regexp.MustCompile(`,"(serial":\d+|(source|validator)":"(\\.|[^"\\])*")`)
