@@ -22,7 +22,6 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/tarlift/tarlift/internal/archive/corpus"
@@ -229,14 +228,10 @@ func (f *feeding) wait(t *testing.T) {
 func (r *runtime) checkPublished(t *testing.T, published []corpus.Image, before node.State) {
 	t.Helper()
 	after := r.state(t)
-	var names []string
+	var want []string
 	blobs := slices.Clone(before["content"])
 	for _, img := range published {
-		name, err := reference.ParseNormalizedNamed(img.Name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		names = append(names, img.Name, reference.TrimNamed(name).String()+"@"+img.Digest.String())
+		want = append(want, r.namesOf(t, img.Name)...)
 		for _, d := range img.Blobs {
 			blobs = append(blobs, d.String())
 		}
@@ -248,11 +243,11 @@ func (r *runtime) checkPublished(t *testing.T, published []corpus.Image, before 
 			got = append(got, strings.Fields(line)[0])
 		}
 	}
-	for _, l := range []*[]string{&names, &blobs} {
+	for _, l := range []*[]string{&want, &blobs} {
 		slices.Sort(*l)
 		*l = slices.Compact(*l)
 	}
-	if diff := cmp.Diff(names, got); diff != "" {
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("names (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(blobs, after["content"]); diff != "" {

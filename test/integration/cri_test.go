@@ -39,7 +39,6 @@ func TestImportSaysWhatTheKubeletFinds(t *testing.T) {
 	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
 	b, data := built(t, sample("cri.example/app:1", 1))
 	file := fileOf(t, data)
-	name, ref := "cri.example/app:1", "cri.example/app@"+b.Images[0].Target.Digest.String()
 	for _, when := range []string{"at first", "again"} {
 		if o := r.agentImport(t, nil, file); o.code != 0 || o.NotVisible != nil || o.CRI != "" || strings.Contains(o.errOut, "warning") {
 			t.Errorf("%s: exit code %d, not visible %q, unknown %q: %s", when, o.code, o.NotVisible, o.CRI, o.errOut)
@@ -47,7 +46,7 @@ func TestImportSaysWhatTheKubeletFinds(t *testing.T) {
 	}
 	// CRI looks for this machine's platform.
 	foreign := r.agentImport(t, nil, "--platform", "linux/arm64", "--no-unpack", "--rename", "cri.example/=foreign.example/", file)
-	want := []string{strings.Replace(name, "cri.", "foreign.", 1), strings.Replace(ref, "cri.", "foreign.", 1)}
+	want := names("foreign.example/app:1", b.Images[0].Target.Digest, b.Images[0].Platforms[1].Config.Digest)
 	_, other := built(t, sample("cri.example/other:1", 7))
 	if foreign.code != 0 || foreign.CRI != "" || !strings.Contains(foreign.errOut, "the kubelet does not find") || !slices.Equal(foreign.NotVisible, want) {
 		t.Errorf("foreign platform: exit code %d, not visible %q, unknown %q: %s", foreign.code, foreign.NotVisible, foreign.CRI, foreign.errOut)
@@ -132,7 +131,7 @@ func TestAgentDryRun(t *testing.T) {
 			if code != tc.code || (o.Error == nil) != (tc.reason == "") || o.Error != nil && o.Error.Reason != tc.reason {
 				t.Errorf("exit code %d, error %+v: %s", code, o.Error, errOut)
 			}
-			if tc.change != "" && (o.Plan == nil || o.Plan.Bytes.Move != need || len(o.Names) != 2 || o.Names[0].Change != tc.change || len(o.Disks) == 0) {
+			if tc.change != "" && (o.Plan == nil || o.Plan.Bytes.Move != need || len(o.Names) != 3 || o.Names[0].Change != tc.change || len(o.Disks) == 0) {
 				t.Errorf("%+v", o.DryRun)
 			}
 			unchanged(t, before, r.state(t))

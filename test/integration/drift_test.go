@@ -4,6 +4,7 @@ import (
 	"context"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,7 +53,7 @@ func TestLossIsHealed(t *testing.T) {
 		t.Fatal(err)
 	}
 	path, amd64 := fileOf(t, data), built.Images[0].Platforms[0]
-	reference := "registry.example/team/app@" + built.Images[0].Target.Digest.String()
+	published := names(app, built.Images[0].Target.Digest, amd64.Config.Digest)
 	all := int64(0)
 	for _, d := range append([]ocispec.Descriptor{built.Images[0].Target, amd64.Manifest, amd64.Config}, amd64.Layers...) {
 		all += d.Size
@@ -66,8 +67,11 @@ func TestLossIsHealed(t *testing.T) {
 		written  int64
 	}{
 		{name: "nothing", harm: func(*testing.T) {}},
-		{name: "one name", harm: func(t *testing.T) { r.ctr(t, "images", "rm", "--sync", app) }, loss: "1 of 2 names missing"},
-		{name: "all names", harm: func(t *testing.T) { r.ctr(t, "images", "rm", "--sync", app, reference) }, gone: true, written: all},
+		{name: "one name", harm: func(t *testing.T) { r.ctr(t, "images", "rm", "--sync", app) }, loss: "1 of 3 names missing"},
+		{name: "its id", harm: func(t *testing.T) { r.ctr(t, "images", "rm", "--sync", amd64.Config.Digest.String()) }, loss: "1 of 3 names missing"},
+		{name: "all names", harm: func(t *testing.T) {
+			r.ctr(t, append([]string{"images", "rm", "--sync"}, published...)...)
+		}, gone: true, written: all},
 		{name: "removed by CRI", harm: func(t *testing.T) {
 			if _, err := r.cri().RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: app}}); err != nil {
 				t.Fatal(err)
@@ -86,7 +90,7 @@ func TestLossIsHealed(t *testing.T) {
 		}, loss: app + " stands for ", repaired: true},
 		{name: "target and labels", harm: func(t *testing.T) {
 			r.ctr(t, "images", "tag", "--force", "bystander.example/x:1", app)
-		}, loss: "1 of 2 names missing"},
+		}, loss: "1 of 3 names missing"},
 		{name: "snapshot", harm: func(t *testing.T) {
 			s := r.SnapshotService("overlayfs")
 			for _, name := range r.state(t)["snapshots"] {
@@ -112,7 +116,7 @@ func TestLossIsHealed(t *testing.T) {
 				t.Fatal("the layer is still there")
 			}
 		}},
-		{name: "snapshotter", harm: func(t *testing.T) { r.losesSnapshotter(t, app, reference) }, loss: app + " is not unpacked"},
+		{name: "snapshotter", harm: func(t *testing.T) { r.losesSnapshotter(t, published...) }, loss: app + " is not unpacked"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			i, req := r.importer(t), under("1", importer.DeletionDelete)
@@ -214,8 +218,10 @@ func TestWatch(t *testing.T) {
 			t.Fatal("an update is not told")
 		}
 	}
-	if len(got.Names) != 4 {
-		t.Fatalf("names %v", got.Names)
+	published := append(r.namesOf(t, app), r.namesOf(t, tool)...)
+	slices.Sort(published)
+	if !slices.Equal(got.Names, published) {
+		t.Fatalf("names %v, want %v", got.Names, published)
 	}
 	for _, name := range got.Names {
 		r.ctr(t, "images", "label", name, "io.cri-containerd.pinned=")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	goruntime "runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -18,7 +19,6 @@ import (
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/tarlift/tarlift/internal/archive"
@@ -30,7 +30,8 @@ import (
 
 const app = "registry.example/team/app:1"
 
-// What was imported is unpacked, pinned in CRI's eyes, survives garbage collection, and is known to be there.
+// What was imported is unpacked, survives garbage collection, and is known to be there. CRI sees it by all names that its own
+// pull would leave, pinned.
 func TestImportedImageIsCRIs(t *testing.T) {
 	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
 	path := fileOf(t, tarOf(t, builder.Archive{Images: []builder.Image{image(app, gzipLayer("a", 40_000), gzipLayer("b", 20_000))}}))
@@ -40,14 +41,19 @@ func TestImportedImageIsCRIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	collect(t, r)
-	criImages := runtimeapi.NewImageServiceClient(r.Conn().(grpc.ClientConnInterface))
-	for _, name := range []string{app, "registry.example/team/app@" + got.Images[0].Digest.String()} {
-		status, err := criImages.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+	published := r.namesOf(t, app)
+	for _, name := range published {
+		r.pinned(t, name, true)
+		status, err := r.cri().ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if status.Image == nil || !status.Image.Pinned {
-			t.Errorf("CRI has %s as %v", name, status.Image)
+		if i := status.Image; i.Id != published[2] || !slices.Equal(i.RepoTags, published[:1]) || !slices.Equal(i.RepoDigests, published[1:2]) {
+			t.Errorf("CRI has %s as %v, want %v", name, i, published)
+		}
+		record, err := r.ImageService().Get(r.ctx, name)
+		if err != nil || record.Target.Digest != got.Images[0].Digest || record.Labels["io.cri-containerd.image"] != "managed" {
+			t.Errorf("%s stands for %s, labels %v, %v", name, record.Target.Digest, record.Labels, err)
 		}
 	}
 	image, err := r.GetImage(r.ctx, app)
@@ -62,8 +68,8 @@ func TestImportedImageIsCRIs(t *testing.T) {
 		t.Errorf("imported %v %+v, error %v", ok, again, err)
 	}
 	s := r.state(t)
-	if len(s["leases"])+len(s["ingests"]) != 0 || len(s["images"]) != 2 {
-		t.Errorf("state %v", s)
+	if len(s["leases"])+len(s["ingests"]) != 0 || !slices.Equal(r.allNames(t, "k8s.io"), published) || !slices.Equal(got.Names, published) {
+		t.Errorf("names %v, state %v", got.Names, s)
 	}
 	removeLeaf(t, r)
 	if _, loss, ok, err := i.Imported(t.Context(), req.Owner); !ok || loss == "" || err != nil {
@@ -243,7 +249,7 @@ func TestImportersSideBySide(t *testing.T) {
 		}
 	}
 	s := r.state(t)
-	if len(s["leases"])+len(s["ingests"]) != 0 || len(s["images"]) != 2 {
+	if len(s["leases"])+len(s["ingests"]) != 0 || !slices.Equal(r.allNames(t, "k8s.io"), r.namesOf(t, app)) {
 		t.Errorf("state %v", s)
 	}
 }

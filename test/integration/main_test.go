@@ -6,11 +6,14 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/distribution/reference"
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/archive/builder"
@@ -148,6 +151,49 @@ func open(t *testing.T, path string) source.Blob {
 	}
 	t.Cleanup(func() { b.Close() })
 	return b
+}
+
+// names are those of an image, sorted, as a pull by the CRI leaves them: its tag, its digest reference, and its id, which is
+// its config's digest.
+func names(tag string, target, config digest.Digest) []string {
+	return []string{tag, digestReference(tag, target), config.String()}
+}
+
+// digestReference is an image's name@digest.
+func digestReference(tag string, target digest.Digest) string {
+	name, err := reference.ParseNormalizedNamed(tag)
+	if err != nil {
+		panic(err)
+	}
+	return reference.TrimNamed(name).String() + "@" + target.String()
+}
+
+// namesOf are the names of an image that containerd has under this tag.
+func (r *runtime) namesOf(t *testing.T, tag string) []string {
+	t.Helper()
+	img, err := r.GetImage(r.ctx, tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := img.Config(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names(tag, img.Target().Digest, config.Digest)
+}
+
+// allNames are those of a namespace, sorted.
+func (r *runtime) allNames(t *testing.T, namespace string) (all []string) {
+	t.Helper()
+	list, err := r.ImageService().List(namespaces.WithNamespace(t.Context(), namespace))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, img := range list {
+		all = append(all, img.Name)
+	}
+	slices.Sort(all)
+	return all
 }
 
 func request(uid string) importer.Request {
