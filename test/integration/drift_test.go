@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/goleak"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/tarlift/tarlift/internal/archive/builder"
 	"github.com/tarlift/tarlift/internal/importer"
@@ -73,9 +72,7 @@ func TestLossIsHealed(t *testing.T) {
 			r.ctr(t, append([]string{"images", "rm", "--sync"}, published...)...)
 		}, gone: true, written: all},
 		{name: "removed by CRI", harm: func(t *testing.T) {
-			if _, err := r.cri().RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: app}}); err != nil {
-				t.Fatal(err)
-			}
+			r.removedByCRI(t, app)
 			collect(t, r)
 		}, gone: true, written: all},
 		{name: "pin", harm: func(t *testing.T) { r.ctr(t, "images", "label", app, "io.cri-containerd.pinned=") }, loss: app + " is not pinned", repaired: true},

@@ -84,6 +84,14 @@ func (r *runtime) pinned(t *testing.T, name string, want bool) {
 	}
 }
 
+// removedByCRI deletes an image as `crictl rmi` and the kubelet do.
+func (r *runtime) removedByCRI(t *testing.T, name string) {
+	t.Helper()
+	if _, err := r.cri().RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: name}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (r *runtime) has(t *testing.T, name string) bool {
 	t.Helper()
 	_, err := r.ImageService().Get(r.ctx, name)
@@ -174,24 +182,21 @@ func TestSharedImage(t *testing.T) {
 		t.Errorf("swept %s", got)
 	}
 	r.pinned(t, app, true)
-	for _, name := range []string{app, tool} {
-		if _, err := r.cri().RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: name}}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	r.removedByCRI(t, app)
+	r.removedByCRI(t, tool)
 	collect(t, r)
 	unchanged(t, before, r.state(t))
 }
 
 // An image that a container uses is unpinned, however the container came by it: its names, its content and its snapshots
-// stay. The other image of the archive goes.
+// stay, also for the archives that come and go later, to which it was there before. The other image of the archive goes. When
+// the container has gone, the kubelet's collection takes all that is left.
 func TestImageInUse(t *testing.T) {
 	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
 	path := fileOf(t, tarOf(t, twoImages()))
-	reference := func(img client.Image) string { return "registry.example/team/app@" + img.Target().Digest.String() }
 	for name, imageName := range map[string]func(img client.Image) string{
 		"name":      client.Image.Name,
-		"reference": reference,
+		"reference": func(img client.Image) string { return digestReference(app, img.Target().Digest) },
 		"CRI's id": func(img client.Image) string {
 			config, err := img.Config(r.ctx)
 			if err != nil {
@@ -231,10 +236,13 @@ func TestImageInUse(t *testing.T) {
 			if got := r.sweep(t); got != "1: retained 0, unpinned 0, deleted 2, in use 2" {
 				t.Errorf("swept %s", got)
 			}
-			if !r.has(t, app) || !r.has(t, reference(img)) || r.has(t, tool) {
-				t.Errorf("images %v", r.state(t)["images"])
+			left := r.namesOf(t, app)
+			if now := r.allNames(t, "k8s.io"); !slices.Equal(now, left) {
+				t.Errorf("names %v, want %v", now, left)
 			}
-			r.pinned(t, app, false)
+			for _, name := range left {
+				r.pinned(t, name, false)
+			}
 			if unpacked, err := img.IsUnpacked(r.ctx, "overlayfs"); err != nil || !unpacked {
 				t.Errorf("unpacked %v, error %v", unpacked, err)
 			}
@@ -250,9 +258,11 @@ func TestImageInUse(t *testing.T) {
 				}
 			}
 			r.bring(t, path, under("1", importer.DeletionDelete))
-			if got := r.sweep(t); got != "1: retained 0, unpinned 0, deleted 4, in use 0" {
+			if got := r.sweep(t); got != "1: retained 0, unpinned 2, deleted 2, in use 0" {
 				t.Errorf("swept %s without the container", got)
 			}
+			r.removedByCRI(t, app)
+			collect(t, r)
 			after := r.state(t)
 			after["snapshots"] = slices.DeleteFunc(after["snapshots"], func(s string) bool { return strings.HasSuffix(s, "-1000-1000") })
 			unchanged(t, before, after)
@@ -267,22 +277,106 @@ func TestChangedArchive(t *testing.T) {
 	both := fileOf(t, tarOf(t, twoImages()))
 	req := under("1", importer.DeletionDelete)
 	r.bring(t, only, req)
-	small := r.state(t)
+	small, names := r.state(t), r.namesOf(t, app)
 	for _, spec := range []string{"spec", "another"} {
 		r.bring(t, both, req)
-		if s := r.state(t); len(s["images"]) != 4 || len(s["snapshots"]) != 3 {
+		if s := r.state(t); len(s["images"]) != 6 || len(s["snapshots"]) != 3 {
 			t.Fatalf("state %v", s)
 		}
 		req.Owner.SpecHash = spec
 		if got := r.bring(t, only, req); len(got.Former.Deleted) != 2 || got.Bytes.Written != 0 {
 			t.Errorf("dropped %+v, moved %+v", got.Former, got.Bytes)
 		}
-		if spec == "spec" {
-			unchanged(t, small, r.state(t))
+		if now := r.allNames(t, "k8s.io"); !slices.Equal(now, names) {
+			t.Errorf("names %v, want %v", now, names)
 		}
-		if s := r.state(t); len(s["snapshots"]) != 2 || !cmp.Equal(s["content"], small["content"]) {
-			t.Errorf("state %v", s)
+		for _, kind := range []string{"content", "snapshots", "leases", "ingests"} {
+			if diff := cmp.Diff(small[kind], r.state(t)[kind]); diff != "" {
+				t.Errorf("%s (-before +after):\n%s", kind, diff)
+			}
 		}
+	}
+}
+
+// When a tag has moved on to a new image, all that only the old one had goes: its reference, its id, its content and snapshots.
+func TestUpgradedArchive(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
+	base := gzipLayer("base", 1<<20)
+	version := func(n string) string {
+		return fileOf(t, tarOf(t, builder.Archive{Images: []builder.Image{image(app, base, gzipLayer(n, 1<<20))}}))
+	}
+	first, second := version("first"), version("second")
+	req := under("1", importer.DeletionDelete)
+	r.bring(t, second, req)
+	want, names := r.state(t), r.namesOf(t, app)
+	if got := r.sweep(t); got != "1: retained 0, unpinned 0, deleted 2, in use 0" {
+		t.Errorf("swept %s", got)
+	}
+	r.bring(t, first, req)
+	old := r.namesOf(t, app)
+	got := r.bring(t, second, req)
+	if !slices.Equal(got.Former.Deleted, old[1:2]) {
+		t.Errorf("dropped %+v, want %s", got.Former, old[1])
+	}
+	if now := r.allNames(t, "k8s.io"); !slices.Equal(now, names) {
+		t.Errorf("names %v, want %v", now, names)
+	}
+	for _, kind := range []string{"content", "snapshots", "leases", "ingests"} {
+		if diff := cmp.Diff(want[kind], r.state(t)[kind]); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", kind, diff)
+		}
+	}
+	if _, loss, found, err := r.importer(t).Imported(t.Context(), req.Owner); !found || loss != "" || err != nil {
+		t.Errorf("found %v, loss %q, error %v", found, loss, err)
+	}
+}
+
+// An image that somebody else has brought, with the id that the CRI has made for it, is shared by archives one after the other,
+// and given back by the last one as it was, whatever its policy.
+func TestForeignImageIsGivenBack(t *testing.T) {
+	r := startRuntime(t, cluster.ContainerdOptions{CRI: true})
+	data := tarOf(t, builder.Archive{Images: []builder.Image{image(app, gzipLayer("a", 40_000))}})
+	path := fileOf(t, data)
+	if _, err := r.Import(r.ctx, bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); r.criNames(t) < 1; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("CRI made no id: %v", r.state(t)["images"])
+		}
+	}
+	published := r.namesOf(t, app)
+	r.ctr(t, "images", "label", published[2], "io.cri-containerd.pinned=pinned") // somebody's own
+	labels := func() map[string]map[string]string {
+		all := map[string]map[string]string{}
+		for _, name := range []string{published[0], published[2]} {
+			img, err := r.ImageService().Get(r.ctx, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all[name] = img.Labels
+		}
+		return all
+	}
+	before := labels()
+	first, second := under("1", importer.DeletionDelete), under("2", importer.DeletionDelete)
+	r.bring(t, path, first)
+	r.bring(t, path, second)
+	if got := r.sweep(t, second.Owner); got != "1: retained 2, unpinned 0, deleted 0, in use 0" {
+		t.Errorf("swept %s", got)
+	}
+	for _, name := range published {
+		r.pinned(t, name, true)
+	}
+	// The reference is Tarlift's own, and goes. The tag was there, unpinned, and the id pinned.
+	if got := r.sweep(t); got != "2: retained 0, unpinned 1, deleted 1, in use 0" {
+		t.Errorf("swept %s", got)
+	}
+	if now := r.allNames(t, "k8s.io"); !slices.Equal(now, []string{published[0], published[2]}) {
+		t.Errorf("names %v", now)
+	}
+	if diff := cmp.Diff(before, labels()); diff != "" {
+		t.Errorf("labels (-before +after):\n%s", diff)
 	}
 }
 
