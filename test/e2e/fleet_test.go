@@ -283,13 +283,15 @@ func healed(t *testing.T, e *env) {
 }
 
 func owners(t *testing.T, e *env) {
-	const name = "e2e.tarlift.dev/owned:1"
-	e.write(t, "owned.tar", name, "owned")
 	for _, policy := range []struct{ policy, first, last string }{
 		{"Retain", "pinned", "pinned"},
 		{"Unpin", "pinned", "unpinned"},
 		{"Delete", "pinned", "nothing"},
 	} {
+		// An image of its own: what the archives before have left is somebody's else, and given back as it was.
+		own := "owned-" + strings.ToLower(policy.policy)
+		name := "e2e.tarlift.dev/" + own + ":1"
+		e.write(t, "owned.tar", name, own)
 		for _, archive := range []string{"owner-a", "owner-b"} {
 			e.apply(t, archive, "owned.tar", "  deletionPolicy: "+policy.policy+"\n")
 		}
