@@ -23,7 +23,12 @@ import (
 	"github.com/tarlift/tarlift/test/node"
 )
 
-func TestMain(m *testing.M) { cluster.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(importsEnv) != "" {
+		os.Exit(runImports())
+	}
+	cluster.Main(m)
+}
 
 // runtime is a containerd of a test's own.
 type runtime struct {
