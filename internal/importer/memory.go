@@ -3,6 +3,7 @@ package importer
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sync/semaphore"
@@ -35,8 +36,9 @@ func newBudget() *budget {
 
 // share is what one import has of the memory.
 type share struct {
-	of    *budget
-	bytes int64
+	of     *budget
+	bytes  int64
+	window int64
 
 	mu    sync.Mutex
 	large bool
@@ -53,7 +55,7 @@ func (s *share) acquire(ctx context.Context, src source.Blob, blobs int, window 
 	if err := s.of.buffers.Acquire(ctx, n); err != nil {
 		return fmt.Errorf("wait for memory: %w", err)
 	}
-	s.bytes = n
+	s.bytes, s.window = n, window
 	return nil
 }
 
@@ -71,7 +73,12 @@ func (s *share) acquireLarge(ctx context.Context) error {
 	return nil
 }
 
+// release is called when nothing of the memory is used any more. What was large is collected first: else the next import
+// would take as much again before the collector runs.
 func (s *share) release() {
+	if s.window > 0 || s.large {
+		runtime.GC()
+	}
 	s.of.buffers.Release(s.bytes)
 	if s.large {
 		s.of.large.Release(1)
