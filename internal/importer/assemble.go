@@ -32,17 +32,12 @@ func (a *attempt) assemble(ctx context.Context, p *Plan) error {
 	if err != nil {
 		return daemon.Error("make client", err)
 	}
-	held, release, err := a.session.Hold(ctx) // else Import makes a lease of its own
-	if err != nil {
-		return err
-	}
-	defer release()
-	// Manifests that the plan did not choose may be absent although their platform matches, for example the
-	// second of two alike; what was chosen is checked below.
-	if _, err := c.Import(held, bytes.NewReader(layout), client.WithImportPlatform(p.Matcher), client.WithSkipMissing()); err != nil {
+	return a.session.Do(ctx, func(ctx context.Context) error { // else Import makes a lease of its own
+		// Manifests that the plan did not choose may be absent although their platform matches, for example the
+		// second of two alike; what was chosen is checked below.
+		_, err := c.Import(ctx, bytes.NewReader(layout), client.WithImportPlatform(p.Matcher), client.WithSkipMissing())
 		return daemon.Error("import", err)
-	}
-	return nil
+	})
 }
 
 // verify checks every image the way the CRI will look at it: the best manifest for this platform, and nothing

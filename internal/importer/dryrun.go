@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer/ownership"
 	"github.com/tarlift/tarlift/internal/importer/plan"
@@ -30,23 +28,21 @@ func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, er
 	return plan.Make(i.in(ctx), node, a, plan.Request{Selection: req.Selection, Digest: req.Digest, IndexDigest: req.IndexDigest})
 }
 
-// NameChange is what an import would do to a name.
-type NameChange string
-
-// What may become of a name.
-const (
-	NameNew      NameChange = "new"      // nothing has it yet
-	NameKept     NameChange = "kept"     // it stands for this image already
-	NameMoved    NameChange = "moved"    // it stands for another image, and may be moved
-	NameConflict NameChange = "conflict" // it stands for another image, and the import would fail
+// What an import would do to a name, name@digest references among them.
+type (
+	// PlannedName is a name with what would become of it.
+	PlannedName = ownership.Change
+	// NameChange says what would become of a name.
+	NameChange = ownership.NameChange
 )
 
-// PlannedName is a name that an import would publish, name@digest references among them.
-type PlannedName struct {
-	Name   string        `json:"name"`
-	Change NameChange    `json:"change"`
-	Now    digest.Digest `json:"now,omitempty"` // what it stands for, if anything
-}
+// What may become of a name; an import would fail for a NameConflict.
+const (
+	NameNew      = ownership.NameNew
+	NameKept     = ownership.NameKept
+	NameMoved    = ownership.NameMoved
+	NameConflict = ownership.NameConflict
+)
 
 // DryRun is what an import would do, as far as that can be told without moving anything.
 type DryRun struct {
@@ -76,7 +72,10 @@ func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRu
 	if d.Plan, err = i.Plan(ctx, a, req); err != nil {
 		return d, err
 	}
-	if err := i.planNames(ctx, &d, req); err != nil {
+	d.Names, err = i.ownership.Changes(ctx, claim(d.Plan, req, ownership.Import{Index: d.Plan.IndexDigest}))
+	if errors.Is(err, ErrNameConflict) {
+		d.Refusal = err
+	} else if err != nil {
 		return d, err
 	}
 	d.Disks, err = i.plannedDisks(ctx, d.Plan, req, snapshotter, 0)
@@ -86,26 +85,4 @@ func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRu
 		}
 	}
 	return d, err
-}
-
-// planNames says what would become of each name. The first conflict is why an import would fail.
-func (i *Importer) planNames(ctx context.Context, d *DryRun, req Request) error {
-	changes, err := i.ownership.Changes(ctx, claim(d.Plan, req, ownership.Import{Index: d.Plan.IndexDigest}))
-	if err != nil && !errors.Is(err, ErrNameConflict) {
-		return err
-	}
-	d.Refusal = err
-	for _, c := range changes {
-		name := PlannedName{Name: c.Name, Change: NameKept, Now: c.Old}
-		switch {
-		case c.Conflict:
-			name.Change = NameConflict
-		case c.Old == "":
-			name.Change = NameNew
-		case c.Old != c.New:
-			name.Change = NameMoved
-		}
-		d.Names = append(d.Names, name)
-	}
-	return nil
 }

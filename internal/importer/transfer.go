@@ -28,8 +28,13 @@ func (a *attempt) transfer(ctx context.Context, p *Plan) error {
 		}
 	}
 	workers := a.importer.transfers(a.src)
-	if err := atOnce(ctx, workers, inline, a.writeInline); err != nil {
-		return err
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(workers)
+	for _, b := range inline {
+		group.Go(func() error { return a.writeInline(groupCtx, b) })
+	}
+	if err := group.Wait(); err != nil {
+		return err //nolint:wrapcheck // it names the blob
 	}
 	a.startUnpack(p)
 	extents := make([]archive.Extent, len(members))
@@ -39,22 +44,6 @@ func (a *attempt) transfer(ctx context.Context, p *Plan) error {
 	return transfer.Each(ctx, a.src, workers, extents, func(ctx context.Context, run *transfer.Run) error {
 		return a.writeRun(ctx, run, members)
 	})
-}
-
-// atOnce calls do for each item, in their order, n at a time, until one fails.
-func atOnce[T any](ctx context.Context, n int, items []T, do func(context.Context, T) error) error {
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(n)
-	for _, item := range items {
-		if groupCtx.Err() != nil {
-			break
-		}
-		group.Go(func() error { return do(groupCtx, item) })
-	}
-	if err := group.Wait(); err != nil {
-		return err //nolint:wrapcheck // do says what failed
-	}
-	return ctx.Err() //nolint:wrapcheck // the caller's own
 }
 
 // coresAndOne is how much containerd can do at a time, which computes on one core for each blob that is written and for

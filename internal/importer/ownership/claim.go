@@ -65,10 +65,21 @@ func (o *Ownership) Claim(ctx context.Context, c Claim) error {
 
 // Change is what Claim would do to a name.
 type Change struct {
-	Name     string
-	Old, New digest.Digest // what it stands for; Old is empty for a new name
-	Conflict bool          // Claim would refuse to take it
+	Name   string        `json:"name"`
+	Change NameChange    `json:"change"`
+	Now    digest.Digest `json:"now,omitempty"` // what it stands for, if anything
 }
+
+// NameChange says what would become of a name.
+type NameChange string
+
+// What may become of a name.
+const (
+	NameNew      NameChange = "new"      // nothing has it yet
+	NameKept     NameChange = "kept"     // it stands for this image already
+	NameMoved    NameChange = "moved"    // it stands for another image, and may be moved
+	NameConflict NameChange = "conflict" // it stands for another image, and would not be taken
+)
 
 // Changes says for each name what Claim would do. Nothing is written. The error is also the first ErrNameConflict, if there
 // is any; the changes are complete then.
@@ -107,11 +118,18 @@ func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, n := range c.Names {
-		change := Change{Name: n.Name, New: n.Target.Digest}
+		change := Change{Name: n.Name, Change: NameNew}
 		if old, ok := list[n.Name]; ok {
 			refused := p.conflict(old, n)
-			change.Old, change.Conflict = old.Target.Digest, refused != nil
 			conflict = cmp.Or(conflict, refused)
+			switch change.Now = old.Target.Digest; {
+			case refused != nil:
+				change.Change = NameConflict
+			case change.Now != n.Target.Digest:
+				change.Change = NameMoved
+			default:
+				change.Change = NameKept
+			}
 		}
 		all = append(all, change)
 	}

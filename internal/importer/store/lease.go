@@ -23,11 +23,14 @@ type lease struct {
 	replaced bool
 }
 
-// Hold returns a context below the session's lease for calls that do not go through Content and Snapshotter; release ends its
-// use.
-func (s *Session) Hold(ctx context.Context) (held context.Context, release func(), err error) {
-	held, _, release, err = s.hold(ctx)
-	return held, release, err
+// Do makes a call of containerd below the session's lease, for what does not go through Content and Snapshotter.
+func (s *Session) Do(ctx context.Context, call func(context.Context) error) error {
+	held, _, release, err := s.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return call(held)
 }
 
 // hold returns a context below the session's lease, for one call or one open writer; release ends its use. A lease that is
@@ -60,7 +63,7 @@ func (s *Session) replaceLease(ctx context.Context) error {
 		return err
 	}
 	if err := s.store.move(ctx, s.lease.Lease, next); err != nil {
-		return errors.Join(err, CleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, next) }))
+		return errors.Join(err, cleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, next) }))
 	}
 	last := s.lease
 	s.lease, last.replaced = &lease{Lease: next}, true
@@ -81,7 +84,7 @@ func (s *Session) endReplaced(ctx context.Context, l *lease) {
 	if !l.replaced || l.users > 0 {
 		return
 	}
-	_ = CleanUp(ctx, func(ctx context.Context) error {
+	_ = cleanUp(ctx, func(ctx context.Context) error {
 		if err := s.store.move(ctx, l.Lease, s.lease.Lease); err != nil {
 			return err
 		}
@@ -254,8 +257,8 @@ func (s *Store) Collect(ctx context.Context) error {
 	return s.deleteLease(ctx, l)
 }
 
-// CleanUp calls step even when ctx was cancelled, and again while containerd restarts.
-func CleanUp(ctx context.Context, step func(context.Context) error) error {
+// cleanUp calls step even when ctx was cancelled, and again while containerd restarts.
+func cleanUp(ctx context.Context, step func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {

@@ -3,12 +3,13 @@
 // A [Store] is what all imports of a process share. A [Session] is one attempt at an import: what it writes lies below a
 // lease of its own, so that containerd's garbage collection leaves it alone, and ends with that lease.
 //
-//	session, err := st.Open(ctx, store.Owner{UID: uid, Spec: hash}, store.Hooks{})
+//	session, err := st.Open(ctx, store.Owner{UID: uid, Spec: hash}, hooks)
 //	err = session.EnsureBlob(ctx, descriptor, open) // it is there when this returns
 //	err = session.Close(ctx, false)                 // what no image holds is collected before this returns
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -53,7 +54,7 @@ type Owner struct {
 	Spec string
 }
 
-// Hooks are called by a session as it goes on; any may be nil.
+// Hooks are called by a session as it goes on; all are required.
 type Hooks struct {
 	Done    func(int64)         // bytes were written; negative when they turned out to be of no use
 	Skipped func(int64)         // bytes of blobs that were there
@@ -65,19 +66,20 @@ type Hooks struct {
 
 // Store is what the imports of a process share. Its methods may be called concurrently.
 type Store struct {
-	content  content.Store
-	leases   leases.Manager
-	process  string // labels its leases
+	content content.Store
+	leases  leases.Manager
+	process string // labels its leases
+	flights flights
+
 	handOver time.Duration
-	flights  flights
 }
 
 // New makes a store. A lease is replaced when it is older than handOver; 0 means DefaultHandOver.
 func New(c content.Store, l leases.Manager, handOver time.Duration) *Store {
-	if handOver == 0 {
-		handOver = DefaultHandOver
+	return &Store{
+		content: c, leases: l, process: rand.Text(), flights: flights{all: map[digest.Digest]*flight{}},
+		handOver: cmp.Or(handOver, DefaultHandOver),
 	}
-	return &Store{content: c, leases: l, process: rand.Text(), handOver: handOver, flights: flights{all: map[digest.Digest]*flight{}}}
 }
 
 // Session is one attempt at an import.
@@ -92,26 +94,10 @@ type Session struct {
 	mu      sync.Mutex
 	refs    map[string]bool         // ingests that this session has opened
 	written map[digest.Digest]int64 // blobs that it has committed, with their sizes in bytes
-	unnamed int                     // ingests so far whose digest was unknown
 }
 
 // Open begins a session. It takes over what earlier sessions of the same owner have left.
 func (s *Store) Open(ctx context.Context, o Owner, hooks Hooks) (*Session, error) {
-	if hooks.Done == nil {
-		hooks.Done = func(int64) {}
-	}
-	if hooks.Skipped == nil {
-		hooks.Skipped = func(int64) {}
-	}
-	if hooks.Ready == nil {
-		hooks.Ready = func(digest.Digest) {}
-	}
-	if hooks.Failed == nil {
-		hooks.Failed = func(error) {}
-	}
-	if hooks.Writing == nil {
-		hooks.Writing = new(atomic.Int32)
-	}
 	l, err := s.adopt(ctx, o)
 	if err != nil {
 		return nil, err
@@ -139,11 +125,11 @@ func (s *Session) Close(ctx context.Context, keep bool) error {
 	defer s.mu.Unlock()
 	var failures []error
 	for ref := range s.refs {
-		failures = append(failures, CleanUp(ctx, func(ctx context.Context) error { return s.store.abort(ctx, ref) }))
+		failures = append(failures, cleanUp(ctx, func(ctx context.Context) error { return s.store.abort(ctx, ref) }))
 	}
 	s.leaseMu.Lock()
 	defer s.leaseMu.Unlock()
-	failures = append(failures, CleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, s.lease.Lease) }))
+	failures = append(failures, cleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, s.lease.Lease) }))
 	return errors.Join(failures...)
 }
 
@@ -170,10 +156,7 @@ func (s *Session) EnsureBlob(ctx context.Context, d ocispec.Descriptor, open Ope
 		resumed, err := s.writeBlob(ctx, ref, d, f, open)
 		switch {
 		case err == nil:
-			s.mu.Lock()
-			s.written[d.Digest] = d.Size
-			s.mu.Unlock()
-			s.hooks.Ready(d.Digest)
+			s.wrote(d.Digest, d.Size)
 			return nil
 		case errors.Is(err, errPresent):
 			s.hooks.Skipped(d.Size)
@@ -234,7 +217,7 @@ func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descripto
 		}
 		err = s.copy(ctx, w, r, d.Size-w.offset, f)
 		if err == nil {
-			err = AtEnd(r)
+			err = atEnd(r)
 		}
 		if closeErr := r.Close(); err == nil && closeErr != nil {
 			err = fmt.Errorf("close: %w", closeErr)
@@ -259,11 +242,7 @@ func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descripto
 
 // WriteUnnamed stores size bytes whose digest shows at their end.
 func (s *Session) WriteUnnamed(ctx context.Context, size int64, r io.Reader) (digest.Digest, error) {
-	s.mu.Lock()
-	s.unnamed++
-	ref := s.ref(fmt.Sprintf("unnamed-%d", s.unnamed))
-	s.mu.Unlock()
-	ref = s.privateRef(ref) // what an earlier attempt left may be of another member
+	ref := s.privateRef(s.ref("unnamed")) // what an earlier attempt left may be of another member
 	w, err := s.open(ctx, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
 	if err != nil {
 		return "", err
@@ -276,14 +255,21 @@ func (s *Session) WriteUnnamed(ctx context.Context, size int64, r io.Reader) (di
 	d := sum.Digest()
 	switch err := w.Commit(ctx, size, d); {
 	case err == nil:
-		s.mu.Lock()
-		s.written[d] = size
-		s.mu.Unlock()
-	case !errdefs.IsAlreadyExists(err):
+		s.wrote(d, size)
+	case errdefs.IsAlreadyExists(err):
+		s.hooks.Ready(d)
+	default:
 		return "", daemon.WriterError("commit", err)
 	}
-	s.hooks.Ready(d)
 	return d, nil
+}
+
+// wrote notes a blob that the session has committed.
+func (s *Session) wrote(d digest.Digest, size int64) {
+	s.mu.Lock()
+	s.written[d] = size
+	s.mu.Unlock()
+	s.hooks.Ready(d)
 }
 
 // copy moves exactly n bytes; errors of reading are the source's, errors of writing containerd's. The source is read while
@@ -321,9 +307,9 @@ func (s *Session) copy(ctx context.Context, w *writer, r io.Reader, n int64, f *
 	}
 }
 
-// AtEnd reads on after the last byte: a source that was changed meanwhile says so there, and its bytes must not be taken for
+// atEnd reads on after the last byte: a source that was changed meanwhile says so there, and its bytes must not be taken for
 // a damaged archive's.
-func AtEnd(r io.Reader) error {
+func atEnd(r io.Reader) error {
 	n, err := r.Read(make([]byte, 1))
 	switch {
 	case n > 0:

@@ -51,7 +51,7 @@ func inNamespace(t *testing.T) context.Context {
 
 func open(t *testing.T, s *Store, o Owner) *Session {
 	t.Helper()
-	session, err := s.Open(inNamespace(t), o, Hooks{})
+	session, err := s.Open(inNamespace(t), o, noHooks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,6 +107,10 @@ func (n node) has(t *testing.T, d ocispec.Descriptor) bool {
 		t.Fatal(err)
 	}
 	return err == nil && digest.FromBytes(got) == d.Digest
+}
+
+var noHooks = Hooks{
+	Done: func(int64) {}, Skipped: func(int64) {}, Ready: func(digest.Digest) {}, Writing: new(atomic.Int32), Failed: func(error) {},
 }
 
 // pieceSize is what a feed gives at once, in bytes.
@@ -221,20 +225,18 @@ func TestLongCallIsHandedOver(t *testing.T) {
 		n := newNode(t)
 		session := open(t, n.process(), archiveA)
 		ctx := inNamespace(t)
-		held, release, err := session.Hold(ctx)
+		d, data := blob("b", 1)
+		other, otherData := blob("other", 1)
+		err := session.Do(ctx, func(held context.Context) error {
+			time.Sleep(DefaultHandOver + time.Minute)
+			if err := session.EnsureBlob(ctx, other, (&feed{data: otherData}).open); err != nil {
+				return err
+			}
+			return content.WriteBlob(held, n.Content, "late", bytes.NewReader(data), d)
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(DefaultHandOver + time.Minute)
-		other, otherData := blob("other", 1)
-		if err := session.EnsureBlob(ctx, other, (&feed{data: otherData}).open); err != nil {
-			t.Fatal(err)
-		}
-		d, data := blob("b", 1)
-		if err := content.WriteBlob(held, n.Content, "late", bytes.NewReader(data), d); err != nil {
-			t.Fatal(err)
-		}
-		release()
 		if leaseIDs, _, _ := n.left(t); len(leaseIDs) != 1 || !n.has(t, d) || !n.has(t, other) {
 			t.Errorf("leases %q, the blob is there: %v", leaseIDs, n.has(t, d))
 		}
@@ -378,7 +380,7 @@ func TestTwoProcessesOfOneOwner(t *testing.T) {
 				pause := func(most time.Duration) { time.Sleep(time.Duration(random.Int64N(int64(most)))) }
 				pause(time.Second)
 				ctx := inNamespace(t)
-				session, err := n.process().Open(ctx, archiveA, Hooks{})
+				session, err := n.process().Open(ctx, archiveA, noHooks)
 				if err != nil {
 					return fmt.Errorf("open: %w", err)
 				}

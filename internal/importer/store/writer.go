@@ -185,8 +185,8 @@ type sessionContent struct {
 	session *Session
 }
 
-// LabelGCContent and a suffix make the labels by which a blob keeps others from being collected.
-const LabelGCContent = "containerd.io/gc.ref.content."
+// labelGCContent and a suffix make the labels by which a blob keeps others from being collected.
+const labelGCContent = "containerd.io/gc.ref.content."
 
 func (c sessionContent) Update(ctx context.Context, info content.Info, paths ...string) (content.Info, error) {
 	now, err := c.Info(ctx, info.Digest)
@@ -196,7 +196,7 @@ func (c sessionContent) Update(ctx context.Context, info content.Info, paths ...
 	labels := maps.Clone(info.Labels)
 	for k, v := range info.Labels {
 		held := now.Labels[k]
-		if !strings.HasPrefix(k, LabelGCContent) || held == "" || held == v {
+		if !strings.HasPrefix(k, labelGCContent) || held == "" || held == v {
 			continue
 		}
 		free := k + "." + digest.Digest(v).Encoded()[:12]
@@ -240,29 +240,18 @@ type sessionSnapshots struct {
 }
 
 func (s sessionSnapshots) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) (mounts []mount.Mount, err error) {
-	ctx, _, release, err := s.session.hold(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	return s.Snapshotter.Prepare(ctx, key, parent, opts...) //nolint:wrapcheck // a transparent wrapper
+	err = s.session.Do(ctx, func(ctx context.Context) error {
+		mounts, err = s.Snapshotter.Prepare(ctx, key, parent, opts...)
+		return err //nolint:wrapcheck // a transparent wrapper
+	})
+	return mounts, err
 }
 
 func (s sessionSnapshots) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	ctx, _, release, err := s.session.hold(ctx)
-	if err != nil {
-		return err
-	}
-	defer release()
-	return s.Snapshotter.Commit(ctx, name, key, opts...) //nolint:wrapcheck // as above
+	return s.session.Do(ctx, func(ctx context.Context) error { return s.Snapshotter.Commit(ctx, name, key, opts...) })
 }
 
 // Remove lets go of a snapshot below the lease that holds it.
 func (s sessionSnapshots) Remove(ctx context.Context, key string) error {
-	ctx, _, release, err := s.session.hold(ctx)
-	if err != nil {
-		return err
-	}
-	defer release()
-	return s.Snapshotter.Remove(ctx, key) //nolint:wrapcheck // as above
+	return s.session.Do(ctx, func(ctx context.Context) error { return s.Snapshotter.Remove(ctx, key) })
 }
