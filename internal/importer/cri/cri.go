@@ -101,19 +101,17 @@ func (c Client) Snapshotter(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", daemon.Error("ask for containerd's snapshotters", err)
 	}
-	for _, p := range resp.GetPlugins() {
-		if p.GetExports()["root"] == root {
-			return p.GetID(), nil
-		}
-	}
 	// For a snapshotter that does not report its root CRI makes up a path that ends with its name.
-	name, _ := strings.CutPrefix(filepath.Base(root), plugins.SnapshotPlugin.String()+".")
+	last, named := strings.TrimPrefix(filepath.Base(root), plugins.SnapshotPlugin.String()+"."), ""
 	for _, p := range resp.GetPlugins() {
-		if p.GetID() == name {
-			return name, nil
+		switch {
+		case p.GetExports()["root"] == root:
+			return p.GetID(), nil
+		case p.GetID() == last:
+			named = last
 		}
 	}
-	return "", nil
+	return named, nil
 }
 
 // NotVisible asks CRI for names in Namespace, and returns those behind which it does not find the image with that config

@@ -235,8 +235,7 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archi
 	best := slices.IndexFunc(list, func(m archive.PlatformManifest) bool { return m.Digest == seen.Manifest && p.match.Match(*m.Platform) })
 	absent := errors.Is(err, archive.ErrMissing)
 	switch {
-	case best >= 0 && absent && !errors.Is(err, archive.ErrTruncated) && p.isForeign(ctx, list):
-		p.addForeign(ctx, list)
+	case best >= 0 && absent && !errors.Is(err, archive.ErrTruncated) && p.addForeign(ctx, list):
 		return nil, nil //nolint:nilnil // none
 	case best >= 0:
 		return &list[best], nil
@@ -249,28 +248,22 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archi
 		platforms.FormatAll(p.node.Platform), ErrNoMatchingPlatform)
 }
 
-// isForeign says whether an archive has an image for other platforms only, although its index lists this one, too: an
-// archive of one platform keeps the index as it is. If it has a manifest that would serve this node, a better one got lost.
-func (p *planner) isForeign(ctx context.Context, list []archive.PlatformManifest) bool {
-	others := false
+// addForeign notes the platforms of an image. It says whether the archive has the image for other platforms only, although its
+// index may list this one, too: an archive of one platform keeps the index as it is. If it has a manifest that would serve
+// this node, a better one got lost.
+func (p *planner) addForeign(ctx context.Context, list []archive.PlatformManifest) bool {
+	ours, others := false, false
 	for _, m := range list {
-		if !p.inArchive(ctx, m.Descriptor) {
-			continue
-		}
+		there := p.inArchive(ctx, m.Descriptor)
 		if p.match.Match(*m.Platform) {
-			return false
+			ours = ours || there
+		} else {
+			others = others || there
 		}
-		others = true
-	}
-	return others
-}
-
-// addForeign records the platforms of an image that this node does not run.
-func (p *planner) addForeign(ctx context.Context, list []archive.PlatformManifest) {
-	for _, m := range list {
 		platform := platforms.FormatAll(*m.Platform)
-		p.foreign[platform] = p.foreign[platform] || p.inArchive(ctx, m.Descriptor)
+		p.foreign[platform] = p.foreign[platform] || there
 	}
+	return others && !ours
 }
 
 // inArchive says whether the archive has a manifest, whatever the content store has.
