@@ -43,7 +43,7 @@ func (f *Input) Open(ctx context.Context, arg string, in io.Reader) (source.Blob
 		if IsTerminal(in) {
 			return nil, Usagef("standard input is a terminal: pipe an archive into the command")
 		}
-		return source.OpenStream(in, "standard input"), nil
+		return source.OpenStream(in, "standard input"), nil //nolint:contextcheck // a stream is read with another
 	}
 	return source.OpenFile(ctx, arg)
 }
