@@ -132,7 +132,9 @@ func (s *streamSink) planAhead(ctx context.Context) {
 	if err != nil {
 		return
 	}
+	needed := map[digest.Digest]bool{}
 	for _, b := range p.Blobs {
+		needed[b.Digest] = true
 		if b.Extent.Data == nil {
 			continue
 		}
@@ -140,10 +142,7 @@ func (s *streamSink) planAhead(ctx context.Context) {
 			return // it will fail again at the end, and be told there
 		}
 	}
-	s.needed = map[digest.Digest]bool{}
-	for _, b := range p.Blobs {
-		s.needed[b.Digest] = true
-	}
+	s.needed = needed
 	if s.req.Digest == "" { // else nobody has vouched for these bytes yet
 		s.startUnpack(p)
 	}
