@@ -243,17 +243,14 @@ func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
 	old, err := p.images.Get(ctx, n.Name)
-	if errdefs.IsNotFound(err) {
-		img, err := p.image(n, nil)
-		if err == nil {
-			if _, err = p.images.Create(ctx, img); errdefs.IsAlreadyExists(err) {
-				return img, errRaced
-			}
-			err = daemon.Error("create", err)
+	switch {
+	case errdefs.IsNotFound(err):
+		img := p.image(n, nil)
+		if _, err = p.images.Create(ctx, img); errdefs.IsAlreadyExists(err) {
+			return img, errRaced
 		}
-		return img, err
-	}
-	if err != nil {
+		return img, daemon.Error("create", err)
+	case err != nil:
 		return images.Image{}, daemon.Error("look up", err)
 	}
 	if n.Kind == KindID && old.Target.Digest != n.Target.Digest && p.hasConfig(ctx, old.Target, n.Name) {
@@ -262,17 +259,15 @@ func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 	if err := p.conflict(old, n); err != nil {
 		return images.Image{}, err
 	}
-	img, err := p.image(n, &old)
-	if err != nil {
-		return img, err
-	}
+	img := p.image(n, &old)
 	moved, changed := old.Target.Digest != img.Target.Digest, img
 	if !moved {
 		changed.Target = ocispec.Descriptor{}
 	}
-	if err := p.update(ctx, changed); errdefs.IsNotFound(err) {
+	switch err := p.update(ctx, changed); {
+	case errdefs.IsNotFound(err):
 		return img, errRaced
-	} else if err != nil {
+	case err != nil:
 		return img, daemon.Error("update", err)
 	}
 	if moved {
@@ -285,7 +280,7 @@ func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 
 // image is how a name is to be written. Of the labels that are there only ours change: each of those in the result, to "" for
 // one that goes.
-func (p *publishing) image(n Name, old *images.Image) (images.Image, error) {
+func (p *publishing) image(n Name, old *images.Image) images.Image {
 	r := p.record
 	r.Name, r.Target, r.Kind = nameKey(n.Name), n.Target.Digest, n.Kind
 	img := images.Image{Name: n.Name, Target: n.Target, Labels: map[string]string{labelManaged: valueManaged}}
@@ -295,9 +290,8 @@ func (p *publishing) image(n Name, old *images.Image) (images.Image, error) {
 	if old != nil {
 		p.succeed(&img, &r, *old)
 	}
-	var err error
-	img.Labels[p.Owner.label()], err = r.encode()
-	return img, err
+	img.Labels[p.Owner.label()] = r.encode()
+	return img
 }
 
 // succeed takes over what is there of a name.

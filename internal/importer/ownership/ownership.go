@@ -142,14 +142,12 @@ func newRecord(o Owner, i Import) record {
 }
 
 // encode gives the text of the label.
-func (r record) encode() (string, error) {
+func (r record) encode() string {
 	var b strings.Builder
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false) // URLs would grow sixfold
-	if err := e.Encode(r); err != nil {
-		return "", fmt.Errorf("encode ownership: %w", err)
-	}
-	return strings.TrimSuffix(b.String(), "\n"), nil
+	_ = e.Encode(r)        // texts and numbers can always be written to memory
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // nameKey stands for a name in its record, which has no room for long ones.

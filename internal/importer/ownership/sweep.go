@@ -91,12 +91,8 @@ func (o *Ownership) recordDeletion(ctx context.Context, mine []claim, policy Del
 			continue
 		}
 		c.record.Deletion = policy
-		value, err := c.record.encode()
-		if err != nil {
-			return err
-		}
-		img := images.Image{Name: c.Name, Labels: map[string]string{c.label: value}}
-		err = o.rewrite(ctx, c.Image, []string{c.label}, func(images.Image) error { return o.update(ctx, img) })
+		img := images.Image{Name: c.Name, Labels: map[string]string{c.label: c.record.encode()}}
+		err := o.rewrite(ctx, c.Image, []string{c.label}, func(images.Image) error { return o.update(ctx, img) })
 		if err != nil {
 			return fmt.Errorf("record the policy of %q: %w", c.Name, err)
 		}
