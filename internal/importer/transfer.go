@@ -42,7 +42,14 @@ func (a *attempt) transfer(ctx context.Context, p *Plan) error {
 		extents[k] = b.Extent
 	}
 	return transfer.Each(ctx, a.src, workers, extents, func(ctx context.Context, run *transfer.Run) error {
-		return a.writeRun(ctx, run, members)
+		for _, k := range run.Blobs {
+			b := members[k]
+			err := a.session.EnsureBlob(ctx, b.Descriptor, func(offset int64) (io.ReadCloser, error) { return run.Open(ctx, k, offset) })
+			if err != nil {
+				return fmt.Errorf("blob %s: member %q: %w", b.Digest, b.Extent.Member, err)
+			}
+		}
+		return nil
 	})
 }
 
@@ -83,18 +90,6 @@ func (a *attempt) writeInline(ctx context.Context, b PlannedBlob) error {
 	})
 	if err != nil {
 		return fmt.Errorf("blob %s: %w", b.Digest, err)
-	}
-	return nil
-}
-
-// writeRun writes the blobs of a run, as far as they are not there.
-func (a *attempt) writeRun(ctx context.Context, run *transfer.Run, members []PlannedBlob) error {
-	for _, k := range run.Blobs {
-		b := members[k]
-		err := a.session.EnsureBlob(ctx, b.Descriptor, func(offset int64) (io.ReadCloser, error) { return run.Open(ctx, k, offset) })
-		if err != nil {
-			return fmt.Errorf("blob %s: member %q: %w", b.Digest, b.Extent.Member, err)
-		}
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package ownership
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -121,7 +120,9 @@ func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []
 		change := Change{Name: n.Name, Change: NameNew}
 		if old, ok := list[n.Name]; ok {
 			refused := p.conflict(old, n)
-			conflict = cmp.Or(conflict, refused)
+			if conflict == nil {
+				conflict = refused
+			}
 			switch change.Now = old.Target.Digest; {
 			case refused != nil:
 				change.Change = NameConflict

@@ -200,7 +200,7 @@ var (
 
 // writeBlob opens an ingest, writes what it lacks, and commits it. It says whether the ingest had bytes before.
 func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descriptor, f *flight, open Opener) (resumed bool, err error) {
-	w, err := s.open(ctx, content.WithRef(ref), content.WithDescriptor(d))
+	w, err := s.open(ctx, ref, d)
 	if err != nil {
 		return false, err
 	}
@@ -243,7 +243,7 @@ func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descripto
 // WriteUnnamed stores size bytes whose digest shows at their end.
 func (s *Session) WriteUnnamed(ctx context.Context, size int64, r io.Reader) (digest.Digest, error) {
 	ref := s.privateRef(s.ref("unnamed")) // what an earlier attempt left may be of another member
-	w, err := s.open(ctx, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
+	w, err := s.open(ctx, ref, ocispec.Descriptor{Size: size})
 	if err != nil {
 		return "", err
 	}

@@ -529,7 +529,7 @@ func TestPoisonedIngestIsDropped(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n := newNode(t)
 			session := open(t, n.process(), archiveA)
-			w, err := session.open(inNamespace(t), content.WithRef(session.ref(d.Digest.String())))
+			w, err := session.open(inNamespace(t), session.ref(d.Digest.String()), ocispec.Descriptor{})
 			if err != nil {
 				t.Fatal(err)
 			}

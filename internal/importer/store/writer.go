@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
@@ -33,26 +34,20 @@ type writer struct {
 	lease   *lease
 	base    context.Context // that it was opened with
 	ref     string
-	opts    []content.WriterOpt
+	desc    ocispec.Descriptor
 	offset  int64
 	close   func()
 }
 
 // open opens an ingest of the session's, waiting a little while another writer has it: errLocked. The error is errPresent
 // for a blob that is in the store. content.OpenWriter would wait for ever, and also for a daemon that is down.
-func (s *Session) open(ctx context.Context, opts ...content.WriterOpt) (*writer, error) {
-	var o content.WriterOpts
-	for _, opt := range opts {
-		if err := opt(&o); err != nil {
-			return nil, err
-		}
-	}
-	w := &writer{session: s, base: ctx, ref: o.Ref, opts: opts}
-	if err := w.open(lockWait); err != nil { //nolint:contextcheck // w has it
+func (s *Session) open(ctx context.Context, ref string, d ocispec.Descriptor) (*writer, error) {
+	w := &writer{session: s, base: ctx, ref: ref, desc: d}
+	if err := w.open(lockWait); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
-	s.refs[o.Ref] = true
+	s.refs[ref] = true
 	s.mu.Unlock()
 	return w, nil
 }
@@ -88,7 +83,7 @@ func (w *writer) openOnce() error {
 		cancel()
 		return err
 	}
-	opened, err := w.session.store.content.Writer(held, w.opts...)
+	opened, err := w.session.store.content.Writer(held, content.WithRef(w.ref), content.WithDescriptor(w.desc))
 	if err != nil {
 		cancel()
 		release()
@@ -219,7 +214,7 @@ func (c sessionContent) Writer(ctx context.Context, opts ...content.WriterOpt) (
 			return nil, err
 		}
 	}
-	w, err := c.session.open(ctx, content.WithRef(c.session.privateRef(c.session.ref(o.Ref))), content.WithDescriptor(o.Desc))
+	w, err := c.session.open(ctx, c.session.privateRef(c.session.ref(o.Ref)), o.Desc)
 	if err == errPresent { //nolint:errorlint // open's own
 		return nil, fmt.Errorf("content %s: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)
 	}
