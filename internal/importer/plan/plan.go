@@ -85,7 +85,7 @@ type Image struct {
 	Config          digest.Digest `json:"config"`
 
 	Target ocispec.Descriptor `json:"-"` // of the names
-	rootfs *unpack.Image
+	rootfs unpack.Image
 }
 
 // Blob is one blob that the images need.
@@ -205,7 +205,7 @@ func (p *planner) addImage(ctx context.Context, n archive.Named) error {
 		Digest: n.Target.Digest, Platform: platforms.FormatAll(platform), Manifest: fs.Manifest.Digest, Config: fs.Config.Digest,
 		// Annotations and embedded data are the archive's business: a pulled image's target has none.
 		Target: ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size},
-		rootfs: fs,
+		rootfs: *fs,
 	})
 	return nil
 }
