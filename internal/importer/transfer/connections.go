@@ -44,12 +44,26 @@ type connections struct {
 	buffers [][]byte // that no chunk uses
 }
 
-// turn is somebody who reads one section after the other.
+// turn is somebody who reads one section of the source after the other, each in chunks.
 type turn struct {
 	*connections
-	came    time.Time
-	asked   bool     // for a section
-	section *section // the latest in chunks, or nil
+	came  time.Time
+	asked bool // for a section
+
+	ctx       context.Context // of the section
+	cancel    context.CancelFunc
+	receiving sync.WaitGroup
+	next, end int64         // of the archive, what has yet to be asked for
+	chunks    []*chunk      // the first is being read
+	arrived   chan struct{} // tells Read that there is more of the first chunk
+}
+
+// chunk is what one request asks for.
+type chunk struct {
+	off      int64
+	buf      []byte // all of it
+	in, read int    // bytes that have come, and that were read
+	err      error  // why no more will come
 }
 
 func newConnections(src source.Blob, n int) *connections {
@@ -64,7 +78,7 @@ func (c *connections) enter(ctx context.Context) *turn {
 		c.mu.Lock()
 		opening := slices.ContainsFunc(c.turns, func(t *turn) bool { return !t.asked && time.Since(t.came) < openTime })
 		if c.busy < c.n && !opening {
-			t := &turn{connections: c, came: time.Now()}
+			t := &turn{connections: c, came: time.Now(), arrived: make(chan struct{}, 1)}
 			c.turns = append(c.turns, t)
 			c.mu.Unlock()
 			return t
@@ -79,21 +93,20 @@ func (c *connections) enter(ctx context.Context) *turn {
 	return nil
 }
 
-// Section is as that of a source.Blob. A turn has one at a time.
+// Section is as that of a source.Blob. It is closed before the next one is asked for.
 func (t *turn) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	s := &section{connections: t.connections, next: off, end: off + n, arrived: make(chan struct{}, 1)}
 	distant := source.RoundTripBytes(t.src) > t.most/2
 	t.mu.Lock()
 	if t.asked = true; !distant {
-		s.ctx, s.cancel = context.WithCancel(ctx)
-		t.section = s
+		t.ctx, t.cancel = context.WithCancel(ctx)
+		t.next, t.end = off, off+n
 	}
 	t.schedule()
 	t.mu.Unlock()
 	if distant {
 		return t.src.Section(ctx, off, n)
 	}
-	return s, nil
+	return t, nil
 }
 
 func (t *turn) leave() {
@@ -107,17 +120,14 @@ func (t *turn) leave() {
 func (c *connections) schedule() {
 	waiting := 0 // chunks beside the first of each turn
 	for _, t := range c.turns {
-		if t.section != nil {
-			waiting += max(len(t.section.chunks)-1, 0)
-		}
+		waiting += max(len(t.chunks)-1, 0)
 	}
 	for _, t := range c.turns {
-		s := t.section
-		for s != nil && s.next < s.end && c.busy < c.n && (len(s.chunks) == 0 || waiting < 2*c.n-2) {
-			if len(s.chunks) > 0 {
+		for t.next < t.end && c.busy < c.n && (len(t.chunks) == 0 || waiting < 2*c.n-2) {
+			if len(t.chunks) > 0 {
 				waiting++
 			}
-			s.begin()
+			t.begin()
 		}
 	}
 	wake(c.changed)
@@ -141,66 +151,47 @@ func (c *connections) adapt(bytes int64, took time.Duration) {
 	}
 }
 
-// section is a part of the source that comes in chunks.
-type section struct {
-	*connections
-	ctx       context.Context
-	cancel    context.CancelFunc
-	receiving sync.WaitGroup
-	next, end int64         // of the archive, what has yet to be asked for
-	chunks    []*chunk      // the first is being read
-	arrived   chan struct{} // tells Read that there is more of the first chunk
-}
-
-// chunk is what one request asks for.
-type chunk struct {
-	off      int64
-	buf      []byte // all of it
-	in, read int    // bytes that have come, and that were read
-	err      error  // why no more will come
-}
-
 // begin has a connection fetch the next chunk.
-func (s *section) begin() {
-	c := &chunk{off: s.next}
-	if last := len(s.buffers) - 1; last >= 0 {
-		c.buf, s.buffers = s.buffers[last], s.buffers[:last]
+func (t *turn) begin() {
+	c := &chunk{off: t.next}
+	if last := len(t.buffers) - 1; last >= 0 {
+		c.buf, t.buffers = t.buffers[last], t.buffers[:last]
 	} else {
-		c.buf = make([]byte, s.most)
+		c.buf = make([]byte, t.most)
 	}
-	c.buf = c.buf[:min(s.size, s.end-s.next)]
-	s.next += int64(len(c.buf))
-	s.chunks = append(s.chunks, c)
-	s.busy++
-	s.receiving.Go(func() {
+	c.buf = c.buf[:min(t.size, t.end-t.next)]
+	t.next += int64(len(c.buf))
+	t.chunks = append(t.chunks, c)
+	t.busy++
+	t.receiving.Go(func() {
 		start := time.Now()
-		err := s.receive(c)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.busy--
+		err := t.receive(c)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.busy--
 		if c.err = err; err == nil {
-			s.adapt(int64(len(c.buf)), time.Since(start))
+			t.adapt(int64(len(c.buf)), time.Since(start))
 		} else {
-			s.end = s.next // nobody will get that far
+			t.end = t.next // nobody will get that far
 		}
-		wake(s.arrived)
-		s.schedule()
+		wake(t.arrived)
+		t.schedule()
 	})
 }
 
 // receive fills the buffer. It returns the source's error, as if it were read without chunks.
-func (s *section) receive(c *chunk) error {
-	body, err := s.src.Section(s.ctx, c.off, int64(len(c.buf)))
+func (t *turn) receive(c *chunk) error {
+	body, err := t.src.Section(t.ctx, c.off, int64(len(c.buf)))
 	if err != nil {
 		return err
 	}
 	defer body.Close()
 	for {
 		n, err := body.Read(c.buf[c.in:])
-		s.mu.Lock()
+		t.mu.Lock()
 		c.in += n
-		s.mu.Unlock()
-		wake(s.arrived)
+		t.mu.Unlock()
+		wake(t.arrived)
 		switch {
 		case c.in == len(c.buf):
 			return nil
@@ -212,26 +203,26 @@ func (s *section) receive(c *chunk) error {
 	}
 }
 
-func (s *section) Read(p []byte) (int, error) {
+func (t *turn) Read(p []byte) (int, error) {
 	for {
-		n, err := s.take(p)
+		n, err := t.take(p)
 		if n > 0 || err != nil {
 			return n, err
 		}
 		select {
-		case <-s.arrived:
-		case <-s.ctx.Done():
-			return 0, s.ctx.Err() //nolint:wrapcheck // the caller's own
+		case <-t.arrived:
+		case <-t.ctx.Done():
+			return 0, t.ctx.Err() //nolint:wrapcheck // the caller's own
 		}
 	}
 }
 
 // take reads what has arrived.
-func (s *section) take(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for len(s.chunks) > 0 {
-		c := s.chunks[0]
+func (t *turn) take(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for len(t.chunks) > 0 {
+		c := t.chunks[0]
 		if c.read < len(c.buf) {
 			n := copy(p, c.buf[c.read:c.in])
 			if c.read += n; n > 0 {
@@ -239,34 +230,34 @@ func (s *section) take(p []byte) (int, error) {
 			}
 			return 0, c.err
 		}
-		s.drop()
-		s.schedule()
+		t.drop()
+		t.schedule()
 	}
-	if s.next < s.end {
+	if t.next < t.end {
 		return 0, nil
 	}
 	return 0, io.EOF
 }
 
 // drop gives the first chunk's memory back.
-func (s *section) drop() {
-	buf := s.chunks[0].buf
-	s.buffers = append(s.buffers, buf[:cap(buf)])
-	s.chunks = s.chunks[1:]
+func (t *turn) drop() {
+	buf := t.chunks[0].buf
+	t.buffers = append(t.buffers, buf[:cap(buf)])
+	t.chunks = t.chunks[1:]
 }
 
 // Close returns when nothing is received any more.
-func (s *section) Close() error {
-	s.mu.Lock()
-	s.next = s.end // nothing more is asked for
-	s.mu.Unlock()
-	s.cancel()
-	s.receiving.Wait()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for len(s.chunks) > 0 {
-		s.drop()
+func (t *turn) Close() error {
+	t.mu.Lock()
+	t.next = t.end // nothing more is asked for
+	t.mu.Unlock()
+	t.cancel()
+	t.receiving.Wait()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for len(t.chunks) > 0 {
+		t.drop()
 	}
-	s.schedule()
+	t.schedule()
 	return nil
 }
