@@ -128,6 +128,10 @@ func kubeletView(t *testing.T, e *env) {
 					t.Errorf("%s: CRI has %s as %v", n.Name, ref, byDigest)
 				}
 			}
+			// The third name of a pull, which the kubelet asks for to mount the image as a volume.
+			if id := image(t, n, tagged.Id); id.Labels()["io.cri-containerd.pinned"] != "pinned" {
+				t.Errorf("%s: %s has the labels %v", n.Name, tagged.Id, id.Labels())
+			}
 			if len(tagged.RepoDigests) == 0 {
 				t.Errorf("%s: %s has no digest reference", n.Name, repository)
 			}
