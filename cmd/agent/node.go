@@ -92,10 +92,15 @@ func newNodeCommand() *cobra.Command {
 // overrides it.
 const idleGC = 40
 
+// softMemory in bytes is where the collector begins to work harder, below what GOMEMLIMIT may allow: eight of the worst archives
+// at a time use about as much, and would let as much garbage lie. What Go does not count comes on top, some 30 MiB.
+const softMemory = 80 << 20
+
 func runNode(ctx context.Context, f nodeFlags) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(idleGC)
 	}
+	debug.SetMemoryLimit(min(debug.SetMemoryLimit(-1), softMemory))
 	setLogger()
 	server, err := clientConfig()
 	switch {
