@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
-	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -88,19 +86,7 @@ func newNodeCommand() *cobra.Command {
 	return cmd
 }
 
-// idleGC is the GOGC that keeps an idle agent small, whose heap is a few megabytes of caches. GOGC in the environment
-// overrides it.
-const idleGC = 40
-
-// softMemory in bytes is where the collector begins to work harder, below what GOMEMLIMIT may allow: eight of the worst archives
-// at a time use about as much, and would let as much garbage lie. What Go does not count comes on top, some 30 MiB.
-const softMemory = 80 << 20
-
 func runNode(ctx context.Context, f nodeFlags) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(idleGC)
-	}
-	debug.SetMemoryLimit(min(debug.SetMemoryLimit(-1), softMemory))
 	setLogger()
 	server, err := clientConfig()
 	switch {

@@ -261,11 +261,11 @@ func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 		return images.Image{}, err
 	}
 	img := p.image(n, &old)
-	moved, changed := old.Target.Digest != img.Target.Digest, img
-	if !moved {
-		changed.Target = ocispec.Descriptor{}
+	moved := old.Target.Digest != img.Target.Digest
+	if !moved { // written all the same: another process may have moved it since, and the record names this one
+		img.Target = old.Target
 	}
-	switch err := p.update(ctx, changed); {
+	switch err := p.update(ctx, img); {
 	case errdefs.IsNotFound(err):
 		return img, errRaced
 	case err != nil:
