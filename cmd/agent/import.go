@@ -71,6 +71,7 @@ Exit codes: 0: the images are imported. 1: failed. 2: the command line is wrong.
 func importArchive(ctx context.Context, o importer.Options, input cli.Input, arg string, in io.Reader,
 	r importer.Request,
 ) (importer.Result, error) {
+	boundMemory()
 	blob, err := input.Open(ctx, arg, in)
 	if err != nil {
 		return importer.Result{}, err

@@ -6,7 +6,6 @@ import (
 	"context"
 	"io"
 	"os"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -17,20 +16,7 @@ import (
 // version is set when the agent is built: -ldflags "-X main.version=…".
 var version = "unknown"
 
-const (
-	// collectAt has Go collect garbage when the heap has grown by this many percent. Mostly it is a few megabytes, and what is
-	// garbage in it is memory that the node's pods lack. GOGC overrides it.
-	collectAt = 40
-	// softMemory in bytes is where the collector begins to work harder, below what GOMEMLIMIT may allow: eight of the worst
-	// archives at a time use about as much, and would let as much garbage lie. What Go does not count comes on top, some 30 MiB.
-	softMemory = 80 << 20
-)
-
 func main() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(collectAt)
-	}
-	debug.SetMemoryLimit(min(debug.SetMemoryLimit(-1), softMemory))
 	os.Exit(run(cli.SignalContext(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 

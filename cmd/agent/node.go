@@ -87,6 +87,7 @@ func newNodeCommand() *cobra.Command {
 }
 
 func runNode(ctx context.Context, f nodeFlags) error {
+	boundMemory()
 	setLogger()
 	server, err := clientConfig()
 	switch {
