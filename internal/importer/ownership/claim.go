@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -47,6 +48,10 @@ var errRaced = errors.New("the name was changed at the same time")
 // milliseconds that it takes.
 const maxRaces = 5
 
+// raceWait and the number of the try bound the random pause before the next one, so that two who race do not do so for ever. To
+// publish 100 names takes less.
+const raceWait = 200 * time.Millisecond
+
 // writeTimeout bounds a write that must not be cancelled, which takes containerd milliseconds.
 const writeTimeout = 20 * time.Second
 
@@ -58,6 +63,11 @@ func (o *Ownership) Claim(ctx context.Context, c Claim) error {
 		err := o.claimOnce(ctx, c)
 		if try == maxRaces || !errors.Is(err, errRaced) {
 			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err() //nolint:wrapcheck // the caller's own
+		case <-time.After(rand.N(time.Duration(try) * raceWait)):
 		}
 	}
 }
