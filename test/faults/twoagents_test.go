@@ -11,8 +11,9 @@ import (
 	"github.com/tarlift/tarlift/test/node"
 )
 
-// apart is the most that lies between the starts of two importers, which take some 100 ms.
-const apart = 80 * time.Millisecond
+// apart is the most that lies between the starts of two importers, which take some 100 ms: in half of the rounds so little that
+// they publish at the same time.
+var apart = []time.Duration{5 * time.Millisecond, 80 * time.Millisecond}
 
 // Two importers on one node at the same time do each other no harm, and none is harmed when one of them is killed: two agents
 // during a rolling update, of one spec or of two, and an `agent import` beside the agent.
@@ -75,7 +76,7 @@ func newPair(t *testing.T, s *scenario, second program, differ bool) *pair {
 func (p *pair) round(t *testing.T, dice *rand.Rand, victim int) {
 	t.Helper()
 	c := &crash{after: time.Duration(dice.Int64N(int64(p.usual)))}
-	wait, first := time.Duration(dice.Int64N(int64(apart))), dice.IntN(2)
+	wait, first := time.Duration(dice.Int64N(int64(apart[dice.IntN(len(apart))]))), dice.IntN(2)
 	var both [2]*process
 	both[first] = start(t, p.programs[first](p.ContainerdAddress))
 	time.Sleep(wait)

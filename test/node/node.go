@@ -115,7 +115,11 @@ func Line(i images.Image) string {
 func labels(l map[string]string) string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(l)) {
-		out = append(out, k+"="+ofImport.ReplaceAllString(l[k], ""))
+		v := ofImport.ReplaceAllString(l[k], "")
+		if strings.Contains(v, `"kind":"id"`) { // an id that the CRI, or an import before, has left without an owner
+			v = strings.Replace(v, `,"found":{}`, "", 1)
+		}
+		out = append(out, k+"="+v)
 	}
 	return strings.Join(out, ",")
 }
