@@ -75,10 +75,10 @@ test: tools build local-image test-unit ## Run every test (needs root)
 
 SEED ?= 1
 
-test-faults: ## Kill the agent, containerd and the power at every point of an import (needs root, 25 minutes); SEED=n
+test-faults: ## Kill the agent, containerd and the power at every point of an import (needs root, 35 minutes); SEED=n
 	@hack/deps.sh
 	@hack/tools/build.sh containerd containerd-1.7 runc
-	go test -count=1 -v -timeout 40m ./test/faults -full -seed $(SEED)
+	go test -count=1 -v -timeout 60m ./test/faults -full -seed $(SEED)
 
 AWAY ?= 2m
 

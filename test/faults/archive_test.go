@@ -52,7 +52,8 @@ func image(names []string, command string, layers ...builder.Layer) builder.Imag
 func application(version uint64) builder.Archive {
 	command := fmt.Sprint("version ", version)
 	return builder.Archive{Images: []builder.Image{
-		image([]string{"faults.example/app:1", "faults.example/app:latest"}, command, base, layer("app", 100+version, 1_300_000), layer("etc", 200+version, 2000)),
+		image([]string{"faults.example/app:1", "faults.example/app:latest"}, command,
+			base, layer("app", 100+version, 1_300_000), layer("etc", 200+version, 2000)),
 		image([]string{"faults.example/db:1"}, command, base, layer("db", 300+version, 50_000)),
 	}}
 }
@@ -74,7 +75,8 @@ func write(t *testing.T, a builder.Archive) *material {
 		t.Fatal(err)
 	}
 	m := &material{
-		path: filepath.Join(t.TempDir(), "archive.tar"), need: map[digest.Digest]int64{}, files: map[string][]builder.File{}, targets: map[string]digest.Digest{},
+		path: filepath.Join(t.TempDir(), "archive.tar"), need: map[digest.Digest]int64{},
+		files: map[string][]builder.File{}, targets: map[string]digest.Digest{},
 	}
 	if err := os.WriteFile(m.path, data, 0o600); err != nil {
 		t.Fatal(err)

@@ -80,7 +80,8 @@ const (
 // bystander makes what is somebody else's, the way others do it.
 func (r *rig) bystander(t *testing.T) {
 	t.Helper()
-	data, err := builder.Archive{Images: []builder.Image{image([]string{bystanderName}, "bystander", base, layer("bystander", 3, 5000))}}.Bytes()
+	img := image([]string{bystanderName}, "bystander", base, layer("bystander", 3, 5000))
+	data, err := builder.Archive{Images: []builder.Image{img}}.Bytes()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +98,8 @@ func (r *rig) bystander(t *testing.T) {
 	}
 	ctx := leases.WithLease(r.ctx, lease.ID)
 	blob := []byte("held by the bystander's lease alone")
-	if err := content.WriteBlob(ctx, r.ContentStore(), "blob", bytes.NewReader(blob), ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob))}); err != nil {
+	d := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob))}
+	if err := content.WriteBlob(ctx, r.ContentStore(), "blob", bytes.NewReader(blob), d); err != nil {
 		t.Fatal(err)
 	}
 	w, err := r.ContentStore().Writer(ctx, content.WithRef(foreignIngest))

@@ -59,7 +59,8 @@ func newRow(t *testing.T, scenario string) *row {
 func formatTable(rows []*row) string {
 	var out bytes.Buffer
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "scenario\tkills\tleft by them\tincomplete names\tlost after acknowledgement\tforeign changes\tnames in no allowed state\t"+
+	fmt.Fprintln(w, "scenario\tkills\tleft by them\tincomplete names\tlost after acknowledgement\tforeign changes\t"+
+		"names in no allowed state\t"+
 		"leftovers outside leases\tfailed next attempts\tbytes moved again\tslowest attempt\ttook\tcontrol")
 	for _, r := range rows {
 		fmt.Fprintf(w, "%s\t%d\t%d dirty, %d mixed\t%d\t%d of %d\t%d\t%d\t%d\t%d\t%d\t%.2f s\t%.0f s\t%s\n",

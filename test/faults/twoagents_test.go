@@ -36,7 +36,7 @@ func TestTwoAgents(t *testing.T) {
 			s := newScenario(t, "two at a time: "+tc.name, newRig(t, cluster.ContainerdOptions{}), application(2), &former)
 			p := newPair(t, s, tc.second(t, s), tc.name == "two specs")
 			dice := dice(t)
-			for k := range pick(12, 150) {
+			for k := range pick(12, 90) {
 				s.restore(t)
 				p.round(t, dice, k%3)
 			}
