@@ -212,7 +212,8 @@ func (p *publishing) conflict(old images.Image, n Name) error {
 	case foreign:
 		whose = "was there before"
 	}
-	return fmt.Errorf("name %q stands for %s on this node and %s; the archive has %s: rename the image (spec.images.rename) or let it be replaced (spec.conflictPolicy: Replace): %w",
+	return fmt.Errorf("name %q stands for %s on this node and %s; the archive has %s: "+
+		"rename the image (spec.images.rename) or let it be replaced (spec.conflictPolicy: Replace): %w",
 		n.Name, old.Target.Digest, whose, n.Target.Digest, ErrNameConflict)
 }
 
@@ -239,7 +240,8 @@ func (p *publishing) contested(name string, rest []claim) error {
 	for _, c := range rest {
 		younger := p.record.Created > c.record.Created || p.record.Created == c.record.Created && p.record.Archive > c.record.Archive
 		if p.contests[newContest(name, p.Owner.label(), c.label)] >= maxContests && younger {
-			return fmt.Errorf("name %q: this archive and %s, which is older, have different images of that name, and both replace the other's (spec.conflictPolicy: Replace): rename one (spec.images.rename): %w",
+			return fmt.Errorf("name %q: this archive and %s, which is older, have different images of that name, "+
+				"and both replace the other's (spec.conflictPolicy: Replace): rename one (spec.images.rename): %w",
 				name, c.holder(), ErrNameConflict)
 		}
 	}

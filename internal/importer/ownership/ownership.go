@@ -190,9 +190,9 @@ func claims(img images.Image) (all []claim) {
 
 // owner is whose claim it is, as recorded.
 func (c claim) owner() Owner {
-	o := Owner{Name: c.record.Archive, UID: strings.TrimPrefix(c.label, labelPrefix), SpecHash: c.record.Spec, Deletion: cmp.Or(c.record.Deletion, Unpin)}
-	if c.label == labelImport {
-		o.UID = ""
+	o := Owner{Name: c.record.Archive, SpecHash: c.record.Spec, Deletion: cmp.Or(c.record.Deletion, Unpin)}
+	if uid, ok := strings.CutPrefix(c.label, labelPrefix); ok {
+		o.UID = uid
 	}
 	return o
 }

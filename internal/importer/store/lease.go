@@ -169,7 +169,8 @@ func (s *Store) move(ctx context.Context, from, to leases.Lease) error {
 		return daemon.Error("list resources of lease "+from.ID, err)
 	}
 	for _, r := range resources {
-		if strings.HasPrefix(r.Type, "snapshots/") && strings.HasPrefix(r.ID, snapshots.UnpackKeyPrefix+"-") && from.Labels[labelProcess] != s.process {
+		unpacking := strings.HasPrefix(r.Type, "snapshots/") && strings.HasPrefix(r.ID, snapshots.UnpackKeyPrefix+"-")
+		if unpacking && from.Labels[labelProcess] != s.process {
 			continue
 		}
 		if err := s.leases.AddResource(ctx, to, r); err != nil {

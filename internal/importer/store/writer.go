@@ -43,7 +43,7 @@ type writer struct {
 // for a blob that is in the store. content.OpenWriter would wait for ever, and also for a daemon that is down.
 func (s *Session) open(ctx context.Context, ref string, d ocispec.Descriptor) (*writer, error) {
 	w := &writer{session: s, base: ctx, ref: ref, desc: d}
-	if err := w.open(lockWait); err != nil {
+	if err := w.open(lockWait); err != nil { //nolint:contextcheck // w has it
 		return nil, err
 	}
 	s.mu.Lock()
@@ -239,7 +239,7 @@ func (s sessionSnapshots) Prepare(ctx context.Context, key, parent string, opts 
 		mounts, err = s.Snapshotter.Prepare(ctx, key, parent, opts...)
 		return err //nolint:wrapcheck // a transparent wrapper
 	})
-	return mounts, err
+	return mounts, err //nolint:wrapcheck // as above
 }
 
 func (s sessionSnapshots) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {

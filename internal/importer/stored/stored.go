@@ -135,7 +135,8 @@ func (s *Images) String() string {
 type absent digest.Digest
 
 func (a absent) Error() string {
-	return fmt.Sprintf("blob %s is not in containerd, which keeps no blobs of other platforms, and may keep no layers that it has unpacked (discard_unpacked_layers)", string(a))
+	return fmt.Sprintf("blob %s is not in containerd, which keeps no blobs of other platforms, "+
+		"and may keep no layers that it has unpacked (discard_unpacked_layers)", string(a))
 }
 
 func (absent) Is(target error) bool { return target == archive.ErrMissing }
@@ -158,7 +159,8 @@ func (s *Images) ReadBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.read += int64(len(data)); s.read > archive.MaxReadBytes {
-		return nil, fmt.Errorf("more than %d MiB of indexes, manifests and configs, choose fewer images: %w", archive.MaxReadBytes>>20, archive.ErrLimit)
+		return nil, fmt.Errorf("more than %d MiB of indexes, manifests and configs, choose fewer images: %w",
+			archive.MaxReadBytes>>20, archive.ErrLimit)
 	}
 	return data, nil
 }
