@@ -67,7 +67,7 @@ func (o *Ownership) Claim(ctx context.Context, c Claim) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err() //nolint:wrapcheck // the caller's own
-		case <-time.After(rand.N(time.Duration(try) * raceWait)):
+		case <-time.After(rand.N(time.Duration(try) * raceWait)): //nolint:gosec // no secret
 		}
 	}
 }
