@@ -41,7 +41,7 @@ func (a *attempt) assemble(ctx context.Context, p *Plan) error {
 }
 
 // verify checks every image the way the CRI will look at it: the best manifest for this platform, and nothing
-// of it missing. Import's success is no proof, and neither is `available` alone.
+// of it missing. Import's success is no proof, and neither is `available` without it.
 func (a *attempt) verify(ctx context.Context, p *Plan) error {
 	a.progress.phase(PhaseVerifying)
 	for _, img := range p.Images {

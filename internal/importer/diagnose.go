@@ -67,7 +67,7 @@ func ValidateNamespace(name string) error {
 	return identifiers.Validate(name) //nolint:wrapcheck // it says all
 }
 
-// IsKubelets says whether the kubelet looks into a namespace.
+// IsKubelets says whether the kubelet uses a namespace.
 func IsKubelets(namespace string) bool { return namespace == cri.Namespace }
 
 // Held is a name that was published, as its newest record says.
@@ -107,7 +107,7 @@ func (i *Importer) NotVisible(ctx context.Context, held []Held) (names []string,
 // Leftovers are what imports have in containerd beside images, also those that are under way.
 type Leftovers = store.Leftovers
 
-// Leftovers looks for them.
+// Leftovers finds them.
 func (i *Importer) Leftovers(ctx context.Context) (Leftovers, error) {
 	return i.store.Leftovers(i.in(ctx))
 }

@@ -44,7 +44,7 @@ const (
 	NameConflict = ownership.NameConflict
 )
 
-// DryRun is what an import would do, as far as that can be told without moving anything.
+// DryRun is what an import would do, as far as that is known without moving anything.
 type DryRun struct {
 	Plan        *Plan         `json:"plan,omitempty"`
 	Snapshotter string        `json:"snapshotter,omitempty"` // that layers would be unpacked into
@@ -55,7 +55,7 @@ type DryRun struct {
 	Refusal error `json:"-"`
 }
 
-// DryRun looks at all that an import would look at before it moves anything. The bytes of blobs are not looked at, so an
+// DryRun checks all that an import would check before it moves anything. The bytes of blobs are not read, so an
 // import may fail all the same. Errors: those that an import would fail with so that there is no plan.
 func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRun, err error) {
 	ctx = i.in(ctx)

@@ -62,7 +62,7 @@ var (
 type Options struct {
 	// Address is the path of containerd's socket; empty means containerd's default.
 	Address string
-	// Namespace of containerd that images go to; empty means k8s.io, where the kubelet looks.
+	// Namespace of containerd that images go to; empty means k8s.io, which the kubelet uses.
 	Namespace string
 	// Snapshotter that layers are unpacked into; empty means CRI's, or the namespace's default where CRI does not say.
 	Snapshotter string

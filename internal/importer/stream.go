@@ -139,7 +139,7 @@ func (s *streamSink) planAhead(ctx context.Context) {
 			continue
 		}
 		if err := s.writeInline(ctx, b); err != nil {
-			return // it will fail again at the end, and be told there
+			return // it will fail again at the end, and be reported there
 		}
 	}
 	s.needed = needed

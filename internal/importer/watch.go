@@ -14,7 +14,7 @@ import (
 
 // Watch calls changed with each name of an image that is deleted or updated, by whomever, and with "" for each snapshot
 // of a layer that is removed. It returns nil when ctx ends, and an error when containerd ends the stream. What happened
-// before it is connected is not told, and blobs go without an event.
+// before it is connected is not reported, and blobs go without an event.
 func (i *Importer) Watch(ctx context.Context, changed func(name string)) error {
 	ctx, cancel := context.WithCancel(i.in(ctx))
 	defer cancel()

@@ -24,7 +24,7 @@ import (
 	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
 
-// Checker looks at images of one containerd, as a node of one platform does.
+// Checker examines images of one containerd, as a node of one platform does.
 type Checker struct {
 	Content     content.Store
 	Containers  containers.Store

@@ -21,7 +21,7 @@ type Usage struct {
 	snapshots map[string]bool // that theirs, and those of CRI's volumes, stand on
 }
 
-// Usage looks into those snapshotters that containers use, and into these.
+// Usage examines those snapshotters that containers use, and into these.
 func (c Checker) Usage(ctx context.Context, snapshotters ...string) (*Usage, error) {
 	u := &Usage{c, map[string]bool{}, map[string]bool{}}
 	list, err := c.Containers.List(ctx)
@@ -65,7 +65,7 @@ func (u *Usage) Uses(ctx context.Context, target ocispec.Descriptor, names []str
 			chain = identity.ChainID(diffIDs).String()
 		}
 	}
-	if err != nil && !errdefs.IsNotFound(err) { // what is not there any more cannot be told apart
+	if err != nil && !errdefs.IsNotFound(err) { // what is not there any more cannot be distinguished
 		return false, err
 	}
 	for name := range u.names {

@@ -107,7 +107,7 @@ type publishing struct {
 	ownsAll bool
 }
 
-// prepare looks at all names before the first write. Its error is also the first conflict.
+// prepare reads all names before the first write. Its error is also the first conflict.
 func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []Change, conflict error) {
 	list, err := o.list(ctx)
 	if err != nil {
@@ -248,7 +248,7 @@ func (p *publishing) contested(name string, rest []claim) error {
 	return nil
 }
 
-// write looks at a name, decides, and writes it, as one step. A write that has begun is not cancelled, since nobody would
+// write reads a name, decides, and writes it, as one step. A write that has started is not cancelled, since nobody would
 // know whether it was done.
 func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 	p.mu.Lock()

@@ -1,7 +1,7 @@
 // Package ownership says for whom an image's names are there, by labels on them: there is one a claim, so that archives may
 // share an image, and what becomes of it is decided when the last one ends.
 //
-// A claim has one life: [Ownership.Claim] publishes names, [Ownership.Published] finds them again and says what they have
+// The methods follow a claim: [Ownership.Claim] publishes names, [Ownership.Published] finds them again and says what they have
 // lost, [Ownership.Repair] gives back what needs no source, and [Ownership.Sweep] ends the claims of owners that are gone.
 // A name is looked at and written under one lock, and each write leaves it complete, pinned and owned. There is no journal:
 // what comes in between leaves names that are owned, and a repetition writes the rest.

@@ -26,7 +26,7 @@ type Published struct {
 	Lost string
 }
 
-// maxLosses are told of one publishing, in a sentence for an Event.
+// maxLosses are named of one publishing, in a sentence for an Event.
 const maxLosses = 3
 
 // Published says what an owner has published, and what of it is lost since. No source is opened. It is nil when nothing of
@@ -83,7 +83,7 @@ func (o *Ownership) newest(ctx context.Context, owner Owner) ([]claim, error) {
 	return newest, nil
 }
 
-// contentCheck looks at the content and the snapshots of each image once.
+// contentCheck examines the content and the snapshots of each image once.
 type contentCheck struct {
 	checker check.Checker
 	checked map[digest.Digest]string
@@ -165,7 +165,7 @@ func wantedAsItIs(img images.Image, o Owner) bool {
 	return slices.ContainsFunc(others(img, o), func(c claim) bool { return c.record.Target == img.Target.Digest })
 }
 
-// rewrite looks at a name and changes it in one step among all that this process does, if it is still there and these labels
+// rewrite reads a name and changes it in one step among all that this process does, if it is still there and these labels
 // are still what they were.
 func (o *Ownership) rewrite(ctx context.Context, was images.Image, labels []string, write func(now images.Image) error) error {
 	o.mu.Lock()

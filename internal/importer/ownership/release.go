@@ -35,7 +35,7 @@ const (
 	deleted   outcome = "deleted"
 )
 
-// add says what became of a name. Ids are not told.
+// add says what became of a name. Ids are left out.
 func (r *Released) add(c claim, o outcome) {
 	list := map[outcome]*[]string{retained: &r.Retained, unpinned: &r.Unpinned, inUse: &r.InUse, deleted: &r.Deleted}[o]
 	if c.record.Kind != KindID {

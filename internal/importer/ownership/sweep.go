@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 )
 
-// Sweep ends the claims of ImageArchives that are not wanted, told apart by UID, each by the policy that it recorded. Of
+// Sweep ends the claims of ImageArchives that are not wanted, distinguished by UID, each by the policy that it recorded. Of
 // wanted owners it ends the claims on names that their newest publishing no longer had, and records their policies.
 // `agent import` stays an owner. A wanted owner without a UID is one that is still to import, perhaps the same as before: who
 // has its name is skipped. Owners whose UID known does not say yes to are skipped, since nobody can say whether they are

@@ -229,7 +229,7 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archi
 		p.addForeign(ctx, list)
 		return nil, nil //nolint:nilnil // none
 	}
-	// containerd looks at the best child of each index alone. Which one that is only its own code knows.
+	// containerd reads only the best child of each index. Which one that is only its own code knows.
 	seen := &check.Provider{Fetch: p.fetch}
 	_, err = images.Manifest(ctx, seen, target, p.match)
 	best := slices.IndexFunc(list, func(m archive.PlatformManifest) bool { return m.Digest == seen.Manifest && p.match.Match(*m.Platform) })

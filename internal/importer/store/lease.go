@@ -225,7 +225,7 @@ type Leftovers struct {
 	Oldest  time.Time // when the oldest of the leases was made
 }
 
-// Leftovers looks for them.
+// Leftovers finds them.
 func (s *Store) Leftovers(ctx context.Context) (Leftovers, error) {
 	var all Leftovers
 	list, err := s.list(ctx, "")

@@ -1,7 +1,7 @@
 // Package store puts blobs into containerd's content store and keeps them there until images hold them.
 //
 // A [Store] is what all imports of a process share. A [Session] is one attempt at an import: what it writes lies below a
-// lease of its own, so that containerd's garbage collection leaves it alone, and ends with that lease.
+// lease of its own, so that containerd's garbage collection keeps it, and ends with that lease.
 //
 //	session, err := st.Open(ctx, store.Owner{UID: uid, Spec: hash}, hooks)
 //	err = session.EnsureBlob(ctx, descriptor, open) // it is there when this returns
@@ -33,7 +33,7 @@ import (
 const (
 	// leaseExpiry is containerd's own default for a client. Leases cannot be renewed, and writes below an expired one fail.
 	leaseExpiry = 24 * time.Hour
-	// DefaultHandOver is the age at which a lease is replaced. What is under way then has the other half of its life to end.
+	// DefaultHandOver is the age at which a lease is replaced. What is under way then has the other half of its time to end.
 	DefaultHandOver = leaseExpiry / 2
 	// cleanupTimeout bounds a step of clearing up after a failure. Deleting a lease takes milliseconds, collecting
 	// many gigabytes with it some seconds, and a containerd that restarts is back within seconds.
@@ -186,7 +186,7 @@ func (s *Session) ref(name string) string { return ingestPrefix(s.owner.UID) + n
 // privateRef is one that nobody else uses.
 func (s *Session) privateRef(ref string) string { return ref + "/" + rand.Text() }
 
-// ingestRoot is what the references of all our ingests begin with. containerd derives references from names alone, so that
+// ingestRoot is what the references of all our ingests begin with. containerd derives references only from names, so that
 // one importer's partial or stalled ingest would fail or block every other's.
 const ingestRoot = "tarlift/"
 

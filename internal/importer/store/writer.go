@@ -125,7 +125,7 @@ func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		delete(w.session.refs, w.ref)
 		w.session.mu.Unlock()
 	}
-	return err //nolint:wrapcheck // the caller looks at its kind
+	return err //nolint:wrapcheck // the caller checks its kind
 }
 
 // Close ends the stream. It may be called again.
