@@ -417,6 +417,40 @@ func TestEndlessRaceEnds(t *testing.T) {
 	}
 }
 
+// looked calls do once, after the first look at a name.
+type looked struct {
+	images.Store
+	do func()
+}
+
+func (l *looked) Get(ctx context.Context, name string) (images.Image, error) {
+	img, err := l.Store.Get(ctx, name)
+	if do := l.do; do != nil {
+		l.do = nil
+		do()
+	}
+	return img, err
+}
+
+// Two agents of one archive, of an older spec and a newer, publish at the same time, and one is killed before it has read back
+// what it wrote: nothing of theirs is taken for somebody else's later.
+func TestTwoSpecsRaceForAName(t *testing.T) {
+	n, older, newer := newNode(t), archive("a", Delete), archive("a", Delete)
+	newer.SpecHash = "newer"
+	one, two := n.image(t, "one", ""), n.image(t, "two", "")
+	n.claim(t, publishes(newer, app, two))
+	killed := n.process(&looked{n.Images, func() { n.claim(t, publishes(older, app, one)) }})
+	_ = killed.claimOnce(n.ctx, publishes(newer, app, two)) // whatever it says, nobody hears it
+	n.claim(t, publishes(older, app, one))
+	n.whole(t, app, older, one)
+	n.claim(t, publishes(newer, app, two))
+	n.whole(t, app, newer, two)
+	n.sweep(t)
+	if names := n.names(t); len(names) != 0 {
+		t.Errorf("left behind %v", names)
+	}
+}
+
 // Two archives that take a name from each other do so a few times. Then the older one keeps it.
 func TestReplacingArchivesEnd(t *testing.T) {
 	at := func(name string, created int64) Owner {
