@@ -160,9 +160,9 @@ func (s *Store) create(ctx context.Context, o Owner) (leases.Lease, error) {
 	return l, nil
 }
 
-// move lets one lease hold what another one holds, but for snapshots that a layer is being unpacked into: their names are
-// made up anew by each attempt, so that nobody would find them again. One of them that is gone is
-// not found.
+// move lets one lease hold what another one holds. Of another process that is without its private ingests and the snapshots
+// that a layer is being unpacked into: their names are made up anew by each attempt, so that nobody would find them again.
+// A lease that is gone is not found.
 func (s *Store) move(ctx context.Context, from, to leases.Lease) error {
 	resources, err := s.leases.ListResources(ctx, from)
 	if err != nil {
@@ -170,7 +170,8 @@ func (s *Store) move(ctx context.Context, from, to leases.Lease) error {
 	}
 	for _, r := range resources {
 		unpacking := strings.HasPrefix(r.Type, "snapshots/") && strings.HasPrefix(r.ID, snapshots.UnpackKeyPrefix+"-")
-		if unpacking && from.Labels[labelProcess] != s.process {
+		private := r.Type == "ingests" && isPrivate(from.Labels[labelUID], r.ID)
+		if (unpacking || private) && from.Labels[labelProcess] != s.process {
 			continue
 		}
 		if err := s.leases.AddResource(ctx, to, r); err != nil {

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,16 +117,19 @@ func (s *Session) Written() map[digest.Digest]int64 {
 }
 
 // Close ends the session. With keep, what it has written stays for the next attempt of the same owner, until the lease
-// expires. Otherwise all of it that no image holds is collected before Close returns. It works although ctx was cancelled.
+// expires, but for what that cannot go on with. Otherwise all of it that no image holds is collected before Close returns. It
+// works although ctx was cancelled.
 func (s *Session) Close(ctx context.Context, keep bool) error {
-	if keep {
-		return nil
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var failures []error
 	for ref := range s.refs {
-		failures = append(failures, cleanUp(ctx, func(ctx context.Context) error { return s.store.abort(ctx, ref) }))
+		if !keep || isPrivate(s.owner.UID, ref) {
+			failures = append(failures, cleanUp(ctx, func(ctx context.Context) error { return s.store.abort(ctx, ref) }))
+		}
+	}
+	if keep {
+		return errors.Join(failures...)
 	}
 	s.leaseMu.Lock()
 	defer s.leaseMu.Unlock()
@@ -185,6 +189,9 @@ func (s *Session) ref(name string) string { return ingestPrefix(s.owner.UID) + n
 
 // privateRef is one that nobody else uses.
 func (s *Session) privateRef(ref string) string { return ref + "/" + rand.Text() }
+
+// isPrivate says whether a reference of an owner's was made by privateRef: no other session goes on with that ingest.
+func isPrivate(uid, ref string) bool { return strings.Contains(strings.TrimPrefix(ref, ingestPrefix(uid)), "/") }
 
 // ingestRoot is what the references of all our ingests begin with. containerd derives references only from names, so that
 // one importer's partial or stalled ingest would fail or block every other's.

@@ -624,6 +624,38 @@ func TestCloseLeavesNothing(t *testing.T) {
 	})
 }
 
+// Attempts that fail in the middle of a member without a digest do not fill the disk: none can go on with what another one has of
+// it, whether it has ended or was killed.
+func TestUnnamedIngestsDoNotPileUp(t *testing.T) {
+	for name, killed := range map[string]bool{"ended": false, "killed": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNode(t)
+				store := n.process()
+				for range 3 {
+					session := open(t, store, archiveA)
+					_, err := session.WriteUnnamed(inNamespace(t), 100, bytes.NewReader([]byte("cut")))
+					if !errors.Is(err, archive.ErrTruncated) {
+						t.Fatal(err)
+					}
+					if !killed {
+						if err := session.Close(inNamespace(t), true); err != nil {
+							t.Fatal(err)
+						}
+						continue
+					}
+					time.Sleep(DefaultHandOver + time.Minute)
+					store = n.process()
+					open(t, store, archiveA)
+				}
+				if _, ingests, _ := n.left(t); len(ingests) != 0 {
+					t.Errorf("ingests %q", ingests)
+				}
+			})
+		})
+	}
+}
+
 // Close also removes an ingest that the lease of a killed process still holds, if the session has gone on with it: it may have
 // filled the disk.
 func TestCloseRemovesAdoptedIngests(t *testing.T) {
