@@ -252,7 +252,9 @@ func (s *Store) Leftovers(ctx context.Context) (Leftovers, error) {
 
 // Collect has containerd collect its garbage.
 func (s *Store) Collect(ctx context.Context) error {
-	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(time.Minute))
+	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(time.Minute), leases.WithLabels(map[string]string{
+		labelUID: "collect", // it is ours, should we be killed before it is deleted
+	}))
 	if err != nil {
 		return daemon.Error("create lease", err)
 	}
