@@ -201,8 +201,8 @@ func (p *publishing) conflict(old images.Image, n Name) error {
 	}
 	all := claims(old)
 	foreign := slices.ContainsFunc(all, func(c claim) bool { return c.record.Found != nil })
-	ours := len(all) > 0 && !foreign || p.ownsAll || slices.Contains(p.Owned, n.Name)
-	if ours && len(rest) == 0 {
+	ours := len(all) > 0 || p.ownsAll || slices.Contains(p.Owned, n.Name)
+	if ours && !foreign && len(rest) == 0 {
 		return nil
 	}
 	whose := "was not published by Tarlift"

@@ -245,8 +245,12 @@ func TestForeignNameIsReplaced(t *testing.T) {
 	one, two := n.image(t, "one", ""), n.image(t, "two", "")
 	n.create(t, images.Image{Name: app, Target: one.target, Labels: map[string]string{labelPinned: valuePinned}})
 	n.claim(t, publishes(a, app, one))
-	if err := n.Claim(n.ctx, publishes(a, app, two)); !errors.Is(err, ErrNameConflict) {
-		t.Errorf("error %v", err)
+	for _, owned := range [][]string{nil, {app}} { // the agent says what it has seen published
+		next := publishes(a, app, two)
+		next.Owned = owned
+		if err := n.Claim(n.ctx, next); !errors.Is(err, ErrNameConflict) {
+			t.Errorf("error %v", err)
+		}
 	}
 	n.claim(t, replacing(publishes(a, app, two)))
 	n.whole(t, app, a, two)
