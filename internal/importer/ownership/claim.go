@@ -267,7 +267,13 @@ func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 		return images.Image{}, daemon.Error("look up", err)
 	}
 	if n.Kind == KindID && old.Target.Digest != n.Target.Digest && p.hasConfig(ctx, old.Target, n.Name) {
-		n.Target = old.Target // as good as ours
+		lost, err := p.check.Lost(ctx, old.Target, p.Import.Snapshotter)
+		if err != nil {
+			return images.Image{}, err
+		}
+		if lost == "" { // else it would count as our loss, and each import would leave it so
+			n.Target = old.Target // as good as ours
+		}
 	}
 	if err := p.conflict(old, n); err != nil {
 		return images.Image{}, err

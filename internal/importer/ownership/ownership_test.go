@@ -534,6 +534,35 @@ func TestImagesOfOneConfig(t *testing.T) {
 	}
 }
 
+// An id that stands for an image of the same config which has lost content is moved to the one that is whole: else that would
+// never count as whole, however often it is imported.
+func TestIDOfABrokenImage(t *testing.T) {
+	n, a := newNode(t), archive("a", Delete)
+	whole := n.image(t, "shared", "1")
+	data, err := json.Marshal(ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: whole.config, Size: 1},
+		Layers: []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString("gone"), Size: 4}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	ctx := leases.WithLease(n.ctx, setupLease)
+	if err := content.WriteBlob(ctx, n.Content, "broken", bytes.NewReader(data), broken); err != nil {
+		t.Fatal(err)
+	}
+	n.create(t, images.Image{Name: whole.config.String(), Target: broken})
+	n.claim(t, publishes(a, app, whole))
+	if loss := n.loss(t, a); loss != "" {
+		t.Errorf("lost %q", loss)
+	}
+	n.sweep(t)
+	if names := n.names(t); len(names) != 0 {
+		t.Errorf("left %v", names)
+	}
+}
+
 // Two tags of one archive may share a config, too.
 func TestTagsOfOneConfig(t *testing.T) {
 	n, a := newNode(t), archive("a", Delete)
