@@ -191,7 +191,9 @@ func (s *Session) ref(name string) string { return ingestPrefix(s.owner.UID) + n
 func (s *Session) privateRef(ref string) string { return ref + "/" + rand.Text() }
 
 // isPrivate says whether a reference of an owner's was made by privateRef: no other session goes on with that ingest.
-func isPrivate(uid, ref string) bool { return strings.Contains(strings.TrimPrefix(ref, ingestPrefix(uid)), "/") }
+func isPrivate(uid, ref string) bool {
+	return strings.Contains(strings.TrimPrefix(ref, ingestPrefix(uid)), "/")
+}
 
 // ingestRoot is what the references of all our ingests begin with. containerd derives references only from names, so that
 // one importer's partial or stalled ingest would fail or block every other's.
@@ -204,6 +206,10 @@ var (
 	errOvertaken = errors.New("the blob was committed by another")   //
 	errLocked    = errors.New("the ingest is in use by another one") //
 )
+
+// isOthers says whether a write has ended because somebody else moves the blob, or has moved it, while the ingest was opened
+// again: that is no failure.
+func isOthers(err error) bool { return errors.Is(err, errPresent) || errors.Is(err, errLocked) }
 
 // writeBlob opens an ingest, writes what it lacks, and commits it. It says whether the ingest had bytes before.
 func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descriptor, f *flight, open Opener) (resumed bool, err error) {
@@ -228,6 +234,9 @@ func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descripto
 		}
 		if closeErr := r.Close(); err == nil && closeErr != nil {
 			err = fmt.Errorf("close: %w", closeErr)
+		}
+		if isOthers(err) {
+			s.hooks.Done(-w.offset)
 		}
 		if err != nil {
 			return resumed, err
@@ -291,7 +300,7 @@ func (s *Session) copy(ctx context.Context, w *writer, r io.Reader, n int64, f *
 		if len(piece) > 0 {
 			if _, err := w.Write(piece); err != nil { //nolint:contextcheck // w has it
 				err = daemon.WriterError("write", err)
-				if ctx.Err() == nil { // else it fails because another has failed
+				if ctx.Err() == nil && !isOthers(err) { // else it fails because another has failed
 					s.hooks.Failed(err)
 				}
 				return err

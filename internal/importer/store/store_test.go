@@ -219,6 +219,77 @@ func TestLeaseIsHandedOverInMidBlob(t *testing.T) {
 	}
 }
 
+// A blob that another process has brought, or is bringing, when its ingest is opened again below the next lease is no failure.
+func TestLeaseIsHandedOverWhileAnotherMovesTheBlob(t *testing.T) {
+	for name, commits := range map[string]bool{"committed": true, "locked": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNode(t)
+				ctx := inNamespace(t)
+				d, data := blob("b", 20) // an hour each
+				var sum atomic.Int64
+				hooks := noHooks
+				add := func(n int64) { sum.Add(n) }
+				hooks.Done, hooks.Skipped = add, add
+				hooks.Failed = func(err error) { t.Errorf("failed: %v", err) }
+				session, err := n.process().Open(ctx, archiveA, hooks)
+				if err != nil {
+					t.Fatal(err)
+				}
+				another := Owner{UID: "another"}
+				src := &feed{data: data, before: func(given int64) error {
+					time.Sleep(time.Hour)
+					if commits && given == 4*pieceSize {
+						return open(t, n.process(), another).EnsureBlob(ctx, d, (&feed{data: data}).open)
+					}
+					return nil
+				}}
+				var locked content.Writer
+				if !commits {
+					n.Content = lockOnReopen{n.Content, t, &locked}
+					session.store.content = n.Content
+				}
+				if err := session.EnsureBlob(ctx, d, src.open); err != nil {
+					t.Error(err)
+				}
+				if locked != nil {
+					locked.Close()
+				}
+				if sum.Load() != d.Size {
+					t.Errorf("progress says %d bytes of %d", sum.Load(), d.Size)
+				}
+				if !n.has(t, d) {
+					t.Error("the blob is not there")
+				}
+			})
+		})
+	}
+}
+
+// lockOnReopen has somebody else open an ingest that was closed, once.
+type lockOnReopen struct {
+	content.Store
+	t      *testing.T
+	locked *content.Writer
+}
+
+func (l lockOnReopen) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	var o content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return nil, err
+		}
+	}
+	if st, err := l.Status(ctx, o.Ref); err == nil && st.Offset > 0 && *l.locked == nil {
+		other, err := l.Store.Writer(inNamespace(l.t), opts...)
+		if err != nil {
+			return nil, err
+		}
+		*l.locked = other
+	}
+	return l.Store.Writer(ctx, opts...)
+}
+
 // What is done below a lease by a call that began before it was handed over, and ends after that, is held too.
 func TestLongCallIsHandedOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
