@@ -266,7 +266,7 @@ func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 	case err != nil:
 		return images.Image{}, daemon.Error("look up", err)
 	}
-	if n.Kind == KindID && old.Target.Digest != n.Target.Digest && p.hasConfig(ctx, old.Target, n.Name) {
+	if n.Kind == KindID && old.Target.Digest != n.Target.Digest && !p.broughtAlone(old) && p.hasConfig(ctx, old.Target, n.Name) {
 		lost, err := p.check.Lost(ctx, old.Target, p.Import.Snapshotter)
 		if err != nil {
 			return images.Image{}, err
@@ -295,6 +295,15 @@ func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 		}
 	}
 	return img, nil
+}
+
+// broughtAlone says whether nobody but this owner has brought a name with the target that it has: an id would else keep a
+// former version of the image, of which no other name is left.
+func (p *publishing) broughtAlone(old images.Image) bool {
+	all := claims(old)
+	return len(all) > 0 && !slices.ContainsFunc(all, func(c claim) bool {
+		return !c.succeededBy(p.Owner) || c.record.Target != old.Target.Digest || c.record.Found != nil
+	})
 }
 
 // image is how a name is to be written. Of the labels that are there only ours change: each of those in the result, to "" for

@@ -563,6 +563,25 @@ func TestIDOfABrokenImage(t *testing.T) {
 	}
 }
 
+// A new version of an archive may have the same image with other manifests: nothing keeps the former one.
+func TestIDFollowsItsImage(t *testing.T) {
+	n, a := newNode(t), archive("a", Delete)
+	one, other := n.image(t, "shared", "1"), n.image(t, "shared", "2")
+	n.claim(t, publishes(a, app, one))
+	n.claim(t, publishes(a, app, other))
+	if _, err := n.ReleaseFormer(n.ctx, a); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range n.names(t) {
+		if !strings.HasPrefix(target, other.target.Digest.String()) {
+			t.Errorf("%s stands for %s", name, target)
+		}
+	}
+	if loss := n.loss(t, a); loss != "" {
+		t.Errorf("lost %q", loss)
+	}
+}
+
 // Two tags of one archive may share a config, too.
 func TestTagsOfOneConfig(t *testing.T) {
 	n, a := newNode(t), archive("a", Delete)
