@@ -521,6 +521,15 @@ func TestImagesOfOneConfig(t *testing.T) {
 			if loss := n.loss(t, a); (loss != "") != (img.config != one.config) {
 				t.Errorf("with %s lost %q", img.target.Digest, loss)
 			}
+			held, _, err := n.Held(n.ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, h := range held {
+				if (h.Lost != "") != (img.config != one.config && h.Name == id) {
+					t.Errorf("with %s %s is said to have lost %q", img.target.Digest, h.Name, h.Lost)
+				}
+			}
 		}
 		remains := []Owner{a, b}[first]
 		n.sweep(t, remains)

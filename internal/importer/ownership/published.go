@@ -50,9 +50,7 @@ func (o *Ownership) Published(ctx context.Context, owner Owner) (*Published, err
 			target.Digest = c.record.Target
 			p.Tags = append(p.Tags, Name{Name: c.Name, Target: target})
 		}
-		if c.record.Kind == KindID && c.Target.Digest != c.record.Target && o.hasConfig(ctx, c.Target, c.Name) {
-			c.record.Target = c.Target.Digest // an image that means the same
-		}
+		c = o.sameID(ctx, c)
 		lost, again := c.lost(), false
 		if lost == "" {
 			if lost, again, err = content.lost(ctx, c); err != nil {
@@ -68,6 +66,14 @@ func (o *Ownership) Published(ctx context.Context, owner Owner) (*Published, err
 	}
 	p.Lost = strings.Join(losses, ", ")
 	return p, nil
+}
+
+// sameID is a claim on an id as if it had been made with the image that the id stands for, where that means the same.
+func (o *Ownership) sameID(ctx context.Context, c claim) claim {
+	if c.record.Kind == KindID && c.Target.Digest != c.record.Target && o.hasConfig(ctx, c.Target, c.Name) {
+		c.record.Target = c.Target.Digest
+	}
+	return c
 }
 
 // newest are the claims of an owner's newest publishing, none if that was of another spec.
@@ -218,6 +224,7 @@ func (o *Ownership) Held(ctx context.Context) (held []Held, gone int, err error)
 			gone += max(all[0].record.Names-len(all), 0)
 		}
 		for _, c := range all {
+			c = o.sameID(ctx, c)
 			h := Held{Name: c.Name, Target: c.Target, claim: c}
 			if h.Unpinned = c.record.Pinned && c.Labels[labelPinned] != valuePinned; !h.Unpinned {
 				h.Lost = c.lost()
