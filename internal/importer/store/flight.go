@@ -10,8 +10,9 @@ import (
 )
 
 // stallTime is how long a blob may come no further before others who need it move it too: a source that has fallen silent
-// must not hold up imports from other sources. It also ends any circle of imports that wait for each other.
-const stallTime = 3 * time.Second
+// must not hold up imports from other sources. It also ends any circle of imports that wait for each other. To commit a large
+// blob takes a slow disk some seconds, in which no bytes move.
+const stallTime = 10 * time.Second
 
 // flights are the blobs that are on their way in this process, each moved by one caller.
 type flights struct {
