@@ -1,13 +1,13 @@
 package archive
 
 // Bounds on what is taken from an archive. All that an archive can make this package hold in memory is bounded by them,
-// so that the agent stays below 64 MiB with any archive.
+// so that an agent that reads one as large as they allow, and others beside it, stays below 128 MiB.
 const (
 	// MaxMembers: an image has 5 to 130 blobs; the largest bundles seen have some thousands. An entry takes about 150
 	// bytes: 15 MB.
 	MaxMembers = 100_000
-	// MaxMetadataBytes is the sum of all indexes, manifests, configs, member names and links: a quarter of the memory
-	// that the agent may use.
+	// MaxMetadataBytes is the sum of all indexes, manifests, configs, member names and links. Real archives have less
+	// than a tenth of it.
 	MaxMetadataBytes = 16 << 20
 	// MaxReadBytes of metadata in all, where a document counts each time it is read, with ValueBytes for each of its
 	// values. An import reads a document some four times, one that images share as often for each of them: this is
