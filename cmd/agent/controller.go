@@ -27,7 +27,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/controllers/fleet"
 	"github.com/tarlift/tarlift/internal/cli"
 )
 
@@ -76,12 +76,12 @@ func runController(ctx context.Context, f controllerFlags) error {
 	if err != nil {
 		return err
 	}
-	server.Wrap(controllers.Reconnect)
+	server.Wrap(fleet.Reconnect)
 	mgr, err := newControllerManager(server, f)
 	if err != nil {
 		return err
 	}
-	r := &controllers.ArchiveReconciler{
+	r := &fleet.Reconciler{
 		Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("tarlift-controller"), Metrics: metrics.Registry,
 	}
 	if err := r.SetupWithManager(mgr); err != nil {
@@ -97,11 +97,11 @@ func newControllerManager(server *rest.Config, f controllerFlags) (ctrl.Manager,
 		HealthProbeBindAddress:        f.listen.health,
 		LeaderElection:                f.leaderElect,
 		LeaderElectionReleaseOnCancel: true,
-		LeaseDuration:                 ptr.To(controllers.LeaseDuration),
-		RenewDeadline:                 ptr.To(controllers.RenewDeadline),
+		LeaseDuration:                 ptr.To(fleet.LeaseDuration),
+		RenewDeadline:                 ptr.To(fleet.RenewDeadline),
 		GracefulShutdownTimeout:       ptr.To(shutdownTimeout),
 		Controller:                    config.Controller{CacheSyncTimeout: syncTimeout},
-		Cache:                         controllers.ArchiveCache(),
+		Cache:                         fleet.Cache(),
 	}
 	if f.leaderElect {
 		lock, err := newLeaderLock(server, f.leaderElectionNamespace)

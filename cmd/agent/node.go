@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
-	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/controllers/node"
 	"github.com/tarlift/tarlift/internal/cli"
 	"github.com/tarlift/tarlift/internal/importer"
 )
@@ -44,14 +44,14 @@ func (f *nodeFlags) add(flags *pflag.FlagSet) {
 			"(repeatable; default: none)")
 	flags.BoolVar(&f.proxy, "source-proxy-from-environment", false,
 		"use the proxies of HTTP_PROXY, HTTPS_PROXY and NO_PROXY for http sources; the proxies then resolve host names")
-	flags.DurationVar(&f.checkInterval, "check-interval", controllers.DefaultCheckInterval,
+	flags.DurationVar(&f.checkInterval, "check-interval", node.DefaultCheckInterval,
 		"`time` between two checks of all images, give or take a tenth; containerd's events are handled at once")
 	f.listen.add(flags, ":9461", ":9462")
 }
 
 // sources are the sources that the agent may read archives from.
-func (f nodeFlags) sources(secrets client.Reader) controllers.Sources {
-	s := controllers.Sources{
+func (f nodeFlags) sources(secrets client.Reader) node.Sources {
+	s := node.Sources{
 		Secrets:        secrets,
 		Namespace:      f.secretNamespace,
 		ArchiveDir:     f.archiveDir,
@@ -106,7 +106,7 @@ func runNode(ctx context.Context, f nodeFlags) error {
 	if err != nil {
 		return err
 	}
-	r := &controllers.NodeReconciler{
+	r := &node.Reconciler{
 		Client:   mgr.GetClient(),
 		Importer: containerd,
 		Sources:  f.sources(mgr.GetAPIReader()),
@@ -129,8 +129,8 @@ func newNodeManager(server *rest.Config, f nodeFlags) (ctrl.Manager, error) {
 		HealthProbeBindAddress:  f.listen.health,
 		GracefulShutdownTimeout: ptr.To(shutdownTimeout),
 		Controller:              config.Controller{CacheSyncTimeout: syncTimeout},
-		Cache:                   controllers.NodeCache(f.nodeName),
-		MapperProvider:          controllers.NodeKinds,
+		Cache:                   node.Cache(f.nodeName),
+		MapperProvider:          node.Kinds,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create manager: %w", err)

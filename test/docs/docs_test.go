@@ -183,7 +183,7 @@ func TestReasons(t *testing.T) {
 // Every reason of an Event is in the section on Events, unless it is one of a condition.
 func TestEvents(t *testing.T) {
 	text := strings.Join(section(t, "docs/operations.md", "Events"), "\n")
-	for _, reason := range constants(t, "controllers", regexp.MustCompile(`^event[A-Z]`)) {
+	for _, reason := range constants(t, "controllers/node", regexp.MustCompile(`^event[A-Z]`)) {
 		if !strings.Contains(text, "`"+reason+"`") {
 			t.Errorf("docs/operations.md tells of no Event %s", reason)
 		}

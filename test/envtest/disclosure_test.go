@@ -25,7 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/controllers/node"
 	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/internal/source"
 )
@@ -160,12 +160,12 @@ func (n readingNode) Import(ctx context.Context, b source.Blob, _ importer.Reque
 
 func (n readingNode) startLogging(t *testing.T, logger logr.Logger, metrics *prometheus.Registry) {
 	t.Helper()
-	options := ctrl.Options{Cache: controllers.NodeCache(n.name), Logger: logger}
+	options := ctrl.Options{Cache: node.Cache(n.name), Logger: logger}
 	start(t, onNode(n.name), options, func(mgr ctrl.Manager) error {
-		return (&controllers.NodeReconciler{
+		return (&node.Reconciler{
 			Client:   mgr.GetClient(),
 			Importer: n,
-			Sources:  controllers.Sources{Secrets: mgr.GetAPIReader(), Namespace: systemNamespace, AllowAddresses: loopback},
+			Sources:  node.Sources{Secrets: mgr.GetAPIReader(), Namespace: systemNamespace, AllowAddresses: loopback},
 			NodeName: n.name,
 			Metrics:  metrics,
 		}).SetupWithManager(mgr)

@@ -28,7 +28,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/controllers/node"
 	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/internal/source"
 )
@@ -255,11 +255,11 @@ func (f *fakeNode) startOver(t *testing.T, server string) *process {
 	t.Helper()
 	conf := onNode(f.name)
 	conf.Host = server
-	return start(t, conf, ctrl.Options{Cache: controllers.NodeCache(f.name), MapperProvider: controllers.NodeKinds}, func(mgr ctrl.Manager) error {
-		return (&controllers.NodeReconciler{
+	return start(t, conf, ctrl.Options{Cache: node.Cache(f.name), MapperProvider: node.Kinds}, func(mgr ctrl.Manager) error {
+		return (&node.Reconciler{
 			Client:   mgr.GetClient(),
 			Importer: f,
-			Sources:  controllers.Sources{Secrets: mgr.GetAPIReader(), Namespace: systemNamespace, ArchiveDir: f.dir},
+			Sources:  node.Sources{Secrets: mgr.GetAPIReader(), Namespace: systemNamespace, ArchiveDir: f.dir},
 			NodeName: f.name,
 			Metrics:  prometheus.NewRegistry(),
 

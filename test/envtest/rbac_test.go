@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/controllers/node"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
@@ -109,7 +109,7 @@ func TestSecretsOfSources(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sources := controllers.Sources{Secrets: reader, Namespace: systemNamespace, AllowAddresses: loopback}
+	sources := node.Sources{Secrets: reader, Namespace: systemNamespace, AllowAddresses: loopback}
 	for _, test := range []struct {
 		secret, cert string
 		want         error

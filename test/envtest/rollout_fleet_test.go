@@ -18,9 +18,9 @@ import (
 	"github.com/tarlift/tarlift/api/v1alpha1"
 )
 
-// fleet is nodes whose agents do as they are told about one archive: they ask to be let in, import while they are, and
+// simulatedFleet is nodes whose agents do as they are told about one archive: they ask to be let in, import while they are, and
 // report. What they report is as short as it may be.
-type fleet struct {
+type simulatedFleet struct {
 	archive string
 
 	mu      sync.Mutex
@@ -51,9 +51,9 @@ type counter struct {
 }
 
 // newFleet starts agents on this many nodes, until the end of the test.
-func newFleet(t *testing.T, archive string, nodes int) *fleet {
+func newFleet(t *testing.T, archive string, nodes int) *simulatedFleet {
 	t.Helper()
-	f := &fleet{archive: archive, agents: map[string]*fleetAgent{}, counted: counter{admitted: map[string]bool{}, ever: map[string]bool{}}}
+	f := &simulatedFleet{archive: archive, agents: map[string]*fleetAgent{}, counted: counter{admitted: map[string]bool{}, ever: map[string]bool{}}}
 	ctx, cancel := context.WithCancel(context.Background())
 	w, err := admin.Watch(ctx, &v1alpha1.NodeImageStateList{})
 	if err != nil {
@@ -86,7 +86,7 @@ func newFleet(t *testing.T, archive string, nodes int) *fleet {
 }
 
 // add adds a node with an agent.
-func (f *fleet) add(t *testing.T, i int) {
+func (f *simulatedFleet) add(t *testing.T, i int) {
 	t.Helper()
 	name := fmt.Sprintf("%s-%d", f.archive, i)
 	create(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"fleet": f.archive}}})
@@ -96,7 +96,7 @@ func (f *fleet) add(t *testing.T, i int) {
 }
 
 // set changes how agents behave.
-func (f *fleet) set(change func(name string, a *fleetAgent)) {
+func (f *simulatedFleet) set(change func(name string, a *fleetAgent)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for name, a := range f.agents {
@@ -104,7 +104,7 @@ func (f *fleet) set(change func(name string, a *fleetAgent)) {
 	}
 }
 
-func (f *fleet) count(events <-chan watch.Event) {
+func (f *simulatedFleet) count(events <-chan watch.Event) {
 	for e := range events {
 		state, ok := e.Object.(*v1alpha1.NodeImageState)
 		if !ok {
@@ -124,7 +124,7 @@ func (f *fleet) count(events <-chan watch.Event) {
 }
 
 // step is one look of all agents.
-func (f *fleet) step(ctx context.Context) error {
+func (f *simulatedFleet) step(ctx context.Context) error {
 	var archive v1alpha1.ImageArchive
 	if err := admin.Get(ctx, client.ObjectKey{Name: f.archive}, &archive); err != nil {
 		return client.IgnoreNotFound(err)
@@ -246,7 +246,7 @@ func (a *fleetAgent) report(ctx context.Context, name string, archive *v1alpha1.
 }
 
 // check ends a test: the limit held at every moment, in the API server and at the origin.
-func (f *fleet) check(t *testing.T, limit int) {
+func (f *simulatedFleet) check(t *testing.T, limit int) {
 	t.Helper()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -259,7 +259,7 @@ func (f *fleet) check(t *testing.T, limit int) {
 }
 
 // waitForReady waits until this many nodes are ready, and says of how many.
-func (f *fleet) waitForReady(t *testing.T, want int) {
+func (f *simulatedFleet) waitForReady(t *testing.T, want int) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("%d nodes to be ready", want), func() (bool, string) {
 		f.mu.Lock()
@@ -274,7 +274,7 @@ func (f *fleet) waitForReady(t *testing.T, want int) {
 	})
 }
 
-func (f *fleet) newArchive(t *testing.T, rollout string) *v1alpha1.ImageArchive {
+func (f *simulatedFleet) newArchive(t *testing.T, rollout string) *v1alpha1.ImageArchive {
 	t.Helper()
 	a := typed[v1alpha1.ImageArchive](t, archiveWith(t, f.archive,
 		fileSource+"nodeSelector: {matchLabels: {fleet: "+f.archive+"}}\nrollout: "+rollout))

@@ -106,7 +106,7 @@ func TestRolloutFollowsTheNodes(t *testing.T) {
 	eventually(t, "none to be admitted", func() (bool, string) { return f.admitted() == 0, fmt.Sprint(f.admitted()) })
 }
 
-func (f *fleet) admitted() int {
+func (f *simulatedFleet) admitted() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.counted.admitted)

@@ -10,14 +10,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/controllers/fleet"
 	"github.com/tarlift/tarlift/internal/archive"
 )
 
 func startController(t *testing.T) *process {
 	t.Helper()
-	return start(t, as("tarlift-controller"), ctrl.Options{Cache: controllers.ArchiveCache()}, func(mgr ctrl.Manager) error {
-		return (&controllers.ArchiveReconciler{
+	return start(t, as("tarlift-controller"), ctrl.Options{Cache: fleet.Cache()}, func(mgr ctrl.Manager) error {
+		return (&fleet.Reconciler{
 			Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("tarlift-controller"),
 		}).SetupWithManager(mgr)
 	})

@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
-	"github.com/tarlift/tarlift/controllers"
+	"github.com/tarlift/tarlift/controllers/node"
 )
 
 // agentSpec is one simulated agent, as its worker is told.
@@ -49,17 +49,17 @@ func newAgent(server *rest.Config, spec agentSpec, order workerOrder) (*agent, e
 		Scheme:                 scheme.Scheme,
 		Metrics:                metricsserver.Options{BindAddress: "0"},
 		HealthProbeBindAddress: "0",
-		Cache:                  controllers.NodeCache(spec.Node),
-		MapperProvider:         controllers.NodeKinds,
+		Cache:                  node.Cache(spec.Node),
+		MapperProvider:         node.Kinds,
 		Controller:             config.Controller{SkipNameValidation: ptr.To(true), CacheSyncTimeout: time.Hour},
 	})
 	if err != nil {
 		return nil, err
 	}
-	r := &controllers.NodeReconciler{
+	r := &node.Reconciler{
 		Client:   a.mgr.GetClient(),
 		Importer: newFakeImporter(),
-		Sources: controllers.Sources{
+		Sources: node.Sources{
 			Secrets: a.mgr.GetAPIReader(), Namespace: systemNamespace, ArchiveDir: order.ArchiveDir,
 			AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")},
 		},

@@ -1,0 +1,259 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/internal/archive"
+	"github.com/tarlift/tarlift/internal/importer"
+	"github.com/tarlift/tarlift/internal/reason"
+	"github.com/tarlift/tarlift/internal/source"
+)
+
+func fullSpec() *v1alpha1.ImageArchiveSpec {
+	return &v1alpha1.ImageArchiveSpec{
+		Source: v1alpha1.Source{HTTP: &v1alpha1.HTTPSource{
+			URL: "https://example.com/a.tar", SecretRef: &v1alpha1.SecretReference{Name: "s"}, CertSecretRef: &v1alpha1.SecretReference{Name: "c"},
+		}},
+		Digest:      "sha256:1",
+		IndexDigest: "sha256:2",
+		Images: v1alpha1.ImageSelection{
+			Include: []string{"**"}, Exclude: []string{"*:debug"}, Rename: []v1alpha1.Rename{{From: "a/", To: "b/"}},
+			BaseName: "example.com/a", DigestReferences: ptr.To(false),
+		},
+		Unpack: ptr.To(false), Pin: ptr.To(false), ConflictPolicy: v1alpha1.ConflictReplace,
+	}
+}
+
+// These hashes are in the labels of images on nodes. When one changes, every node of every cluster that upgrades
+// imports its archives again, from sources that may be gone.
+func TestSpecHashIsForEver(t *testing.T) {
+	minimal := &v1alpha1.ImageArchiveSpec{Source: v1alpha1.Source{File: &v1alpha1.FileSource{Path: "a.tar"}}}
+	for spec, want := range map[*v1alpha1.ImageArchiveSpec]string{
+		minimal:    "0a546bd87ca48e8ddb9d8d58f0c4c677",
+		fullSpec(): "8fa7a7f34db99ccfca36ca68de19f55b",
+	} {
+		if got := specHash(spec); got != want {
+			t.Errorf("%+v: %s, want %s", spec.Source, got, want)
+		}
+	}
+}
+
+func TestSpecHash(t *testing.T) {
+	base := specHash(fullSpec())
+	for what, edit := range map[string]func(*v1alpha1.ImageArchiveSpec){
+		"url":              func(s *v1alpha1.ImageArchiveSpec) { s.Source.HTTP.URL += "x" },
+		"secret":           func(s *v1alpha1.ImageArchiveSpec) { s.Source.HTTP.SecretRef = nil },
+		"source":           func(s *v1alpha1.ImageArchiveSpec) { s.Source = v1alpha1.Source{File: &v1alpha1.FileSource{}} },
+		"digest":           func(s *v1alpha1.ImageArchiveSpec) { s.Digest = "" },
+		"indexDigest":      func(s *v1alpha1.ImageArchiveSpec) { s.IndexDigest = "" },
+		"include":          func(s *v1alpha1.ImageArchiveSpec) { s.Images.Include = nil },
+		"exclude":          func(s *v1alpha1.ImageArchiveSpec) { s.Images.Exclude = nil },
+		"rename":           func(s *v1alpha1.ImageArchiveSpec) { s.Images.Rename = nil },
+		"baseName":         func(s *v1alpha1.ImageArchiveSpec) { s.Images.BaseName = "" },
+		"digestReferences": func(s *v1alpha1.ImageArchiveSpec) { s.Images.DigestReferences = nil },
+		"unpack":           func(s *v1alpha1.ImageArchiveSpec) { s.Unpack = nil },
+		"pin":              func(s *v1alpha1.ImageArchiveSpec) { s.Pin = nil },
+		"conflictPolicy":   func(s *v1alpha1.ImageArchiveSpec) { s.ConflictPolicy = v1alpha1.ConflictFail },
+	} {
+		spec := fullSpec()
+		if edit(spec); specHash(spec) == base {
+			t.Errorf("%s does not count", what)
+		}
+	}
+	spec := fullSpec()
+	spec.NodeSelector, spec.Suspend = &metav1.LabelSelector{}, true
+	if specHash(spec) != base {
+		t.Error("nodeSelector or suspend counts")
+	}
+	absent := &v1alpha1.ImageArchiveSpec{}
+	defaults := &v1alpha1.ImageArchiveSpec{
+		Images: v1alpha1.ImageSelection{DigestReferences: ptr.To(true), Include: []string{}},
+		Unpack: ptr.To(true), Pin: ptr.To(true), ConflictPolicy: v1alpha1.ConflictFail,
+	}
+	if specHash(absent) != specHash(defaults) {
+		t.Error("an absent field and its default differ")
+	}
+}
+
+func TestRequestFor(t *testing.T) {
+	a := newArchive("a", 0)
+	a.Spec = *fullSpec()
+	a.Spec.DeletionPolicy = v1alpha1.DeletionDelete
+	want := importer.Request{
+		Owner:  importer.Owner{Name: "a", UID: "uid-a", Created: epoch, SpecHash: specHash(&a.Spec), Deletion: importer.DeletionDelete},
+		Digest: "sha256:1", IndexDigest: "sha256:2",
+		Selection: archive.Selection{
+			BaseName: "example.com/a", Include: []string{"**"}, Exclude: []string{"*:debug"}, Rename: []archive.Rename{{From: "a/", To: "b/"}},
+		},
+		Replace: true, Keep: true,
+	}
+	if diff := cmp.Diff(want, requestFor(a)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	a.Spec = v1alpha1.ImageArchiveSpec{}
+	if r := requestFor(a); !r.Unpack || !r.Pin || r.Replace || !r.Selection.DigestReferences {
+		t.Errorf("defaults: %+v", r)
+	}
+}
+
+func TestOpenFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.tar"), []byte("bytes"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	file := func(path string) v1alpha1.Source { return v1alpha1.Source{File: &v1alpha1.FileSource{Path: path}} }
+	for _, test := range []struct {
+		why  string
+		dir  string
+		spec v1alpha1.Source
+		want error
+	}{
+		{"a file", dir, file("a.tar"), nil},
+		{"no file", dir, file("b.tar"), source.ErrNotFound},
+		{"a link that leads out", dir, file("link"), source.ErrInvalid},
+		{"no archive directory", "", file("a.tar"), source.ErrInvalid},
+		{"a kind that a later version may have", dir, v1alpha1.Source{}, source.ErrInvalid},
+	} {
+		blob, err := Sources{ArchiveDir: test.dir}.Open(t.Context(), test.spec)
+		if !errors.Is(err, test.want) {
+			t.Errorf("%s: %v, want %v", test.why, err, test.want)
+		}
+		if err == nil {
+			if blob.Size() != 5 {
+				t.Errorf("%s: %d bytes", test.why, blob.Size())
+			}
+			blob.Close()
+		}
+	}
+}
+
+// secretsAfter is an API server that is back after a while.
+type secretsAfter struct {
+	client.Reader
+	back time.Time
+}
+
+func (s secretsAfter) Get(_ context.Context, key client.ObjectKey, o client.Object, _ ...client.GetOption) error {
+	if time.Now().Before(s.back) {
+		return errors.New("connection refused")
+	}
+	secret := o.(*corev1.Secret)
+	secret.Name, secret.Labels = key.Name, map[string]string{v1alpha1.LabelSource: "true"}
+	secret.Data = map[string][]byte{"bearerToken": []byte("t")}
+	return nil
+}
+
+// An import that needs a Secret waits for an API server that is away, and does not fail for it.
+func TestSecretsWait(t *testing.T) {
+	spec := &v1alpha1.HTTPSource{URL: "https://example.com/a.tar", SecretRef: &v1alpha1.SecretReference{Name: "s"}}
+	for _, test := range []struct {
+		why  string
+		away time.Duration
+		stop time.Duration
+		want error
+		late time.Duration // at most, after the API server's return or the stop
+	}{
+		{"two minutes", 2 * time.Minute, time.Hour, nil, secretRetryLimit},
+		{"ten minutes", 10 * time.Minute, time.Hour, nil, secretRetryLimit},
+		{"the import is stopped", time.Hour, time.Minute, context.DeadlineExceeded, 0},
+		{"for ever", time.Hour, 2 * time.Hour, source.ErrUnavailable, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), test.stop)
+			defer cancel()
+			s := Sources{Secrets: secretsAfter{back: begin.Add(test.away)}}
+			o, err := s.httpOptions(ctx, spec)
+			if !errors.Is(err, test.want) || err == nil && o.BearerToken != "t" {
+				t.Errorf("%s: %v", test.why, err)
+			}
+			if took := time.Since(begin); err == nil && took > test.away+test.late || took > time.Hour/2 {
+				t.Errorf("%s: after %s", test.why, took)
+			}
+		})
+	}
+}
+
+func TestChanged(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.tar"), []byte("bytes"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	spec := v1alpha1.Source{File: &v1alpha1.FileSource{Path: "a.tar"}}
+	s := Sources{ArchiveDir: dir}
+	b, err := s.Open(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	for validator, want := range map[string]bool{b.Validator(): false, "other": true} {
+		if changed, err := s.Changed(t.Context(), spec, validator); changed != want || err != nil {
+			t.Errorf("%q: changed %v, %v", validator, changed, err)
+		}
+	}
+	if _, err := (Sources{}).Changed(t.Context(), spec, ""); !errors.Is(err, source.ErrInvalid) {
+		t.Errorf("without a directory: %v", err)
+	}
+	server := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	defer server.Close()
+	s.AllowAddresses = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+	web := v1alpha1.Source{HTTP: &v1alpha1.HTTPSource{URL: server.URL + "/a.tar"}}
+	if changed, err := s.Changed(t.Context(), web, "other"); !changed || err != nil {
+		t.Errorf("http: changed %v, %v", changed, err)
+	}
+}
+
+// What listens on the node's own loopback trusts whoever gets there, so a spec gets nowhere near it unless the operator
+// says so.
+func TestOpenHTTPOnLoopback(t *testing.T) {
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.Write([]byte("bytes"))
+	}))
+	defer server.Close()
+	spec := v1alpha1.Source{HTTP: &v1alpha1.HTTPSource{URL: server.URL + "/a.tar"}}
+	_, err := Sources{}.Open(t.Context(), spec)
+	if reason, terminal := reason.Classify(err); reason != v1alpha1.ReasonSourceDenied || !terminal || asked.Load() > 0 {
+		t.Errorf("%v is %s, terminal %v; the server was asked %d times", err, reason, terminal, asked.Load())
+	}
+	allowed := Sources{AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}
+	blob, err := allowed.Open(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob.Close()
+
+	proxy, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed.Proxy = http.ProxyURL(proxy)
+	before := asked.Load()
+	behind := v1alpha1.Source{HTTP: &v1alpha1.HTTPSource{URL: "http://behind.example/a.tar"}}
+	if blob, err = allowed.Open(t.Context(), behind); err != nil || asked.Load() == before {
+		t.Fatalf("by proxy: %v", err)
+	}
+	blob.Close()
+}
