@@ -62,6 +62,12 @@ const (
 	ReasonRuntimeUnavailable = "RuntimeUnavailable"
 	// ReasonInvalidSelector: spec.nodeSelector holds a key or value that no label can have.
 	ReasonInvalidSelector = "InvalidSelector"
+	// ReasonNoNodesSelected: spec.nodeSelector selects no node of the cluster.
+	ReasonNoNodesSelected = "NoNodesSelected"
+	// ReasonNotVisible: the images are complete in containerd, but the kubelet does not find them by their names.
+	ReasonNotVisible = "NotVisible"
+	// ReasonUnknown: a node reports a reason that this version does not know.
+	ReasonUnknown = "Unknown"
 	// ReasonImportFailed: an error that no other reason describes; the message tells more.
 	ReasonImportFailed = "ImportFailed"
 )
@@ -70,6 +76,9 @@ const (
 	// AnnotationReconcileRequestedAt on an ImageArchive makes every selected node look as soon as it has done what
 	// it is doing, instead of when its next attempt is due. Any new value counts; the current time is customary.
 	AnnotationReconcileRequestedAt = "tarlift.dev/reconcile-requested-at"
+	// AnnotationHosts on a Secret names the hosts that it may be sent to, separated by commas, such as
+	// "archives.example.com, 10.0.0.7:8443". Without it an agent does not use the Secret.
+	AnnotationHosts = "tarlift.dev/hosts"
 	// LabelSource with the value "true" on a Secret allows agents to read it for a source.
 	LabelSource = "tarlift.dev/source"
 )

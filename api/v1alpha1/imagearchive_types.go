@@ -12,11 +12,13 @@ import (
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,shortName=ia,categories=tarlift
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Nodes",type=string,JSONPath=`.status.nodes.summary`,description="Nodes that have every image, of those selected"
+// +kubebuilder:printcolumn:name="Progress",type=string,JSONPath=`.status.progress`,description="Bytes that are on the selected nodes, of those that they need"
 // +kubebuilder:printcolumn:name="Images",type=integer,JSONPath=`.status.imageCount`
 // +kubebuilder:printcolumn:name="Size",type=string,JSONPath=`.status.artifact.displaySize`,description="Size of the archive"
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
-// +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Suspended",type=boolean,priority=1,JSONPath=`.spec.suspend`
 // +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
 type ImageArchive struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -290,9 +292,19 @@ type ImageArchiveStatus struct {
 	// +optional
 	Artifact *Artifact `json:"artifact,omitempty"`
 
+	// images are the images that most ready nodes have, by name; at most 64, name@digest references not listed.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	Images []Image `json:"images,omitempty"`
+
 	// imageCount is the number of images that the archive gives a node, name@digest references not counted.
 	// +optional
 	ImageCount int32 `json:"imageCount,omitempty"`
+
+	// progress is how much of what the selected nodes need is there, in percent, such as 45%.
+	// +optional
+	Progress string `json:"progress,omitempty"`
 
 	// nodes counts the selected nodes.
 	// +optional

@@ -56,6 +56,9 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.tarlift.tarlift.api.v1alpha1.ArchiveState
   map:
     fields:
+    - name: admittedTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
     - name: attempts
       type:
         scalar: numeric
@@ -79,6 +82,12 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: imageCount
       type:
         scalar: numeric
+    - name: images
+      type:
+        list:
+          elementType:
+            namedType: com.github.tarlift.tarlift.api.v1alpha1.Image
+          elementRelationship: atomic
     - name: indexDigest
       type:
         scalar: string
@@ -88,9 +97,15 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: name
       type:
         scalar: string
+    - name: nextAttemptTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
     - name: observedGeneration
       type:
         scalar: numeric
+    - name: ready
+      type:
+        scalar: boolean
     - name: size
       type:
         scalar: numeric
@@ -137,6 +152,15 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         namedType: com.github.tarlift.tarlift.api.v1alpha1.SecretReference
     - name: url
+      type:
+        scalar: string
+- name: com.github.tarlift.tarlift.api.v1alpha1.Image
+  map:
+    fields:
+    - name: digest
+      type:
+        scalar: string
+    - name: name
       type:
         scalar: string
 - name: com.github.tarlift.tarlift.api.v1alpha1.ImageArchive
@@ -230,12 +254,21 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: imageCount
       type:
         scalar: numeric
+    - name: images
+      type:
+        list:
+          elementType:
+            namedType: com.github.tarlift.tarlift.api.v1alpha1.Image
+          elementRelationship: atomic
     - name: nodes
       type:
         namedType: com.github.tarlift.tarlift.api.v1alpha1.NodeCounts
     - name: observedGeneration
       type:
         scalar: numeric
+    - name: progress
+      type:
+        scalar: string
 - name: com.github.tarlift.tarlift.api.v1alpha1.ImageSelection
   map:
     fields:
@@ -338,6 +371,9 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.tarlift.tarlift.api.v1alpha1.NodeImageStateStatus
   map:
     fields:
+    - name: agentVersion
+      type:
+        scalar: string
     - name: archives
       type:
         list:
@@ -347,6 +383,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: containerd
       type:
         namedType: com.github.tarlift.tarlift.api.v1alpha1.RuntimeInfo
+    - name: omitted
+      type:
+        scalar: numeric
     - name: summary
       type:
         scalar: string

@@ -10,7 +10,7 @@ import (
 // AdmissionApplyConfiguration represents a declarative configuration of the Admission type for use
 // with apply.
 //
-// Admission lets one node import one generation of an ImageArchive, or remembers that it did so in vain.
+// Admission lets one node import one generation of an ImageArchive. An agent stops the import when its admission is removed.
 type AdmissionApplyConfiguration struct {
 	// archive is the name of the ImageArchive.
 	Archive *string `json:"archive,omitempty"`
@@ -18,11 +18,9 @@ type AdmissionApplyConfiguration struct {
 	UID *types.UID `json:"uid,omitempty"`
 	// generation of the spec that may be imported.
 	Generation *int64 `json:"generation,omitempty"`
-	// time of the admission, or of its expiry.
-	Time *v1.Time `json:"time,omitempty"`
-	// expired says that the node reported no progress for so long that its place was given to another. It must not
-	// import any more, and counts as failed until it is let in again.
-	Expired *bool `json:"expired,omitempty"`
+	// time of the admission. The agent repeats it as admittedTime in what it reports under this admission.
+	Time    *v1.Time `json:"time,omitempty"`
+	Expired *bool    `json:"expired,omitempty"`
 }
 
 // AdmissionApplyConfiguration constructs a declarative configuration of the Admission type for use with

@@ -11,7 +11,7 @@ import (
 // ArchiveStateApplyConfiguration represents a declarative configuration of the ArchiveState type for use
 // with apply.
 //
-// ArchiveState is what a node has of one ImageArchive.
+// ArchiveState is what a node has of one archive. Of an archive that is ready, conditions, bytes and errors are absent.
 type ArchiveStateApplyConfiguration struct {
 	// name of the ImageArchive, or drop-in/ and the name of a file.
 	Name *string `json:"name,omitempty"`
@@ -19,8 +19,12 @@ type ArchiveStateApplyConfiguration struct {
 	UID *types.UID `json:"uid,omitempty"`
 	// observedGeneration is the generation of the spec that this entry is about.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
-	// conditions are Ready and, while True, Reconciling or Stalled.
+	// ready is true when every image is complete under all of its names.
+	Ready *bool `json:"ready,omitempty"`
+	// conditions are Ready and, while True, Reconciling or Stalled. Absent while the archive is ready.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
+	// admittedTime is the time of the admission that this entry was reported under. Absent without a rollout.
+	AdmittedTime *metav1.Time `json:"admittedTime,omitempty"`
 	// digest of the whole archive, when it was read in full.
 	Digest *string `json:"digest,omitempty"`
 	// indexDigest is the digest of the archive's index.json.
@@ -29,14 +33,18 @@ type ArchiveStateApplyConfiguration struct {
 	Size *int64 `json:"size,omitempty"`
 	// imageCount is the number of images, name@digest references not counted.
 	ImageCount *int32 `json:"imageCount,omitempty"`
-	// bytes counts what the latest attempt moves. Absent before the first.
+	// images are the images of an archive that is ready. Absent where the ImageArchive's status lists the same.
+	Images []ImageApplyConfiguration `json:"images,omitempty"`
+	// bytes counts what the latest attempt moves. Absent before the first, and when the archive is ready.
 	Bytes *ArchiveBytesApplyConfiguration `json:"bytes,omitempty"`
 	// startTime is when the first attempt for this spec began.
 	StartTime *metav1.Time `json:"startTime,omitempty"`
 	// completionTime is when the images were complete.
 	CompletionTime *metav1.Time `json:"completionTime,omitempty"`
-	// attempts is the number of attempts for this spec, the running one included.
+	// attempts is the number of attempts for this spec, the running one included. Absent when the archive is ready.
 	Attempts *int32 `json:"attempts,omitempty"`
+	// nextAttemptTime is when the import is tried again.
+	NextAttemptTime *metav1.Time `json:"nextAttemptTime,omitempty"`
 	// lastError is the failure of the latest attempt that ended. Absent after a success.
 	LastError *ImportErrorApplyConfiguration `json:"lastError,omitempty"`
 }
@@ -71,6 +79,14 @@ func (b *ArchiveStateApplyConfiguration) WithObservedGeneration(value int64) *Ar
 	return b
 }
 
+// WithReady sets the Ready field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Ready field is set to the value of the last call.
+func (b *ArchiveStateApplyConfiguration) WithReady(value bool) *ArchiveStateApplyConfiguration {
+	b.Ready = &value
+	return b
+}
+
 // WithConditions adds the given value to the Conditions field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the Conditions field.
@@ -81,6 +97,14 @@ func (b *ArchiveStateApplyConfiguration) WithConditions(values ...*v1.ConditionA
 		}
 		b.Conditions = append(b.Conditions, *values[i])
 	}
+	return b
+}
+
+// WithAdmittedTime sets the AdmittedTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the AdmittedTime field is set to the value of the last call.
+func (b *ArchiveStateApplyConfiguration) WithAdmittedTime(value metav1.Time) *ArchiveStateApplyConfiguration {
+	b.AdmittedTime = &value
 	return b
 }
 
@@ -116,6 +140,19 @@ func (b *ArchiveStateApplyConfiguration) WithImageCount(value int32) *ArchiveSta
 	return b
 }
 
+// WithImages adds the given value to the Images field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Images field.
+func (b *ArchiveStateApplyConfiguration) WithImages(values ...*ImageApplyConfiguration) *ArchiveStateApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithImages")
+		}
+		b.Images = append(b.Images, *values[i])
+	}
+	return b
+}
+
 // WithBytes sets the Bytes field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Bytes field is set to the value of the last call.
@@ -145,6 +182,14 @@ func (b *ArchiveStateApplyConfiguration) WithCompletionTime(value metav1.Time) *
 // If called multiple times, the Attempts field is set to the value of the last call.
 func (b *ArchiveStateApplyConfiguration) WithAttempts(value int32) *ArchiveStateApplyConfiguration {
 	b.Attempts = &value
+	return b
+}
+
+// WithNextAttemptTime sets the NextAttemptTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the NextAttemptTime field is set to the value of the last call.
+func (b *ArchiveStateApplyConfiguration) WithNextAttemptTime(value metav1.Time) *ArchiveStateApplyConfiguration {
+	b.NextAttemptTime = &value
 	return b
 }
 

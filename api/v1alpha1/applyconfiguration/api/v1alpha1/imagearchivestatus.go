@@ -17,8 +17,12 @@ type ImageArchiveStatusApplyConfiguration struct {
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// artifact is the archive that the ready nodes have imported.
 	Artifact *ArtifactApplyConfiguration `json:"artifact,omitempty"`
+	// images are the images that most ready nodes have, by name; at most 64, name@digest references not listed.
+	Images []ImageApplyConfiguration `json:"images,omitempty"`
 	// imageCount is the number of images that the archive gives a node, name@digest references not counted.
 	ImageCount *int32 `json:"imageCount,omitempty"`
+	// progress is how much of what the selected nodes need is there, in percent, such as 45%.
+	Progress *string `json:"progress,omitempty"`
 	// nodes counts the selected nodes.
 	Nodes *NodeCountsApplyConfiguration `json:"nodes,omitempty"`
 	// failures are samples of nodes whose last attempt failed: those that stall first, then by name.
@@ -60,11 +64,32 @@ func (b *ImageArchiveStatusApplyConfiguration) WithArtifact(value *ArtifactApply
 	return b
 }
 
+// WithImages adds the given value to the Images field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Images field.
+func (b *ImageArchiveStatusApplyConfiguration) WithImages(values ...*ImageApplyConfiguration) *ImageArchiveStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithImages")
+		}
+		b.Images = append(b.Images, *values[i])
+	}
+	return b
+}
+
 // WithImageCount sets the ImageCount field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the ImageCount field is set to the value of the last call.
 func (b *ImageArchiveStatusApplyConfiguration) WithImageCount(value int32) *ImageArchiveStatusApplyConfiguration {
 	b.ImageCount = &value
+	return b
+}
+
+// WithProgress sets the Progress field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Progress field is set to the value of the last call.
+func (b *ImageArchiveStatusApplyConfiguration) WithProgress(value string) *ImageArchiveStatusApplyConfiguration {
+	b.Progress = &value
 	return b
 }
 

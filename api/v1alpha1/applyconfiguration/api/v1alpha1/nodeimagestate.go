@@ -14,8 +14,8 @@ import (
 // NodeImageStateApplyConfiguration represents a declarative configuration of the NodeImageState type for use
 // with apply.
 //
-// NodeImageState is what one node has of the ImageArchives that select it. It bears the Node's name, belongs to
-// it; its status is written by the agent on that node only, its spec by the controller only.
+// NodeImageState is one node's report about the ImageArchives that select it. It bears the Node's name and belongs to it.
+// The node's agent writes its status, the controller its spec.
 type NodeImageStateApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`

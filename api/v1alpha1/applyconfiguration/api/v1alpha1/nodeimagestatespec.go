@@ -5,10 +5,9 @@ package v1alpha1
 // NodeImageStateSpecApplyConfiguration represents a declarative configuration of the NodeImageStateSpec type for use
 // with apply.
 //
-// NodeImageStateSpec is what one node may do.
+// NodeImageStateSpec is what one node may import.
 type NodeImageStateSpecApplyConfiguration struct {
-	// admitted are the ImageArchives with a rollout that the node may import now. Of those it has imported, or failed
-	// to, nothing is listed.
+	// admitted are the ImageArchives with a rollout that the node may import now.
 	Admitted []AdmissionApplyConfiguration `json:"admitted,omitempty"`
 }
 

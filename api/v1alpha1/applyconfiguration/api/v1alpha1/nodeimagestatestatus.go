@@ -7,11 +7,15 @@ package v1alpha1
 //
 // NodeImageStateStatus is one node's report.
 type NodeImageStateStatusApplyConfiguration struct {
+	// agentVersion is the version of the node's agent.
+	AgentVersion *string `json:"agentVersion,omitempty"`
 	// containerd describes the runtime that images are imported into.
 	Containerd *RuntimeInfoApplyConfiguration `json:"containerd,omitempty"`
 	// archives are the ImageArchives that select this node, and the files in its drop-in directory.
 	Archives []ArchiveStateApplyConfiguration `json:"archives,omitempty"`
-	// summary counts the archives that are ready, of all, for the reader's eye, such as 1/2.
+	// omitted is the number of archives beyond 256, which are imported but not listed.
+	Omitted *int32 `json:"omitted,omitempty"`
+	// summary is the number of archives that are ready and of all, such as 1/2.
 	Summary *string `json:"summary,omitempty"`
 }
 
@@ -19,6 +23,14 @@ type NodeImageStateStatusApplyConfiguration struct {
 // apply.
 func NodeImageStateStatus() *NodeImageStateStatusApplyConfiguration {
 	return &NodeImageStateStatusApplyConfiguration{}
+}
+
+// WithAgentVersion sets the AgentVersion field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the AgentVersion field is set to the value of the last call.
+func (b *NodeImageStateStatusApplyConfiguration) WithAgentVersion(value string) *NodeImageStateStatusApplyConfiguration {
+	b.AgentVersion = &value
+	return b
 }
 
 // WithContainerd sets the Containerd field in the declarative configuration to the given value
@@ -39,6 +51,14 @@ func (b *NodeImageStateStatusApplyConfiguration) WithArchives(values ...*Archive
 		}
 		b.Archives = append(b.Archives, *values[i])
 	}
+	return b
+}
+
+// WithOmitted sets the Omitted field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Omitted field is set to the value of the last call.
+func (b *NodeImageStateStatusApplyConfiguration) WithOmitted(value int32) *NodeImageStateStatusApplyConfiguration {
+	b.Omitted = &value
 	return b
 }
 
