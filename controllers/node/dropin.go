@@ -10,31 +10,31 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/go-logr/logr"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/controllers/condition"
+	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
-const (
-	// dropInUID is how their UIDs begin, unlike any that an API server gives.
-	dropInUID = "drop-in-"
-)
+// fileOwner is how the UIDs of owners that are files begin, unlike any that an API server gives.
+const fileOwner = "drop-in-"
+
+func isFileOwner(uid string) bool { return strings.HasPrefix(uid, fileOwner) }
 
 const (
 	// dropInPoll is how often the directory is read. inotify tells nothing of what others write to a network file system,
@@ -54,36 +54,28 @@ const (
 // errNoArchives is an archive directory without anything in it, as a place is where something may be mounted.
 var errNoArchives = errors.New("the archive directory is empty, as one is that is not mounted")
 
-// dropIns follows the files in the drop-in directory. Each is an archive as if there were an ImageArchive for it.
+// dropIns imports the files in the drop-in directory, also without an API server. It is a Runnable.
 type dropIns struct {
 	archiveDir string
+	syncer     *syncer
+	sweeper    sweeper
+	log        logr.Logger
 
-	mu   sync.Mutex
-	wake func() // tells the reconciler that the list is another
-	list dropInList
-
-	looked  chan struct{} // closed after the first look
 	files   map[string]*dropIn
-	refused map[string]bool // names that nothing is done about, which the log has told
+	known   bool            // the directory could be read once; what it said last holds until it can be read again
+	refused map[string]bool // names that are skipped, which the log has told
 	trouble string          // that keeps the directory from being read, as the log has told
 	device  uint64          // that the files were seen on last
 	parent  uint64          // that the archive directory was on then
 }
 
-// dropInList is what the directory tells.
-type dropInList struct {
-	known    bool // it could be read once; what it said last holds until it can be read again
-	archives []*v1alpha1.ImageArchive
-	unclear  []importer.Owner // of files that are there, but are not imported, or not yet
-}
-
 // dropIn is a file in the directory.
 type dropIn struct {
-	seen    fileVersion // zero: it is gone
-	since   time.Time
-	archive *v1alpha1.ImageArchive // as of its last version that was complete; nil: none was yet
-	taken   bool                   // it is one of maxDropIns
-	told    bool                   // that it is not
+	seen     fileVersion // zero: it is gone
+	since    time.Time
+	complete fileVersion // its last version that was complete; zero: none was yet
+	admitted bool        // it is one of maxDropIns
+	told     bool        // that it is not
 }
 
 // fileVersion tells whether a file is being written to. Times are in nanoseconds.
@@ -92,97 +84,102 @@ type fileVersion struct {
 	inode                   uint64
 }
 
-func newDropIns(archiveDir string) *dropIns {
-	return &dropIns{archiveDir: archiveDir, looked: make(chan struct{}), files: map[string]*dropIn{}}
+func newDropIns(archiveDir string, s *syncer, interval time.Duration, log logr.Logger) *dropIns {
+	return &dropIns{
+		archiveDir: archiveDir, syncer: s, log: log, files: map[string]*dropIn{},
+		sweeper: sweeper{interval: interval, now: time.Now, jitter: rand.Float64},
+	}
 }
 
-// dropInArchive is the archive that stands for a file. The version has no inode: on FAT a file has another one after each
-// mount.
-func dropInArchive(name string, v fileVersion) *v1alpha1.ImageArchive {
-	sum := sha256.Sum256([]byte(name))
-	modified := time.Unix(0, v.modified)
-	return &v1alpha1.ImageArchive{
-		ObjectMeta: metav1.ObjectMeta{
-			Name:              v1alpha1.DropInPrefix + name,
-			UID:               types.UID(dropInUID + hex.EncodeToString(sum[:16])),
-			ResourceVersion:   fmt.Sprintf("%d-%d", v.size, v.modified),
-			Generation:        max(1, modified.UnixMilli()), // in nanoseconds it would be too large for a number in JSON
-			CreationTimestamp: metav1.NewTime(modified),
-		},
-		Spec: v1alpha1.ImageArchiveSpec{
-			Source:         v1alpha1.Source{File: &v1alpha1.FileSource{Path: v1alpha1.DropInPrefix + name}},
-			DeletionPolicy: v1alpha1.DeletionUnpin,
+// fileWant is what a file in the directory asks for. Its identity has no inode: on FAT a file has another one after each
+// mount. The spec hash is recorded in containerd and must stay what it is in every later version, or each node would import
+// everything again.
+func fileWant(name string, v fileVersion) *want {
+	sum, version := sha256.Sum256([]byte(name)), sha256.Sum256(fmt.Appendf(nil, "%d-%d", v.size, v.modified))
+	uid, modified := fileOwner+hex.EncodeToString(sum[:16]), time.Unix(0, v.modified)
+	return &want{
+		name: v1alpha1.DropInPrefix + name, uid: types.UID(uid),
+		generation: max(1, modified.UnixMilli()), // in nanoseconds it would be too large for a number in JSON
+		source:     v1alpha1.Source{File: &v1alpha1.FileSource{Path: v1alpha1.DropInPrefix + name}},
+		request: importer.Request{
+			Owner: importer.Owner{
+				Name: v1alpha1.DropInPrefix + name, UID: uid, Created: modified, SpecHash: hex.EncodeToString(version[:16]),
+				Deletion: importer.Deletion(v1alpha1.DeletionUnpin),
+			},
+			Selection: archive.Selection{DigestReferences: true}, Unpack: true, Pin: true, Keep: true,
 		},
 	}
 }
 
-// dropInHash is what specHash is for an ImageArchive: here the file decides. It must stay what it is, too.
-func dropInHash(a *v1alpha1.ImageArchive) string {
-	sum := sha256.Sum256([]byte(a.ResourceVersion))
-	return hex.EncodeToString(sum[:16])
-}
-
-// Start looks at the directory until ctx ends. It makes dropIns a Runnable.
+// Start looks at the directory, and syncs its files, until ctx ends.
 func (d *dropIns) Start(ctx context.Context) error {
-	log := ctrl.LoggerFrom(ctx).WithName("drop-in")
+	ctx = ctrl.LoggerInto(ctx, d.log)
 	ticker := time.NewTicker(dropInPoll)
 	defer ticker.Stop()
-	d.look(log, time.Now())
-	close(d.looked)
-	for ; ; d.look(log, time.Now()) {
+	for ctx.Err() == nil {
+		found, err := d.read()
+		d.complain(err)
+		if err == nil {
+			d.follow(found, time.Now())
+			d.known = true
+		}
+		if d.known {
+			d.sync(ctx)
+		}
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-ticker.C:
 		}
 	}
+	return nil
 }
 
-// onWake sets whom to tell.
-func (d *dropIns) onWake(wake func()) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.wake = wake
-}
-
-// current is what the directory told last.
-func (d *dropIns) current() dropInList {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.list
-}
-
-func (d *dropIns) look(log logr.Logger, now time.Time) {
-	found, err := d.read(log)
-	d.complain(log, err)
-	if err != nil || !d.follow(found, now) && d.current().known {
+// sync syncs the files that are complete, and releases what those that are gone have brought. Of a file that is still
+// written to, or beyond the bound, nothing is imported, and what it brought before stays.
+func (d *dropIns) sync(ctx context.Context) {
+	wants, waiting := d.wants()
+	gone := false
+	for _, name := range d.syncer.names(true) {
+		if !slices.ContainsFunc(wants, func(w *want) bool { return w.name == name }) {
+			if !d.syncer.remove(name) {
+				return // its job ends soon; it may be publishing
+			}
+			gone = true
+		}
+	}
+	for _, w := range wants {
+		d.syncer.sync(ctx, w, nil)
+	}
+	now := time.Now()
+	if gone {
+		d.sweeper.reset()
+	}
+	if d.sweeper.readyAt.After(now) {
 		return
 	}
-	list := d.compile(log)
-	d.mu.Lock()
-	d.list = list
-	wake := d.wake
-	d.mu.Unlock()
-	if wake != nil {
-		wake()
+	owners := waiting
+	for _, w := range wants {
+		owners = append(owners, w.owner())
 	}
+	_, err := d.syncer.sweep(ctx, true, owners)
+	d.sweeper.readyAt = now.Add(d.sweeper.ended(ctx, nil, err))
 }
 
 // complain tells once why the directory cannot be read. Nothing is taken for removed then.
-func (d *dropIns) complain(log logr.Logger, err error) {
+func (d *dropIns) complain(err error) {
 	switch {
 	case err == nil && d.trouble != "":
-		log.Info("The drop-in directory can be read again")
+		d.log.Info("The drop-in directory can be read again")
 		d.trouble = ""
 	case err == nil, errors.Is(err, errNoArchives) && len(d.files) == 0, err.Error() == d.trouble:
 	default:
-		log.Info("The drop-in directory cannot be read; what it has brought stays", "error", condition.ErrorText(err))
+		d.log.Error(nil, "Could not read the drop-in directory; what it has brought stays", "error", condition.ErrorText(err))
 		d.trouble = err.Error()
 	}
 }
 
 // read lists the files that are archives by their names.
-func (d *dropIns) read(log logr.Logger) (map[string]fileVersion, error) {
+func (d *dropIns) read() (map[string]fileVersion, error) {
 	path := filepath.Join(d.archiveDir, v1alpha1.DropInPrefix)
 	dir, err := os.Lstat(path)
 	switch {
@@ -210,7 +207,7 @@ func (d *dropIns) read(log logr.Logger) (map[string]fileVersion, error) {
 		case !info.Mode().IsRegular():
 		case !isPlainName(e.Name()):
 			if refused[e.Name()] = true; !d.refused[e.Name()] {
-				log.Info("Left alone: the name is too long, or has characters that cannot be printed", "file", strconv.QuoteToASCII(e.Name()))
+				d.log.Info("Skipped: the name is too long, or has characters that cannot be printed", "file", strconv.QuoteToASCII(e.Name()))
 			}
 		default:
 			st := stat(info)
@@ -280,64 +277,59 @@ func isPlainName(name string) bool {
 		!strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
-// follow takes in what the directory holds, and says whether that is worth telling. What is written to, or is gone for less
-// than a moment, stays what it was. A file that nobody has touched for a while is complete at once.
-func (d *dropIns) follow(found map[string]fileVersion, now time.Time) (changed bool) {
+// follow takes over what the directory has. What is written to, or is gone for less than a moment, stays what it was. A file
+// that nobody has touched for a while is complete at once.
+func (d *dropIns) follow(found map[string]fileVersion, now time.Time) {
 	for name, v := range found {
 		if d.files[name] == nil {
 			since := now // also of a file of the future, by a wrong clock
 			if touched := time.Unix(0, max(v.modified, v.changed)); touched.Before(now) {
 				since = touched
 			}
-			d.files[name], changed = &dropIn{seen: v, since: since}, true
+			d.files[name] = &dropIn{seen: v, since: since}
 		}
 	}
 	for name, f := range d.files {
 		v, there := found[name]
-		if v != f.seen {
+		switch {
+		case v != f.seen:
 			f.seen, f.since = v, now
-			continue
-		}
-		if now.Sub(f.since) < dropInSettle {
-			continue
-		}
-		if !there {
+		case now.Sub(f.since) < dropInSettle:
+		case !there:
 			delete(d.files, name)
-			changed = true
-			continue
-		}
-		if a := dropInArchive(name, v); f.archive == nil || f.archive.ResourceVersion != a.ResourceVersion {
-			f.archive, changed = a, true
+		default:
+			f.complete = v
 		}
 	}
-	return changed
 }
 
-// compile makes the list. Beyond the bound, the oldest files come first, but none that came before them goes.
-func (d *dropIns) compile(log logr.Logger) dropInList {
-	list := dropInList{known: true}
-	var waiting []*dropIn
+// wants is what the files ask for, and the owners of those of which nothing is imported now. Beyond the bound, the oldest
+// files come first, but none that came before them goes.
+func (d *dropIns) wants() (wants []*want, waiting []importer.Owner) {
+	var rest []string
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {
 		switch f := d.files[name]; {
-		case f.archive == nil:
-			list.unclear = append(list.unclear, ownerOf(dropInArchive(name, f.seen)))
-		case f.taken:
-			list.archives = append(list.archives, f.archive)
+		case f.complete == fileVersion{}:
+			waiting = append(waiting, fileWant(name, f.seen).owner())
+		case f.admitted:
+			wants = append(wants, fileWant(name, f.complete))
 		default:
-			waiting = append(waiting, f)
+			rest = append(rest, name)
 		}
 	}
-	slices.SortStableFunc(waiting, func(x, y *dropIn) int { return cmp.Compare(x.seen.modified, y.seen.modified) })
-	for _, f := range waiting {
-		if f.taken = len(list.archives) < maxDropIns; f.taken {
-			list.archives = append(list.archives, f.archive)
+	slices.SortStableFunc(rest, func(x, y string) int { return cmp.Compare(d.files[x].seen.modified, d.files[y].seen.modified) })
+	for _, name := range rest {
+		f := d.files[name]
+		w := fileWant(name, f.complete)
+		if f.admitted = len(wants) < maxDropIns; f.admitted {
+			wants = append(wants, w)
 			continue
 		}
-		list.unclear = append(list.unclear, ownerOf(f.archive))
+		waiting = append(waiting, w.owner())
 		if !f.told {
 			f.told = true
-			log.Info("Left alone until there are fewer files", "file", f.archive.Name, "most", maxDropIns)
+			d.log.Info("Skipped until there are fewer files", "file", w.name, "most", maxDropIns)
 		}
 	}
-	return list
+	return wants, waiting
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -8,6 +9,12 @@ import (
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/internal/reason"
+)
+
+// The kinds of tarlift_heals_total.
+const (
+	healedByRepair = "repair"
+	healedByImport = "import"
 )
 
 // metrics are what one agent counts since it started.
@@ -43,7 +50,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}),
 		heals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "tarlift", Name: "heals_total",
-			Help: "Archives whose images were lost and are whole again, by how: repair needs no source, import does.",
+			Help: "Archives whose images were missing and are complete again, by how: repair needs no source, import does.",
 		}, []string{"kind"}),
 		diskFree:    disk("disk_free_bytes", "Room on a file system that containerd writes to, as of the last check or import."),
 		diskReserve: disk("disk_reserve_bytes", "How much of it imports leave free."),
@@ -52,20 +59,42 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return m
 }
 
-// count takes in the outcome of an import.
-func (m *metrics) count(o *outcome) {
-	m.read.Add(float64(o.read))
-	if o.stopped {
+// count counts an import that ended. One that was cancelled has only read.
+func (m *metrics) count(r *importRun, cause error, read int64) {
+	m.read.Add(float64(read))
+	switch {
+	case cause != nil:
+	case r.err != nil:
+		name, _ := reason.Classify(r.err)
+		m.imports.WithLabelValues(name).Inc()
+	default:
+		m.imports.WithLabelValues(v1alpha1.ReasonImported).Inc()
+		m.written.Add(float64(r.result.Bytes.Written))
+		m.skipped.Add(float64(r.result.Bytes.Skipped))
+	}
+}
+
+// measure takes down how much room containerd has. It costs a question and a system call, so it goes with what is done
+// anyway; of an importer that does not tell, and of disks that it cannot see, nothing is said.
+func (m *metrics) measure(ctx context.Context, i Importer) {
+	teller, ok := i.(interface {
+		Disks(context.Context, *importer.Plan, importer.Request) ([]*importer.Disk, error)
+	})
+	if !ok {
 		return
 	}
-	if o.err != nil {
-		reason, _ := reason.Classify(o.err)
-		m.imports.WithLabelValues(reason).Inc()
+	limited, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	disks, err := teller.Disks(limited, &importer.Plan{}, importer.Request{})
+	if err != nil {
 		return
 	}
-	m.imports.WithLabelValues(v1alpha1.ReasonImported).Inc()
-	m.written.Add(float64(o.result.Bytes.Written))
-	m.skipped.Add(float64(o.result.Bytes.Skipped))
+	for _, d := range disks {
+		if d.Unknown == "" && len(d.Roots) > 0 {
+			m.diskFree.WithLabelValues(d.Roots[0]).Set(float64(d.Free))
+			m.diskReserve.WithLabelValues(d.Roots[0]).Set(float64(d.Reserve))
+		}
+	}
 }
 
 // phaseTimer measures the phases of one import.

@@ -14,10 +14,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
-	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -32,87 +30,107 @@ import (
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
-// Reconciler imports the archives that select one node and reports in the node's own NodeImageState. There is
-// one request, for the node: whatever happens, the whole is looked at.
+// Reconciler brings the archives that select one node onto it. There is one request for each ImageArchive, and the empty one
+// for what belongs to ImageArchives that are gone.
 type Reconciler struct {
 	// Client reads ImageArchives, the node's metadata and its NodeImageState from a cache.
 	Client   client.Client
 	Importer Importer
 	Sources  Sources
 	NodeName string
-	Metrics  prometheus.Registerer
-	// CheckInterval is how often all images are looked at though nothing tells of a change; 0: DefaultCheckInterval.
+	// Version of the agent, as reported.
+	Version string
+	Metrics prometheus.Registerer
+	// CheckInterval is how often all images are checked though nothing tells of a change; 0: DefaultCheckInterval.
 	CheckInterval time.Duration
+	// ReleaseDelay is how long images stay when the node's labels changed, or its Node is gone; 0: DefaultReleaseDelay.
+	ReleaseDelay time.Duration
 	// DropIns says to import what lies in the drop-in directory below Sources.ArchiveDir, also without an API server.
 	DropIns bool
 
-	worker  *worker
-	watcher *watcher
-	dropIns *dropIns      // nil for none
-	poked   chan struct{} // wakes alone
-	waited  bool          // for the first look at drop-ins
+	syncer  *syncer
+	reports *reporter
+	started time.Time
+	sweeper sweeper
 
-	mu      sync.Mutex
-	taken   bool     // the controller works, and alone is over
-	told    bool     // the API server has told of its archives
-	last    nodeView // what it told of them
-	agenda  *agenda  // nil until the first reconcile
-	state   writtenState
-	notes   []note          // Events that wait for the object that they are about
-	sending *eventsv1.Event // one of which the API server has not said that it has it; nil for none
-	telling attempt         // at sending them
-	size    int32           // of the fleet, 0 for unknown
-	pacer   pacer
-	outage  attempt // of the API server, as its writes tell
-	contact contact // with it
-	now     func() time.Time
-	jitter  func() float64
+	mu         sync.Mutex
+	queue      workqueue.TypedRateLimitingInterface[ctrl.Request] // nil until the controller runs
+	unselected map[string]unselected                              // ImageArchives that lately selected this node, by name
+	selectors  map[string]string                                  // by which they did
+	restored   map[string]*v1alpha1.ArchiveState                  // what an earlier process reported, by name; nil: not read yet
 }
 
-// DefaultCheckInterval is short beside the days that a node keeps images, and long beside the tenth of a second that it
-// takes to go through them. What containerd tells of is noticed at once; a lost blob is not among that.
-const DefaultCheckInterval = 10 * time.Minute
-
-// progressPoll is how often the progress of running imports is looked at, to see whether it is worth a write.
-const progressPoll = 2 * time.Second
+// unselected is an ImageArchive that does not select the node any more, but whose images stay for a while.
+type unselected struct {
+	owner importer.Owner
+	until time.Time
+}
 
 const (
-	// apiRetryBase and apiRetryLimit bound the wait after a failed call of the API server. Imports go on meanwhile. With
-	// the timeout, what failed is tried again within 15 s of its return; what many agents have to write is spread further,
-	// as any write of theirs.
-	apiRetryBase  = 500 * time.Millisecond
-	apiRetryLimit = 5 * time.Second
-	// writeTimeout is how long the API server may take over a write: a connection that leads nowhere any more would hold
-	// it up for most of a minute.
-	writeTimeout = 10 * time.Second
+	// DefaultCheckInterval is short beside the days that a node keeps images, and long beside the tenth of a second that it
+	// takes to go through them. What containerd tells of is noticed at once; a lost blob is not among that.
+	DefaultCheckInterval = 10 * time.Minute
+	// DefaultReleaseDelay is long beside the seconds for which a Node that is deleted and registers again lacks its labels.
+	DefaultReleaseDelay = 5 * time.Minute
 )
 
-// SetupWithManager adds the reconciler and its worker to a manager.
+const (
+	// apiRetryBase and apiRetryLimit bound the wait after a failed call of the API server. Imports go on meanwhile.
+	apiRetryBase  = 500 * time.Millisecond
+	apiRetryLimit = 5 * time.Second
+	// maxConcurrentReconciles keeps one archive whose containerd calls hang from holding up all others.
+	maxConcurrentReconciles = 2
+)
+
+// sweepRequest asks for what belongs to ImageArchives that are gone.
+var sweepRequest = ctrl.Request{}
+
+// SetupWithManager adds the reconciler, its pool and its reporter to a manager.
 func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
-	r.now, r.jitter = time.Now, rand.Float64
 	if r.CheckInterval == 0 {
 		r.CheckInterval = DefaultCheckInterval
 	}
-	r.worker = &worker{importer: r.Importer, open: r.Sources.Open, changed: r.Sources.Changed, metrics: newMetrics(r.Metrics)}
-	r.watcher = &watcher{importer: r.Importer, jitter: r.jitter}
-	if err := errors.Join(mgr.Add(r.worker), mgr.Add(r.watcher), r.addDropIns(mgr)); err != nil {
-		return fmt.Errorf("add worker and watcher: %w", err)
+	if r.ReleaseDelay == 0 {
+		r.ReleaseDelay = DefaultReleaseDelay
 	}
-	request := ctrl.Request{NamespacedName: types.NamespacedName{Name: r.NodeName}}
-	toNode := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
-		return []ctrl.Request{request}
-	})
+	r.started = time.Now()
+	r.unselected, r.selectors = map[string]unselected{}, map[string]string{}
+	r.sweeper = sweeper{interval: r.CheckInterval, now: time.Now, jitter: rand.Float64}
+	log := mgr.GetLogger().WithValues("node", r.NodeName)
+	events := &events{client: r.Client, node: r.NodeName}
+	r.syncer = &syncer{
+		importer: r.Importer, sources: r.Sources, metrics: newMetrics(r.Metrics), events: events, interval: r.CheckInterval,
+		now: time.Now, jitter: rand.Float64, log: log, wake: r.wake, states: map[string]*archiveState{},
+	}
+	r.reports = &reporter{client: r.Client, node: r.NodeName, version: r.Version, syncer: r.syncer, events: events,
+		started: r.started, now: time.Now, jitter: rand.Float64}
+	r.syncer.changed = r.reports.wake
+	runnables := []error{
+		mgr.Add(&r.syncer.pool), mgr.Add(&watcher{importer: r.Importer, changed: r.syncer.invalidate, jitter: rand.Float64, log: log}),
+		r.reports.setup(mgr),
+	}
+	if r.DropIns {
+		runnables = append(runnables, mgr.Add(newDropIns(r.Sources.ArchiveDir, r.syncer, r.CheckInterval, log)))
+	}
+	if err := errors.Join(runnables...); err != nil {
+		return fmt.Errorf("add the parts of the node controller: %w", err)
+	}
+	all := handler.EnqueueRequestsFromMapFunc(r.allArchives)
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("node").
-		Watches(&v1alpha1.ImageArchive{}, toNode, builder.WithPredicates(archiveChanged)).
-		Watches(&v1alpha1.NodeImageState{}, toNode).
-		WatchesMetadata(&corev1.Node{}, toNode, builder.WithPredicates(nodeChanged)).
+		Watches(&v1alpha1.ImageArchive{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(archiveChanged)).
+		Watches(&v1alpha1.NodeImageState{}, all, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, recreated))).
+		WatchesMetadata(&corev1.Node{}, all, builder.WithPredicates(nodeChanged)).
 		WatchesRawSource(ctrlsource.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
-			r.onWake(func() { q.Add(request); r.poke() })
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.queue = q
+			q.Add(sweepRequest)
 			return nil
 		})).
 		WithOptions(controller.Options{
-			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
+			MaxConcurrentReconciles: maxConcurrentReconciles,
+			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
 		}).
 		Complete(r)
 	if err != nil {
@@ -121,19 +139,14 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return nil
 }
 
-// archiveChanged leaves out what the roll-up writes: else each of its writes would wake every agent's reconciler. Only its
-// first, which counts the nodes, tells how long reports have to wait.
+// archiveChanged leaves out what the controller writes to the status: else each of its writes would wake every agent.
 var archiveChanged = predicate.Or(predicate.GenerationChangedPredicate{}, recreated, predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
 		const key = v1alpha1.AnnotationReconcileRequestedAt
-		return e.ObjectOld.GetAnnotations()[key] != e.ObjectNew.GetAnnotations()[key] || counted(e.ObjectNew) && !counted(e.ObjectOld)
+		return e.ObjectOld.GetAnnotations()[key] != e.ObjectNew.GetAnnotations()[key] ||
+			e.ObjectOld.GetDeletionTimestamp().IsZero() != e.ObjectNew.GetDeletionTimestamp().IsZero()
 	},
 })
-
-func counted(o client.Object) bool {
-	a, ok := o.(*v1alpha1.ImageArchive)
-	return ok && a.Status.Nodes != nil
-}
 
 // nodeChanged leaves out what the kubelet writes all the time.
 var nodeChanged = predicate.Or(predicate.LabelChangedPredicate{}, recreated)
@@ -143,123 +156,154 @@ var recreated = predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool { return e.ObjectOld.GetUID() != e.ObjectNew.GetUID() },
 }
 
-// Reconcile looks at all archives of the node: it takes in what has changed, gives the worker its next jobs, and
-// reports.
-func (r *Reconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
-	r.awaitDropIns(ctx)
+// wake queues the request for an ImageArchive. Files are looked at all the time.
+func (r *Reconciler) wake(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	defer r.poke()
-	view, err := r.look(ctx)
-	r.taken = r.taken || err == nil
-	if view.blind = view.node == nil; err != nil || view.blind && r.dropIns == nil {
-		return ctrl.Result{}, err
+	if r.queue == nil || v1alpha1.IsDropIn(name) {
+		return
 	}
-	now := r.now()
-	r.takeIn(ctx, view, now)
-	wait := r.steer(ctx, now)
-	if view.blind {
-		return ctrl.Result{RequeueAfter: wait}, nil
-	}
-	return ctrl.Result{RequeueAfter: sooner(wait, r.report(ctx, view, now))}, nil
+	r.queue.Add(ctrl.Request{NamespacedName: client.ObjectKey{Name: name}})
 }
 
-// nodeView is what the API server says that concerns one node.
-type nodeView struct {
-	node     *metav1.PartialObjectMetadata // nil: not there
-	state    *v1alpha1.NodeImageState      // nil: not there
-	leftover bool                          // the state that is there belongs to an earlier Node of the name
-	archives []*v1alpha1.ImageArchive      // those that select the node
-	unclear  []importer.Owner              // those whose selector nobody can read
-	blind    bool                          // it says nothing: it is away, or has no such Node
+func (r *Reconciler) wakeSweep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.queue != nil {
+		r.queue.Add(sweepRequest)
+	}
 }
 
-// look reads from the cache. An archive whose selector cannot be read selects no node, and its status says so; what it
-// has brought to nodes stays. What it returns is the cache's own, and only for reading.
-func (r *Reconciler) look(ctx context.Context) (*nodeView, error) {
-	view := &nodeView{}
-	key := client.ObjectKey{Name: r.NodeName}
-	node := nodeMetadata()
-	if err := r.Client.Get(ctx, key, node); err != nil {
-		return view, client.IgnoreNotFound(err)
-	}
-	view.node = node
-	state := &v1alpha1.NodeImageState{}
-	switch err := r.Client.Get(ctx, key, state, client.UnsafeDisableDeepCopy); {
-	case err == nil && state.BelongsTo(node):
-		view.state = state
-	case err == nil:
-		view.leftover = true
-	case client.IgnoreNotFound(err) != nil:
-		return view, err
-	}
+func (r *Reconciler) allArchives(ctx context.Context, _ client.Object) []ctrl.Request {
 	var list v1alpha1.ImageArchiveList
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
-		return view, err
+		return nil // not filled yet: archives bring their own events
 	}
+	requests := make([]ctrl.Request, len(list.Items))
 	for i := range list.Items {
-		a := &list.Items[i]
-		selector, err := a.Selector()
-		switch {
-		case !a.DeletionTimestamp.IsZero():
-		case err != nil:
-			view.unclear = append(view.unclear, ownerOf(a))
-		case selector.Matches(labels.Set(node.Labels)):
-			view.archives = append(view.archives, a)
-		}
+		requests[i].Name = list.Items[i].Name
 	}
-	return view, nil
+	return requests
 }
 
-// takeIn updates what is known by what has been seen and by what the worker has done.
-func (r *Reconciler) takeIn(ctx context.Context, view *nodeView, now time.Time) {
-	if r.agenda == nil {
-		r.agenda = newAgenda(r.jitter)
-		r.agenda.checkInterval = r.CheckInterval
+// Reconcile does what is to be done about one ImageArchive.
+func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	if req == sweepRequest {
+		wait, err := r.sweep(ctx)
+		return ctrl.Result{RequeueAfter: wait}, err
 	}
-	if !view.blind {
-		if !r.told && view.state != nil {
-			r.agenda.restore(&view.state.Status)
+	node, state, err := readNode(ctx, r.Client, r.NodeName)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	archive := &v1alpha1.ImageArchive{}
+	err = r.Client.Get(ctx, req.NamespacedName, archive)
+	switch {
+	case client.IgnoreNotFound(err) != nil:
+		return ctrl.Result{}, err
+	case err != nil || !archive.DeletionTimestamp.IsZero():
+		if r.release(req.Name) {
+			r.mu.Lock()
+			delete(r.unselected, req.Name)
+			delete(r.selectors, req.Name)
+			r.mu.Unlock()
 		}
-		r.told, r.last = true, *view
-		r.contact.see(view.state, now)
+		return ctrl.Result{}, nil
 	}
-	r.followAll(now)
-	r.agenda.silence = now.Sub(r.contact.at)
-	r.agenda.admit(r.contact.admitted)
-	r.agenda.disturb(r.watcher.collect(), now)
-	for _, o := range r.worker.collect() {
-		news := r.agenda.learn(o, now)
-		r.announce(ctx, o, news)
-	}
-}
-
-// steer keeps the worker at what is most urgent. It returns when something else will be due, 0 for unknown.
-func (r *Reconciler) steer(ctx context.Context, now time.Time) time.Duration {
-	log := ctrl.LoggerFrom(ctx)
-	for {
-		start, stop, wait := r.agenda.next(r.worker.running(now), now)
-		switch {
-		case stop != nil:
-			r.worker.stop(stop.uid)
-			log.Info("Stopping an import that is no longer wanted", "archive", stop.owner.Name)
-		case start != nil && r.worker.begin(start): //nolint:contextcheck // a job outlives this reconcile
-			r.agenda.started(start, now)
-			if start.kind == jobImport {
-				log.Info("Importing", "archive", start.owner.Name, "generation", start.archive.Generation)
+	selects, until := r.selects(archive, node)
+	switch {
+	case selects:
+		w := wantOf(archive, state.Spec.Admitted)
+		before, found := r.syncer.known(req.Name)
+		if found && before.uid != w.uid { // another object of the name
+			if !r.syncer.remove(req.Name) {
+				return ctrl.Result{}, nil
 			}
-		default:
-			return wait
+			r.wakeSweep()
+		}
+		wait := r.syncer.sync(ctx, w, r.restore(state, w))
+		if found && before.request.Owner.Deletion != w.request.Owner.Deletion {
+			r.wakeSweep() // which records the policy
+		}
+		r.resweep()
+		return ctrl.Result{RequeueAfter: wait}, nil
+	case !until.IsZero() && until.After(r.syncer.now()):
+		r.syncer.remove(req.Name)
+		return ctrl.Result{RequeueAfter: until.Sub(r.syncer.now())}, nil
+	}
+	r.release(req.Name)
+	return ctrl.Result{}, nil
+}
+
+// release forgets an archive that is gone or selects other nodes, and lets its images go. It is false while a job of it has
+// not ended: its end asks again.
+func (r *Reconciler) release(name string) bool {
+	if !r.syncer.remove(name) {
+		return false
+	}
+	r.wakeSweep()
+	return true
+}
+
+// selects says whether an archive selects the node. Where it does not any more, though its spec is the same, or this process
+// never saw it do so, its images stay until a time: a Node that is deleted and registers again lacks its labels for seconds.
+// With a selector that cannot be read they stay for as long.
+func (r *Reconciler) selects(a *v1alpha1.ImageArchive, node *metav1.PartialObjectMetadata) (selects bool, until time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	selector, err := a.Selector()
+	if err == nil && node != nil && selector.Matches(labels.Set(node.Labels)) {
+		delete(r.unselected, a.Name)
+		r.selectors[a.Name] = selectorText(a)
+		return true, time.Time{}
+	}
+	now := r.syncer.now()
+	if err != nil {
+		r.unselected[a.Name] = unselected{ownerOf(a), now.Add(r.ReleaseDelay)}
+		return false, now.Add(r.ReleaseDelay)
+	}
+	if last, known := r.selectors[a.Name]; known && last != selectorText(a) && node != nil {
+		delete(r.unselected, a.Name)
+		return false, time.Time{}
+	}
+	u, known := r.unselected[a.Name]
+	if !known {
+		u.until = now.Add(r.ReleaseDelay)
+	}
+	u.owner = ownerOf(a)
+	r.unselected[a.Name] = u
+	return false, u.until
+}
+
+// restore is what an earlier process of this agent reported of an archive, nil for nothing.
+func (r *Reconciler) restore(state *v1alpha1.NodeImageState, w *want) *v1alpha1.ArchiveState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.restored == nil {
+		r.restored = map[string]*v1alpha1.ArchiveState{}
+		for i := range state.Status.Archives {
+			e := state.Status.Archives[i].DeepCopy()
+			r.restored[e.Name] = e
 		}
 	}
-}
-
-// sooner is the smaller of two waits, of which 0 means none.
-func sooner(a, b time.Duration) time.Duration {
-	if a == 0 || b != 0 && b < a {
-		return b
+	e := r.restored[w.name]
+	delete(r.restored, w.name)
+	if e == nil || e.UID != w.uid {
+		return nil
 	}
-	return a
+	return e
 }
 
-var _ Importer = (*importer.Importer)(nil)
+// readNode reads the Node and its NodeImageState from the cache. The Node is nil where there is none; the state is empty
+// where there is none, or one of an earlier Node of the name.
+func readNode(ctx context.Context, c client.Reader, name string) (*metav1.PartialObjectMetadata, *v1alpha1.NodeImageState, error) {
+	node, state := nodeMetadata(), &v1alpha1.NodeImageState{}
+	if err := c.Get(ctx, client.ObjectKey{Name: name}, node); err != nil {
+		return nil, state, client.IgnoreNotFound(err)
+	}
+	err := c.Get(ctx, client.ObjectKey{Name: name}, state)
+	if err == nil && !state.BelongsTo(node) {
+		state = &v1alpha1.NodeImageState{}
+	}
+	return node, state, client.IgnoreNotFound(err)
+}

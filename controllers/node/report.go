@@ -1,257 +1,390 @@
 package node
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	ctrlsource "sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/controllers/condition"
-	"github.com/tarlift/tarlift/internal/importer"
 )
 
-// status is what the node has to report now that the worker does running.
-func (a *agenda) status(running []activity, now time.Time) *v1alpha1.NodeImageStateStatus {
-	s := &v1alpha1.NodeImageStateStatus{Containerd: a.runtime.DeepCopy()}
-	ready := 0
-	for _, rec := range a.oldestFirst() {
-		current := rec.importAmong(running)
-		if current != nil {
-			p := current.progress
-			rec.entry.Bytes = &v1alpha1.ArchiveBytes{Total: p.Total, Done: p.Done, Skipped: p.Skipped}
-		}
-		if rec.done {
-			ready++
-		}
-		rec.entry.LastError = nil
-		if rec.failure != nil {
-			rec.entry.LastError = rec.failure.DeepCopy()
-		}
-		rec.entry.Conditions = condition.Merge(rec.entry.Conditions, rec.archive.Generation, now, rec.conditions(current)...)
-		s.Archives = append(s.Archives, *rec.entry.DeepCopy())
-	}
-	slices.SortFunc(s.Archives, func(x, y v1alpha1.ArchiveState) int { return strings.Compare(x.Name, y.Name) })
-	s.Summary = fmt.Sprintf("%d/%d", ready, len(s.Archives))
-	fitTexts(s)
-	return s
+const (
+	// settleTime lets changes that follow each other at once become one write.
+	settleTime = 200 * time.Millisecond
+	// progressInterval is the least time between two writes that tell progress only, of at least progressStep percent.
+	progressInterval = 10 * time.Second
+	progressStep     = 10
+	// anyProgressInterval is after how long any progress is worth a write, or a third of a rollout's progressDeadline.
+	anyProgressInterval = time.Minute
+	// progressPoll is how often the progress of running imports is looked at.
+	progressPoll = 2 * time.Second
+	// clusterWriteRate is how many status writes a second all agents together may ask of an API server, an Event beside
+	// each: what the largest fleet has to tell of one archive then takes it little more than a minute.
+	clusterWriteRate = 70
+	// uncounted is how many nodes an archive is taken to select until the controller has counted them, and how many agents are
+	// taken to have started when there is no archive: the largest fleet that we promise to serve.
+	uncounted = 5000
+	// writeTimeout is how long the API server may take over a write: a connection that leads nowhere any more would hold
+	// it up for most of a minute.
+	writeTimeout = 10 * time.Second
+	// cacheLag is how long a cache may take to show what was written.
+	cacheLag = 2 * time.Second
+	// firstReport is how long the first report after a start waits until containerd was asked for each archive: else it would
+	// tell that they are pending.
+	firstReport = 5 * time.Second
+)
+
+const nodeFieldOwner = client.FieldOwner("tarlift-node")
+
+// reporter writes the node's NodeImageState and Events. It is a controller with one request.
+type reporter struct {
+	client  client.Client
+	node    string
+	version string
+	syncer  *syncer
+	events  *events
+	started time.Time
+	now     func() time.Time
+	jitter  func() float64
+
+	written *v1alpha1.NodeImageState // by this process, nil for none
+	when    time.Time                // of the last write
+	since   time.Time                // when a change appeared that is not written yet; zero for none
+	place   float64                  // in [0, 1): of its write among those of all agents
+	outage  backoff                  // of the API server, as its writes tell
+	size    int32                    // of the fleet, 0 for unknown
+
+	mu    sync.Mutex
+	queue workqueue.TypedRateLimitingInterface[ctrl.Request] // nil until the controller runs
 }
 
-// importAmong is the import that runs for a record as it is now, nil for none.
-func (r *record) importAmong(running []activity) *activity {
-	for i, j := range running {
-		if j.kind == jobImport && j.uid == r.archive.UID && j.owner.SpecHash == r.owner.SpecHash {
-			return &running[i]
+func (r *reporter) request() ctrl.Request {
+	return ctrl.Request{NamespacedName: client.ObjectKey{Name: r.node}}
+}
+
+func (r *reporter) setup(mgr ctrl.Manager) error {
+	own := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request { return []ctrl.Request{r.request()} })
+	err := ctrl.NewControllerManagedBy(mgr).
+		Named("report").
+		Watches(&v1alpha1.NodeImageState{}, own).
+		WatchesMetadata(&corev1.Node{}, own, builder.WithPredicates(recreated)).
+		WatchesRawSource(ctrlsource.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.queue = q
+			return nil
+		})).
+		Complete(r)
+	if err != nil {
+		return fmt.Errorf("set up the report controller: %w", err)
+	}
+	return nil
+}
+
+// wake asks for a report, if there is something new to tell.
+func (r *reporter) wake() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.queue != nil {
+		r.queue.Add(r.request())
+	}
+}
+
+// Reconcile writes the node's status if it says something new and it is time for that. That the API server does not take it
+// keeps nothing else from going on.
+func (r *reporter) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	node, err := r.readNode(ctx)
+	if err != nil || node == nil {
+		return ctrl.Result{}, err
+	}
+	state, wait, err := r.latest(ctx, node)
+	if err != nil || wait > 0 || state == nil {
+		return ctrl.Result{RequeueAfter: wait}, err
+	}
+	var list v1alpha1.ImageArchiveList
+	if err := r.client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return ctrl.Result{}, err
+	}
+	now := r.now()
+	status, active, settled := r.syncer.report(r.version, list.Items, now)
+	if early := r.started.Add(firstReport).Sub(now); !settled && early > 0 {
+		return ctrl.Result{RequeueAfter: early}, nil
+	}
+	if wait := r.outage.readyAt.Sub(now); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
+	}
+	wait = r.due(compare(&state.Status, status, r.anyProgress(list.Items, state), now.Sub(r.when)), r.window(list.Items, state), now)
+	if wait == 0 {
+		wait, err = r.write(ctx, node, state, status)
+	}
+	if err != nil {
+		r.outage.failed(r.now(), max(apiRetryLimit, r.window(list.Items, state)), r.jitter)
+		if r.outage.failures == 1 {
+			ctrl.LoggerFrom(ctx).Error(nil, "Could not write the NodeImageState; trying again", "error", condition.ErrorText(err))
+		}
+		wait = max(time.Millisecond, r.outage.readyAt.Sub(r.now()))
+	}
+	if active {
+		wait = sooner(max(wait, 0), progressPoll)
+	}
+	return ctrl.Result{RequeueAfter: max(wait, 0)}, nil
+}
+
+func (r *reporter) readNode(ctx context.Context) (*metav1.PartialObjectMetadata, error) {
+	node := nodeMetadata()
+	if err := r.client.Get(ctx, client.ObjectKey{Name: r.node}, node); err != nil {
+		return nil, client.IgnoreNotFound(err)
+	}
+	return node, nil
+}
+
+// latest is the NodeImageState as the API server has it: what this process wrote, until the cache shows it. It is empty where
+// there is none, and nil where the one that is there belongs to an earlier Node, which the garbage collector removes.
+func (r *reporter) latest(ctx context.Context, node *metav1.PartialObjectMetadata) (*v1alpha1.NodeImageState, time.Duration, error) {
+	state := &v1alpha1.NodeImageState{}
+	err := r.client.Get(ctx, client.ObjectKey{Name: r.node}, state)
+	switch {
+	case client.IgnoreNotFound(err) != nil:
+		return nil, 0, err
+	case err != nil && r.written != nil && r.now().Sub(r.when) < cacheLag:
+		return nil, cacheLag, nil
+	case err != nil:
+		return &v1alpha1.NodeImageState{}, 0, nil
+	case !state.BelongsTo(node):
+		return nil, 0, nil
+	case r.written != nil && r.written.UID == state.UID && !newer(state.ResourceVersion, r.written.ResourceVersion):
+		return r.written, 0, nil
+	}
+	return state, 0, nil
+}
+
+// newer says whether a is later than b. Where that cannot be said, a is taken for later.
+func newer(a, b string) bool {
+	c, err := resourceversion.CompareResourceVersion(a, b)
+	return err != nil || c > 0
+}
+
+// due is how long a write waits, 0 for not at all and negative for no write. All agents that have the same to tell at the same
+// time spread their writes over a window. The window grows and shrinks as the nodes are counted.
+func (r *reporter) due(c change, window time.Duration, now time.Time) time.Duration {
+	if r.events.pending() {
+		c = max(c, stateChange) // Events are writes as well: they go when the status does
+	}
+	switch {
+	case c == noChange:
+		r.since = time.Time{}
+		return -1
+	case c == progressChange:
+		r.since = time.Time{}
+		return max(0, r.when.Add(max(progressInterval, window)).Sub(now))
+	case r.since.IsZero():
+		r.since, r.place = now, r.jitter()
+	}
+	at := later(r.since.Add(settleTime+time.Duration(r.place*float64(window))), r.when.Add(window))
+	return max(0, at.Sub(now))
+}
+
+// window is what all agents that have the same to tell spread their writes over: as many as the most widely selecting archive
+// selects. Where a rollout has admitted this node, those are the nodes admitted beside it, so that its place is free soon.
+func (r *reporter) window(archives []v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) time.Duration {
+	var n, admitted int32
+	for i := range archives {
+		a, selected := &archives[i], int32(uncounted)
+		if a.Status.Nodes != nil {
+			selected = a.Status.Nodes.Desired
+		}
+		n = max(n, selected)
+		if a.Spec.Rollout != nil && admissionFor(a, state) != nil {
+			admitted += int32(a.Spec.Rollout.Places(int(selected))) //nolint:gosec // at most the number of nodes
+		}
+	}
+	if len(archives) > 0 {
+		r.size = n
+	}
+	n = cmp.Or(r.size, uncounted) // when the last archive goes, those agents write that had it
+	if admitted > 0 {
+		n = min(n, admitted)
+	}
+	return time.Duration(n) * time.Second / clusterWriteRate
+}
+
+func admissionFor(a *v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) *v1alpha1.Admission {
+	for i := range state.Spec.Admitted {
+		if x := &state.Spec.Admitted[i]; x.UID == a.UID {
+			return x
 		}
 	}
 	return nil
 }
 
-// conditions describe a record. While an attempt that follows a failed one runs, Ready keeps telling the failure:
-// whether that is over only the attempt's end tells, and else each retry would cost two writes.
-func (r *record) conditions(running *activity) []metav1.Condition {
-	doing := r.doing(running)
-	ready := func(reason, message string) metav1.Condition {
-		return condition.New(v1alpha1.ConditionReady, metav1.ConditionFalse, reason, message)
-	}
-	stalled := func(reason, message string) metav1.Condition {
-		return condition.New(v1alpha1.ConditionStalled, metav1.ConditionTrue, reason, message)
-	}
-	f := r.failure
-	// Where a rollout let the node try again, the controller has to see that this attempt has failed, too.
-	terminal := f != nil && f.terminal && (running == nil || r.archive.Spec.Rollout == nil)
-	switch {
-	case r.done:
-		return []metav1.Condition{condition.New(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonImported,
-			condition.Count(int(r.entry.ImageCount), "image")+" complete")}
-	case r.archive.Spec.Suspend && r.loss != "":
-		return []metav1.Condition{ready(v1alpha1.ReasonSuspended, "spec.suspend is set; "+r.loss)}
-	case r.archive.Spec.Suspend:
-		return []metav1.Condition{ready(v1alpha1.ReasonSuspended, "spec.suspend is set")}
-	case r.loss != "" && ignoresDrift(r.archive) && !r.stale:
-		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, r.loss), stalled(v1alpha1.ReasonDrifted, r.loss)}
-	case r.loss != "" && terminal:
-		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, condition.Clip(r.loss+lossDetail+f.Message)), stalled(f.Reason, f.Message)}
-	case r.loss != "" && f != nil:
-		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, condition.Clip(r.loss+lossDetail+f.Message)), doing}
-	case r.loss != "":
-		return []metav1.Condition{ready(v1alpha1.ReasonDrifted, r.loss), doing}
-	case terminal:
-		return []metav1.Condition{ready(f.Reason, f.Message), stalled(f.Reason, f.Message)}
-	case f != nil && doing.Reason != v1alpha1.ReasonWaitingForRollout:
-		return []metav1.Condition{ready(f.Reason, f.Message), doing}
-	case running != nil:
-		return []metav1.Condition{ready(v1alpha1.ReasonImporting, "the import is running"), doing}
-	}
-	return []metav1.Condition{ready(doing.Reason, doing.Message), doing}
-}
-
-// doing is the condition Reconciling of a record for which something is done, or is to be done.
-func (r *record) doing(running *activity) metav1.Condition {
-	reason, message := v1alpha1.ReasonPending, "waits for its turn"
-	switch {
-	case running != nil:
-		reason, message = v1alpha1.ReasonImporting, phaseText(running.progress)
-	case !r.mayBegin():
-		reason, message = v1alpha1.ReasonWaitingForRollout, "waits until spec.rollout lets the node import"
-		if r.failure != nil {
-			message = condition.Clip(message + "; " + r.failure.Message)
-		}
-	case r.failure != nil:
-		message = "will be tried again"
-	case r.stale:
-		message = "the source holds another archive"
-	}
-	return condition.New(v1alpha1.ConditionReconciling, metav1.ConditionTrue, reason, message)
-}
-
-// phaseText is what an import does, with the share that is unpacked when there is nothing else that grows.
-func phaseText(p importer.Progress) string {
-	if p.Phase != importer.PhaseUnpacking || p.Total == 0 {
-		return string(p.Phase)
-	}
-	return fmt.Sprintf("%s, %d %%", p.Phase, p.Unpacked*100/p.Total)
-}
-
-// withoutShare takes that share out of conditions, in percent.
-func withoutShare(conditions []metav1.Condition) (rest []metav1.Condition, share int) {
-	rest = slices.Clone(conditions)
-	for i := range rest {
-		c := &rest[i]
-		phase, percent, ok := strings.Cut(c.Message, ", ")
-		if ok && c.Type == v1alpha1.ConditionReconciling && c.Reason == v1alpha1.ReasonImporting {
-			c.Message = phase
-			share, _ = strconv.Atoi(strings.TrimSuffix(percent, " %")) // ours
+// anyProgress is after how long any progress is to be told: the controller waits for it where it has admitted the node.
+func (r *reporter) anyProgress(archives []v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) time.Duration {
+	least := anyProgressInterval
+	for i := range archives {
+		if a := &archives[i]; a.Spec.Rollout != nil && admissionFor(a, state) != nil {
+			least = min(least, a.Spec.Rollout.Deadline()/3)
 		}
 	}
-	return rest, share
+	return least
+}
+
+// write creates the NodeImageState where there is none, writes the status if it is another, and sends Events.
+func (r *reporter) write(
+	ctx context.Context, node *metav1.PartialObjectMetadata, state *v1alpha1.NodeImageState, status *v1alpha1.NodeImageStateStatus,
+) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	object := state.DeepCopy()
+	if state.UID == "" {
+		object = &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{
+			Name:            r.node,
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: r.node, UID: node.UID}},
+		}}
+		if err := r.client.Create(ctx, object); err != nil {
+			return 0, client.IgnoreAlreadyExists(err) // the cache will show it
+		}
+	}
+	if !equality.Semantic.DeepEqual(&object.Status, status) {
+		base := object.DeepCopy()
+		object.Status = *status
+		if err := r.client.Status().Patch(ctx, object, client.MergeFrom(base), nodeFieldOwner); err != nil {
+			return 0, err
+		}
+	}
+	r.outage.reset()
+	r.written, r.when, r.since = object, r.now(), time.Time{}
+	return r.events.send(ctx, object.UID, r.jitter), nil
+}
+
+// report is the node's status. It also says whether imports run, and whether containerd was asked for each archive.
+func (s *syncer) report(version string, archives []v1alpha1.ImageArchive, now time.Time) (
+	status *v1alpha1.NodeImageStateStatus, active, settled bool,
+) {
+	listed := map[string][]v1alpha1.Image{}
+	for i := range archives {
+		listed[archives[i].Name] = archives[i].Status.Images
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	status, settled = &v1alpha1.NodeImageStateStatus{AgentVersion: version, Containerd: s.runtime.DeepCopy()}, true
+	ready, total := 0, 0
+	for _, st := range s.states {
+		if st.ready {
+			ready++
+		}
+		total++
+		active = active || st.running != nil
+		settled = settled && (!st.checked.IsZero() || st.failure != nil)
+		status.Archives = append(status.Archives, st.reported(listed[st.name], now))
+	}
+	slices.SortFunc(status.Archives, func(x, y v1alpha1.ArchiveState) int { return strings.Compare(x.Name, y.Name) })
+	if n := len(status.Archives) - v1alpha1.MaxArchives; n > 0 {
+		status.Archives, status.Omitted = status.Archives[:v1alpha1.MaxArchives], int32(n) //nolint:gosec // a number of objects
+	}
+	status.Summary = fmt.Sprintf("%d/%d", ready, total)
+	fitTexts(status.Archives)
+	return status, active, settled
+}
+
+const (
+	// maxTexts bounds the texts of a report, in bytes of JSON: with what else it says, an object of twenty archives that all
+	// fail stays below 16 KiB.
+	maxTexts = 8 << 10
+	minText  = 60
+)
+
+// fitTexts shortens the texts of a report: when many archives fail on a node at the same time, each says less.
+func fitTexts(archives []v1alpha1.ArchiveState) {
+	texts := 0
+	for i := range archives {
+		if texts += len(archives[i].Conditions); archives[i].LastError != nil {
+			texts++
+		}
+	}
+	if texts == 0 {
+		return
+	}
+	most := min(condition.MaxText, max(minText, maxTexts/texts))
+	for i := range archives {
+		for k := range archives[i].Conditions {
+			c := &archives[i].Conditions[k]
+			c.Message = condition.ClipTo(c.Message, most)
+		}
+		if e := archives[i].LastError; e != nil {
+			e.Message = condition.ClipTo(e.Message, most)
+		}
+	}
 }
 
 // change says how much a status differs from the one that was written.
 type change int
 
 const (
-	noChange change = iota
-	// progressChange is what may wait: bytes, attempts, and what exactly is being done.
-	progressChange
-	// stateChange is what people and the roll-up wait for.
-	stateChange
+	noChange       change = iota
+	progressChange        // what may wait: bytes, attempts, and what exactly is being done
+	stateChange           // what people and the controller wait for
 )
 
-// progressStep is the part of an archive that is worth a write, in percent.
-const progressStep = 10
-
-// compare says what kind of write a new status is worth.
-func compare(written, current *v1alpha1.NodeImageStateStatus) change {
-	if !equality.Semantic.DeepEqual(stateOf(written), stateOf(current)) {
+// compare says what kind of write a status is worth, since when ago the last one was made.
+func compare(written, current *v1alpha1.NodeImageStateStatus, anyProgress, ago time.Duration) change {
+	if !equality.Semantic.DeepEqual(withoutProgress(written, current), withoutProgress(current, current)) {
 		return stateChange
 	}
 	for i := range current.Archives {
-		if progressed(&written.Archives[i], &current.Archives[i]) {
+		was, is := &written.Archives[i], &current.Archives[i]
+		if is.Ready {
+			continue
+		}
+		step := percent(is) - percent(was)
+		moved := !equality.Semantic.DeepEqual(was, is)
+		if step >= progressStep || moved && ago >= anyProgress || was.Attempts != is.Attempts || (was.Bytes == nil) != (is.Bytes == nil) {
 			return progressChange
 		}
 	}
 	return noChange
 }
 
-// stateOf is a status without what changes in the course of an attempt.
-func stateOf(s *v1alpha1.NodeImageStateStatus) *v1alpha1.NodeImageStateStatus {
+// withoutProgress is a status without what changes in the course of an attempt. Images that current leaves out, since the
+// ImageArchive lists them by now, are not worth a write.
+func withoutProgress(s, current *v1alpha1.NodeImageStateStatus) *v1alpha1.NodeImageStateStatus {
 	s = s.DeepCopy()
 	for i := range s.Archives {
 		e := &s.Archives[i]
-		e.Bytes, e.Attempts, e.StartTime = nil, 0, nil
+		e.Bytes, e.Attempts, e.StartTime, e.NextAttemptTime = nil, 0, nil, nil
+		if i < len(current.Archives) && len(current.Archives[i].Images) == 0 {
+			e.Images = nil
+		}
 		e.Conditions = slices.DeleteFunc(e.Conditions, func(c metav1.Condition) bool { return c.Type == v1alpha1.ConditionReconciling })
 	}
 	return s
 }
 
-func progressed(written, current *v1alpha1.ArchiveState) bool {
-	x, y := *written, *current
-	x.Bytes, y.Bytes = nil, nil
-	var had, has int
-	x.Conditions, had = withoutShare(x.Conditions)
-	y.Conditions, has = withoutShare(y.Conditions)
-	if !equality.Semantic.DeepEqual(&x, &y) || has-had >= progressStep {
-		return true
-	}
-	before, after := written.Bytes, current.Bytes
-	switch {
-	case before == nil || after == nil:
-		return before != after
-	case before.Total != after.Total:
-		return true
-	}
-	moved := after.Done + after.Skipped - before.Done - before.Skipped
-	return moved != 0 && moved*100 >= after.Total*progressStep
-}
-
-// moved says whether a running import has got further at all.
-func moved(written, current *v1alpha1.NodeImageStateStatus) bool {
-	return !equality.Semantic.DeepEqual(written.Archives, current.Archives)
-}
-
-const (
-	// settleTime lets changes that follow each other at once become one write.
-	settleTime = 200 * time.Millisecond
-	// progressInterval is the least time between two writes that tell progress only.
-	progressInterval = 10 * time.Second
-	// clusterWriteRate is how many status writes a second all agents together may ask of an API server, an Event beside
-	// each: what the largest fleet has to tell of one archive then takes it little more than a minute.
-	clusterWriteRate = 70
-	// heavyReport is with how many further archives a report costs an API server twice what one with a single archive does:
-	// 29 ms with 20 archives, and 11 ms. Such reports are made accordingly more rarely, unless the largest fleet would not
-	// have told within heavyWindow what all of it has imported: a new archive shall be Ready within two minutes.
-	heavyReport = 12
-	heavyWindow = 100 * time.Second
-)
-
-// pacer rations the writes of one node's status.
-type pacer struct {
-	last   time.Time     // of the last write
-	due    time.Time     // when the change of state is to be written that waits for that; zero for none
-	since  time.Time     // when that change appeared
-	place  float64       // in [0, 1): its place among the writes of all agents
-	window time.Duration // that those were spread over when due was settled
-}
-
-// wait is how long a write has to wait, 0 for not at all. All agents that have the same to tell about the same time spread
-// their writes over the window. It may grow while a write waits: of a new archive, agents learn a moment after it how many
-// nodes it selects. When it shrinks, all learn that at once, and those whose places have gone by spread anew.
-func (p *pacer) wait(c change, now time.Time, window time.Duration, jitter func() float64) time.Duration {
-	if c != stateChange {
-		p.settled()
-		return max(0, p.last.Add(max(progressInterval, window)).Sub(now))
-	}
-	at := func(begin time.Time) time.Time {
-		return later(begin.Add(settleTime+time.Duration(p.place*float64(window))), p.last.Add(window))
-	}
-	switch {
-	case p.due.IsZero():
-		p.since, p.place = now, jitter()
-		p.due = at(now)
-	case window > p.window:
-		p.due = later(p.due, at(p.since)) // it may have been spread anew since then
-	case window < p.window:
-		if anew := at(now); anew.Before(p.due) {
-			p.due = anew
+// percent is how far an import is.
+func percent(e *v1alpha1.ArchiveState) int64 {
+	share := int64(0)
+	if c := condition.Find(e.Conditions, v1alpha1.ConditionReconciling); c != nil {
+		if _, text, ok := strings.Cut(c.Message, ", "); ok && strings.HasSuffix(text, " %") {
+			_, _ = fmt.Sscanf(text, "%d", &share) // ours; 0 for anything else
 		}
 	}
-	p.window = window
-	return max(0, p.due.Sub(now))
+	if b := e.Bytes; b != nil && b.Total > 0 {
+		return share + 100*(b.Done+b.Skipped)/b.Total
+	}
+	return share
 }
-
-// writeWindow is what this many agents spread their writes over, of reports with so many archives.
-func writeWindow(nodes int32, archives int) time.Duration {
-	window := time.Duration(nodes) * time.Second / clusterWriteRate
-	heavy := window + window*time.Duration(max(archives-1, 0))/heavyReport
-	return max(window, min(heavy, heavyWindow))
-}
-
-// settled notes that no change of state waits.
-func (p *pacer) settled() { p.due = time.Time{} }
-
-func (p *pacer) wrote(now time.Time) { *p = pacer{last: now} }

@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	ctrl "sigs.k8s.io/controller-runtime"
+	"github.com/go-logr/logr"
 
 	"github.com/tarlift/tarlift/controllers/condition"
 )
@@ -13,12 +13,12 @@ import (
 const (
 	// debounceTime is how long changes are collected that follow each other: removing an image by hand takes several.
 	debounceTime = time.Second
-	// maxDisturbed bounds the names that are remembered meanwhile: beyond, all is looked at.
-	maxDisturbed = 4096
+	// maxChanges bounds the names that are remembered meanwhile: beyond, everything counts as changed.
+	maxChanges = 4096
 )
 
-// disturbance is what has changed in containerd, and when.
-type disturbance struct {
+// changes are what has changed in containerd, and when.
+type changes struct {
 	names map[string]time.Time // of images; "" is a snapshot that is gone
 	all   time.Time            // zero: nothing else; otherwise there may be changes that were not seen
 }
@@ -26,25 +26,24 @@ type disturbance struct {
 // watcher follows what others do to images, so that losses are noticed as they happen.
 type watcher struct {
 	importer Importer
+	changed  func(changes)
 	jitter   func() float64
+	log      logr.Logger
 
 	mu    sync.Mutex
-	wake  func()      // tells the reconciler that something is to be collected
-	timer *time.Timer // nil: nothing has changed since the last collection
-	ripe  bool        // what has changed may be collected
-	seen  disturbance
+	timer *time.Timer // nil: nothing has changed since changed was called
+	seen  changes
 }
 
 // Start watches until ctx ends, over as many connections as it takes. It makes watcher a Runnable.
 func (w *watcher) Start(ctx context.Context) error {
-	log := ctrl.LoggerFrom(ctx).WithName("watch")
-	var failures attempt
+	var failures backoff
 	for ctx.Err() == nil {
 		begin := time.Now()
 		// What happened while nobody watched is missed. A connection takes milliseconds, and one that fails most often does
 		// so sooner.
-		missed := time.AfterFunc(debounceTime, w.missed)
-		err := w.importer.Watch(ctx, w.changed)
+		missed := time.AfterFunc(debounceTime, func() { w.note(func(now time.Time) { w.seen.all = now }) })
+		err := w.importer.Watch(ctx, func(name string) { w.note(func(now time.Time) { w.seen.add(name, now) }) })
 		missed.Stop()
 		if ctx.Err() != nil {
 			break
@@ -54,12 +53,12 @@ func (w *watcher) Start(ctx context.Context) error {
 			failures.reset()
 		}
 		failures.failed(now, runtimeRetryLimit, w.jitter)
-		if err != nil && failures.tries == 1 {
-			log.Info("Lost sight of containerd's events", "error", condition.ErrorText(err))
+		if err != nil && failures.failures == 1 {
+			w.log.Error(nil, "Lost containerd's events; trying again", "error", condition.ErrorText(err))
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(failures.notBefore.Sub(now)):
+		case <-time.After(failures.readyAt.Sub(now)):
 		}
 	}
 	w.mu.Lock()
@@ -70,27 +69,16 @@ func (w *watcher) Start(ctx context.Context) error {
 	return nil
 }
 
-// onWake sets whom to tell.
-func (w *watcher) onWake(wake func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.wake = wake
+func (c *changes) add(name string, now time.Time) {
+	if c.names == nil {
+		c.names = map[string]time.Time{}
+	}
+	if c.names[name] = now; len(c.names) > maxChanges {
+		*c = changes{all: now}
+	}
 }
 
-func (w *watcher) changed(name string) {
-	w.note(func(now time.Time) {
-		if w.seen.names == nil {
-			w.seen.names = map[string]time.Time{}
-		}
-		if w.seen.names[name] = now; len(w.seen.names) > maxDisturbed {
-			w.seen = disturbance{all: now}
-		}
-	})
-}
-
-func (w *watcher) missed() { w.note(func(now time.Time) { w.seen.all = now }) }
-
-// note takes down a change; the first since the last collection sets the time of the next.
+// note takes down a change; the first since the last call of changed sets the time of the next.
 func (w *watcher) note(take func(now time.Time)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -100,23 +88,9 @@ func (w *watcher) note(take func(now time.Time)) {
 	}
 	w.timer = time.AfterFunc(debounceTime, func() {
 		w.mu.Lock()
-		w.ripe = true
-		wake := w.wake
+		seen := w.seen
+		w.seen, w.timer = changes{}, nil
 		w.mu.Unlock()
-		if wake != nil {
-			wake()
-		}
+		w.changed(seen)
 	})
-}
-
-// collect returns what has changed, each change once, when it is time.
-func (w *watcher) collect() disturbance {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.ripe {
-		return disturbance{}
-	}
-	d := w.seen
-	w.seen, w.timer, w.ripe = disturbance{}, nil, false
-	return d
 }

@@ -59,10 +59,14 @@ type fakeNode struct {
 	events  chan string // of images that change
 
 	checkInterval time.Duration
+	releaseDelay  time.Duration
 }
 
 // published is an owner whose images are there, whatever is to become of them later.
 type published importer.Owner
+
+// testDigest is what the archives' index.json has, and their images.
+const testDigest = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func publishedBy(o importer.Owner) published {
 	o.Deletion = ""
@@ -78,7 +82,7 @@ func newFakeNode(t *testing.T, name string) *fakeNode {
 			t.Error(err)
 		}
 	})
-	return &fakeNode{name: name, dir: t.TempDir(), imported: map[published]importer.Result{}, losses: map[string]string{}, events: make(chan string, 10), resume: make(chan struct{})}
+	return &fakeNode{name: name, dir: t.TempDir(), imported: map[published]importer.Result{}, losses: map[string]string{}, releaseDelay: 2 * time.Second, events: make(chan string, 10), resume: make(chan struct{})}
 }
 
 func (f *fakeNode) Runtime(context.Context) (importer.Runtime, error) {
@@ -151,9 +155,9 @@ func (f *fakeNode) Import(ctx context.Context, b source.Blob, r importer.Request
 		return importer.Result{}, fail
 	}
 	result := importer.Result{
-		Images:      []importer.Image{{Name: "docker.io/library/a:1"}, {Name: "docker.io/library/b:1"}},
+		Images:      []importer.Image{{Name: "docker.io/library/a:1", Digest: testDigest}, {Name: "docker.io/library/b:1", Digest: testDigest}},
 		Names:       []string{"docker.io/library/a:1", "docker.io/library/b:1"},
-		IndexDigest: "sha256:1", Size: b.Size(), Validator: b.Validator(),
+		IndexDigest: testDigest, Size: b.Size(), Validator: b.Validator(),
 		Bytes: importer.Bytes{Read: 95, Written: 90, Skipped: 10},
 	}
 	f.mu.Lock()
@@ -181,6 +185,13 @@ func (f *fakeNode) importCount() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.imports)
+}
+
+// publishedCount is the number of owners whose images are there.
+func (f *fakeNode) publishedCount() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.imported)
 }
 
 func (f *fakeNode) checkCount() int {
@@ -264,6 +275,7 @@ func (f *fakeNode) startOver(t *testing.T, server string) *process {
 			Metrics:  prometheus.NewRegistry(),
 
 			CheckInterval: f.checkInterval,
+			ReleaseDelay:  f.releaseDelay,
 			DropIns:       f.dropIns,
 		}).SetupWithManager(mgr)
 	})
@@ -323,8 +335,7 @@ func eventually(t *testing.T, what string, met func() (bool, string)) {
 	}
 }
 
-// waitFor waits until the node's entry for an archive has these conditions, such as "Ready=True/Imported", and
-// returns it.
+// waitFor waits until the node's entry for an archive is ready, or has these conditions, and returns it.
 func (f *fakeNode) waitFor(t *testing.T, archive, want string) v1alpha1.ArchiveState {
 	t.Helper()
 	var entry v1alpha1.ArchiveState
@@ -335,13 +346,21 @@ func (f *fakeNode) waitFor(t *testing.T, archive, want string) v1alpha1.ArchiveS
 		}
 		for _, entry = range state.Status.Archives {
 			if entry.Name == archive {
-				got := short(entry.Conditions)
+				got := entryText(entry)
 				return got == want, got
 			}
 		}
 		return want == "", "not listed"
 	})
 	return entry
+}
+
+// entryText is an entry's conditions, or that it is ready.
+func entryText(e v1alpha1.ArchiveState) string {
+	if e.Ready && len(e.Conditions) == 0 {
+		return ready
+	}
+	return short(e.Conditions)
 }
 
 func short(conditions []metav1.Condition) string {
@@ -353,7 +372,7 @@ func short(conditions []metav1.Condition) string {
 }
 
 const (
-	ready     = "Ready=True/Imported"
+	ready     = "ready"
 	importing = "Ready=False/Importing Reconciling=True/Importing"
 )
 

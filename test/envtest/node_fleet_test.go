@@ -151,9 +151,7 @@ func TestNodeWaitsForItsRollout(t *testing.T) {
 	}
 	n.admit(t, place)
 	n.waitFor(t, a.Name, importing)
-	expired := place
-	expired.Expired = true
-	n.admit(t, expired)
+	n.admit(t)
 	n.waitFor(t, a.Name, waitsForRollout) // which it says only when the import has ended
 	n.set(func() { n.hang = false })
 	n.admit(t, place)

@@ -134,7 +134,11 @@ func TestSecretsOfSources(t *testing.T) {
 		if test.cert != "" {
 			spec.CertSecretRef = &v1alpha1.SecretReference{Name: test.cert}
 		}
-		blob, err := sources.Open(t.Context(), v1alpha1.Source{HTTP: spec})
+		var blob source.Blob
+		location, err := sources.Resolve(t.Context(), v1alpha1.Source{HTTP: spec})
+		if err == nil {
+			blob, err = location.Open(t.Context())
+		}
 		if !errors.Is(err, test.want) {
 			t.Errorf("secret %q, certificate %q: %v, want %v", test.secret, test.cert, err, test.want)
 		}

@@ -1,0 +1,94 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/controllers/condition"
+	"github.com/tarlift/tarlift/internal/importer"
+)
+
+// sweeper is when the claims of owners that nobody wants are to be ended: at the start, since some may have gone before it,
+// when one goes, and now and then.
+type sweeper struct {
+	backoff
+	interval time.Duration
+	now      func() time.Time
+	jitter   func() float64
+	skipped  []string // names of archives for which the last sweep kept what earlier ones of the same name brought
+}
+
+// ended notes how a sweep ended, and returns when to do the next.
+func (s *sweeper) ended(ctx context.Context, skipped []string, err error) time.Duration {
+	if err != nil {
+		if s.failures == 0 {
+			ctrl.LoggerFrom(ctx).Error(nil, "Could not release images that nobody wants", "error", condition.ErrorText(err))
+		}
+		limit := retryLimit
+		if errors.Is(err, importer.ErrRuntimeUnavailable) {
+			limit = runtimeRetryLimit
+		}
+		s.failed(s.now(), limit, s.jitter)
+		return max(time.Millisecond, s.readyAt.Sub(s.now()))
+	}
+	s.reset()
+	s.skipped = skipped
+	return about(s.interval, s.jitter)
+}
+
+// sweep ends the claims of ImageArchives that do not want this node, and returns when to do so again.
+func (r *Reconciler) sweep(ctx context.Context) (time.Duration, error) {
+	if wait := r.sweeper.readyAt.Sub(r.syncer.now()); wait > 0 {
+		return wait, nil
+	}
+	var list v1alpha1.ImageArchiveList
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return 0, err
+	}
+	node, _, err := readNode(ctx, r.Client, r.NodeName)
+	if err != nil {
+		return 0, err
+	}
+	var wanted []importer.Owner
+	for i := range list.Items {
+		a := &list.Items[i]
+		if !a.DeletionTimestamp.IsZero() {
+			continue
+		}
+		selects, until := r.selects(a, node)
+		if selects || until.After(r.syncer.now()) {
+			wanted = append(wanted, ownerOf(a))
+		}
+		if selects && r.syncer.expects(a.Name) {
+			wanted = append(wanted, importer.Owner{Name: a.Name})
+		}
+	}
+	for _, name := range r.syncer.names(false) {
+		if !slices.ContainsFunc(list.Items, func(a v1alpha1.ImageArchive) bool { return a.Name == name }) {
+			return 0, nil // a job of an archive that is gone may be publishing; its end asks again
+		}
+	}
+	skipped, err := r.syncer.sweep(ctx, false, wanted)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sweeper.ended(ctx, skipped, err), nil
+}
+
+// resweep asks for a sweep once an archive is there for which the last one kept what earlier ones of its name brought.
+func (r *Reconciler) resweep() {
+	r.mu.Lock()
+	skipped := r.sweeper.skipped
+	r.mu.Unlock()
+	if len(skipped) == 0 {
+		return
+	}
+	if slices.ContainsFunc(skipped, func(name string) bool { return !r.syncer.expects(name) }) {
+		r.wakeSweep()
+	}
+}
