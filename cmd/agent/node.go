@@ -30,6 +30,7 @@ type nodeFlags struct {
 	allowAddresses  prefixes
 	proxy           bool
 	checkInterval   time.Duration
+	releaseDelay    time.Duration
 }
 
 func (f *nodeFlags) add(flags *pflag.FlagSet) {
@@ -45,7 +46,10 @@ func (f *nodeFlags) add(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.proxy, "source-proxy-from-environment", false,
 		"use the proxies of HTTP_PROXY, HTTPS_PROXY and NO_PROXY for http sources; the proxies then resolve host names")
 	flags.DurationVar(&f.checkInterval, "check-interval", node.DefaultCheckInterval,
-		"`time` between two checks of all images, give or take a tenth; containerd's events are handled at once")
+		"`time` between two checks of all images, plus or minus a fifth; containerd's events are handled at once")
+	flags.DurationVar(&f.releaseDelay, "release-delay", node.DefaultReleaseDelay,
+		"`time` for which images stay when the node's labels changed or its Node is gone; a deleted ImageArchive or a changed "+
+			"spec.nodeSelector acts at once")
 	f.listen.add(flags, ":9461", ":9462")
 }
 
@@ -111,9 +115,11 @@ func runNode(ctx context.Context, f nodeFlags) error {
 		Importer: containerd,
 		Sources:  f.sources(mgr.GetAPIReader()),
 		NodeName: f.nodeName,
+		Version:  version,
 		Metrics:  metrics.Registry,
 
 		CheckInterval: f.checkInterval,
+		ReleaseDelay:  f.releaseDelay,
 		DropIns:       f.archiveDir != "",
 	}
 	if err := r.SetupWithManager(mgr); err != nil {

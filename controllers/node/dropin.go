@@ -117,13 +117,7 @@ func (d *dropIns) Start(ctx context.Context) error {
 	ticker := time.NewTicker(dropInPoll)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
-		found, err := d.read()
-		d.complain(err)
-		if err == nil {
-			d.follow(found, time.Now())
-			d.known = true
-		}
-		if d.known {
+		if d.look(time.Now()); d.known {
 			d.sync(ctx)
 		}
 		select {
@@ -132,6 +126,16 @@ func (d *dropIns) Start(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// look takes over what the directory has, if it can be read.
+func (d *dropIns) look(now time.Time) {
+	found, err := d.read()
+	d.complain(err)
+	if err == nil {
+		d.follow(found, now)
+		d.known = true
+	}
 }
 
 // sync syncs the files that are complete, and releases what those that are gone have brought. Of a file that is still

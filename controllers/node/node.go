@@ -99,7 +99,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	log := mgr.GetLogger().WithValues("node", r.NodeName)
 	events := &events{client: r.Client, node: r.NodeName}
 	r.syncer = &syncer{
-		importer: r.Importer, sources: r.Sources, metrics: newMetrics(r.Metrics), events: events, interval: r.CheckInterval,
+		importer: r.Importer, resolve: r.Sources.Resolve, metrics: newMetrics(r.Metrics), events: events, interval: r.CheckInterval,
 		now: time.Now, jitter: rand.Float64, log: log, wake: r.wake, states: map[string]*archiveState{},
 	}
 	r.reports = &reporter{client: r.Client, node: r.NodeName, version: r.Version, syncer: r.syncer, events: events,

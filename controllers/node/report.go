@@ -305,7 +305,7 @@ func (s *syncer) report(version string, archives []v1alpha1.ImageArchive, now ti
 const (
 	// maxTexts bounds the texts of a report, in bytes of JSON: with what else it says, an object of twenty archives that all
 	// fail stays below 16 KiB.
-	maxTexts = 8 << 10
+	maxTexts = 6 << 10
 	minText  = 60
 )
 

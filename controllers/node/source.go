@@ -33,10 +33,32 @@ type Sources struct {
 	Proxy func(*http.Request) (*url.URL, error)
 }
 
-// Location is where an archive lies, with the credentials to read it.
-type Location struct {
-	web       *source.HTTPOptions // nil: a path
-	dir, path string
+// Location is where an archive lies, with the credentials to read it. The errors are those of package source.
+type Location interface {
+	// Open opens the archive.
+	Open(ctx context.Context) (source.Blob, error)
+	// Changed says whether Open would give other bytes than those that had this validator.
+	Changed(ctx context.Context, validator string) (bool, error)
+}
+
+type httpLocation source.HTTPOptions
+
+func (l httpLocation) Open(ctx context.Context) (source.Blob, error) {
+	return source.OpenHTTP(ctx, source.HTTPOptions(l))
+}
+
+func (l httpLocation) Changed(ctx context.Context, validator string) (bool, error) {
+	return source.HTTPChanged(ctx, source.HTTPOptions(l), validator)
+}
+
+type fileLocation struct{ dir, path string }
+
+func (l fileLocation) Open(ctx context.Context) (source.Blob, error) {
+	return source.OpenUnder(ctx, l.dir, l.path)
+}
+
+func (l fileLocation) Changed(ctx context.Context, validator string) (bool, error) {
+	return source.ChangedUnder(ctx, l.dir, l.path, validator)
 }
 
 // ErrSecretUnavailable is that the API server did not give a Secret, so that nothing was tried yet.
@@ -48,29 +70,13 @@ func (s Sources) Resolve(ctx context.Context, spec v1alpha1.Source) (Location, e
 	switch {
 	case spec.HTTP != nil:
 		o, err := s.httpOptions(ctx, spec.HTTP)
-		return Location{web: &o}, err
+		return httpLocation(o), err
 	case spec.File != nil && s.ArchiveDir == "":
-		return Location{}, fmt.Errorf("open %q: this agent has no archive directory: %w", spec.File.Path, source.ErrInvalid)
+		return nil, fmt.Errorf("open %q: this agent has no archive directory: %w", spec.File.Path, source.ErrInvalid)
 	case spec.File != nil:
-		return Location{dir: s.ArchiveDir, path: spec.File.Path}, nil
+		return fileLocation{s.ArchiveDir, spec.File.Path}, nil
 	}
-	return Location{}, fmt.Errorf("spec.source: of no kind that this agent knows: %w", source.ErrInvalid)
-}
-
-// Open opens the archive.
-func (l Location) Open(ctx context.Context) (source.Blob, error) {
-	if l.web != nil {
-		return source.OpenHTTP(ctx, *l.web)
-	}
-	return source.OpenUnder(ctx, l.dir, l.path)
-}
-
-// Changed says whether Open would give other bytes than those that had this validator.
-func (l Location) Changed(ctx context.Context, validator string) (bool, error) {
-	if l.web != nil {
-		return source.HTTPChanged(ctx, *l.web, validator)
-	}
-	return source.ChangedUnder(ctx, l.dir, l.path, validator)
+	return nil, fmt.Errorf("spec.source: of no kind that this agent knows: %w", source.ErrInvalid)
 }
 
 func (s Sources) httpOptions(ctx context.Context, spec *v1alpha1.HTTPSource) (source.HTTPOptions, error) {

@@ -58,7 +58,7 @@ const (
 // sources run in its pool.
 type syncer struct {
 	importer Importer
-	sources  Sources
+	resolve  func(context.Context, v1alpha1.Source) (Location, error)
 	metrics  *metrics
 	events   *events
 	interval time.Duration // between checks, see archiveState
@@ -216,7 +216,7 @@ func (s *syncer) submitImport(ctx context.Context, st *archiveState) bool {
 	var location Location
 	var err error
 	spec := st.source
-	s.unlocked(func() { location, err = s.sources.Resolve(ctx, spec) })
+	s.unlocked(func() { location, err = s.resolve(ctx, spec) })
 	switch {
 	case ctx.Err() != nil:
 		return false
@@ -256,7 +256,7 @@ func (s *syncer) submitProbe(st *archiveState) {
 			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()
 			var location Location
-			if location, err = s.sources.Resolve(ctx, spec); err == nil {
+			if location, err = s.resolve(ctx, spec); err == nil {
 				changed, err = location.Changed(ctx, validator)
 			}
 		},
