@@ -178,7 +178,7 @@ type ArchiveState struct {
 	// completionTime is when the images were complete.
 	// +optional
 	CompletionTime *metav1.Time `json:"completionTime,omitempty"`
-	// attempts is the number of attempts for this spec, the running one included. Absent when the archive is ready.
+	// attempts is the number of attempts for this spec, the running one included.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Attempts int32 `json:"attempts,omitempty"`

@@ -188,7 +188,8 @@ func TestNodeImageStateIsSmall(t *testing.T) {
 	}
 	ready := func(s *archiveState) {
 		r := imported
-		r.Digest, r.Size = digest2, 1<<40
+		r.Digest, r.Size = digest2, 9<<30
+		s.entry.Attempts = 2
 		s.complete(r, epoch)
 		s.images = nil // as the ImageArchive lists them
 	}

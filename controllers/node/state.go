@@ -473,7 +473,8 @@ func (s *archiveState) reported(listed []v1alpha1.Image, now time.Time) v1alpha1
 	if s.ready {
 		*e = v1alpha1.ArchiveState{
 			Name: e.Name, UID: e.UID, ObservedGeneration: e.ObservedGeneration, Ready: true, AdmittedTime: e.AdmittedTime,
-			Digest: e.Digest, IndexDigest: e.IndexDigest, Size: e.Size, ImageCount: e.ImageCount, CompletionTime: e.CompletionTime,
+			Digest: e.Digest, IndexDigest: e.IndexDigest, Size: e.Size, ImageCount: e.ImageCount,
+			CompletionTime: e.CompletionTime, Attempts: e.Attempts,
 		}
 		r := *e.DeepCopy()
 		if !slices.Equal(s.images, listed) {

@@ -46,7 +46,7 @@ func TestImport(t *testing.T) {
 		r.did("check a", "import a")
 		e := r.entry("a")
 		if e.IndexDigest != digest1 || e.Size != 100 || e.ImageCount != 2 || e.CompletionTime == nil || len(e.Images) != 2 ||
-			e.Bytes != nil || e.Attempts != 0 || len(e.Conditions) > 0 {
+			e.Bytes != nil || e.Attempts != 1 || len(e.Conditions) > 0 {
 			t.Errorf("entry %+v", e)
 		}
 		r.run(time.Minute)

@@ -17,7 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -248,13 +247,14 @@ func (c *cluster) checkOwnState(ctx context.Context) {
 	archives := list.Items[0].Status.Archives
 	var notReady []string
 	for _, a := range archives {
-		ready := meta.FindStatusCondition(a.Conditions, v1alpha1.ConditionReady)
-		switch {
-		case ready == nil:
-			notReady = append(notReady, a.Name+": not reported")
-		case ready.Status != metav1.ConditionTrue:
-			notReady = append(notReady, a.Name+": "+ready.Reason)
+		if a.Ready {
+			continue
 		}
+		reason := "not reported"
+		if c := meta.FindStatusCondition(a.Conditions, v1alpha1.ConditionReady); c != nil {
+			reason = c.Reason
+		}
+		notReady = append(notReady, a.Name+": "+reason)
 	}
 	if len(notReady) > 0 {
 		c.warn(check, "see 'kubectl get nodeimagestate "+name+" -o yaml'",

@@ -404,7 +404,7 @@ func agentAway(t *testing.T, e *env) {
 	has(t, e.Nodes[2], name, "nothing")
 	eventually(t, func(ctx context.Context) string {
 		s := e.on(ctx, e.Nodes[0], "away")
-		if s != nil && s.UID != first.UID && meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionReady) {
+		if s != nil && s.UID != first.UID && s.Ready {
 			return ""
 		}
 		return asJSON(s)

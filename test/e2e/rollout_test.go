@@ -172,7 +172,7 @@ func apiServerAway(t *testing.T, e *env, away time.Duration) {
 	back := time.Now()
 	for _, n := range e.Nodes {
 		eventually(t, func(ctx context.Context) string {
-			if s := e.on(ctx, n, "alone"); s == nil || !meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionReady) {
+			if s := e.on(ctx, n, "alone"); s == nil || !s.Ready {
 				return n.Name + " reports " + asJSON(s)
 			}
 			return ""

@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
@@ -87,7 +86,7 @@ func reinstalled(t *testing.T, e *env) {
 	eventually(t, func(ctx context.Context) string {
 		for _, a := range before {
 			for _, n := range e.Nodes {
-				if s := e.on(ctx, n, a.Name); s == nil || s.UID != a.UID || !meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionReady) {
+				if s := e.on(ctx, n, a.Name); s == nil || s.UID != a.UID || !s.Ready {
 					return fmt.Sprintf("%s reports of %s: %s", n.Name, a.Name, asJSON(s))
 				}
 			}

@@ -41,7 +41,7 @@ type ArchiveStateApplyConfiguration struct {
 	StartTime *metav1.Time `json:"startTime,omitempty"`
 	// completionTime is when the images were complete.
 	CompletionTime *metav1.Time `json:"completionTime,omitempty"`
-	// attempts is the number of attempts for this spec, the running one included. Absent when the archive is ready.
+	// attempts is the number of attempts for this spec, the running one included.
 	Attempts *int32 `json:"attempts,omitempty"`
 	// nextAttemptTime is when the import is tried again.
 	NextAttemptTime *metav1.Time `json:"nextAttemptTime,omitempty"`
