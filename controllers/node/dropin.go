@@ -166,7 +166,7 @@ func (d *dropIns) sync(ctx context.Context) {
 		owners = append(owners, w.owner())
 	}
 	_, err := d.syncer.sweep(ctx, true, owners)
-	d.sweeper.readyAt = now.Add(d.sweeper.ended(ctx, nil, err))
+	d.sweeper.readyAt = now.Add(d.sweeper.ended(ctx, 0, err))
 }
 
 // complain tells once why the directory cannot be read. Nothing is taken for removed then.

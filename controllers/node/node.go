@@ -158,19 +158,16 @@ var recreated = predicate.Funcs{
 
 // wake queues the request for an ImageArchive. Files are looked at all the time.
 func (r *Reconciler) wake(name string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.queue == nil || v1alpha1.IsDropIn(name) {
-		return
+	if !v1alpha1.IsDropIn(name) {
+		r.enqueue(ctrl.Request{NamespacedName: client.ObjectKey{Name: name}})
 	}
-	r.queue.Add(ctrl.Request{NamespacedName: client.ObjectKey{Name: name}})
 }
 
-func (r *Reconciler) wakeSweep() {
+func (r *Reconciler) enqueue(request ctrl.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.queue != nil {
-		r.queue.Add(sweepRequest)
+		r.queue.Add(request)
 	}
 }
 
@@ -219,13 +216,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 			if !r.syncer.remove(req.Name) {
 				return ctrl.Result{}, nil
 			}
-			r.wakeSweep()
+			r.enqueue(sweepRequest)
 		}
 		wait := r.syncer.sync(ctx, w, r.restore(state, w))
 		if found && before.request.Owner.Deletion != w.request.Owner.Deletion {
-			r.wakeSweep() // which records the policy
+			r.enqueue(sweepRequest) // which records the policy
 		}
-		r.resweep()
 		return ctrl.Result{RequeueAfter: wait}, nil
 	case !until.IsZero() && until.After(r.syncer.now()):
 		r.syncer.remove(req.Name)
@@ -241,7 +237,7 @@ func (r *Reconciler) release(name string) bool {
 	if !r.syncer.remove(name) {
 		return false
 	}
-	r.wakeSweep()
+	r.enqueue(sweepRequest)
 	return true
 }
 

@@ -375,16 +375,10 @@ func withoutProgress(s, current *v1alpha1.NodeImageStateStatus) *v1alpha1.NodeIm
 	return s
 }
 
-// percent is how far an import is.
+// percent is how far a transfer is.
 func percent(e *v1alpha1.ArchiveState) int64 {
-	share := int64(0)
-	if c := condition.Find(e.Conditions, v1alpha1.ConditionReconciling); c != nil {
-		if _, text, ok := strings.Cut(c.Message, ", "); ok && strings.HasSuffix(text, " %") {
-			_, _ = fmt.Sscanf(text, "%d", &share) // ours; 0 for anything else
-		}
+	if e.Bytes == nil || e.Bytes.Total <= 0 {
+		return 0
 	}
-	if b := e.Bytes; b != nil && b.Total > 0 {
-		return share + 100*(b.Done+b.Skipped)/b.Total
-	}
-	return share
+	return 100 * (e.Bytes.Done + e.Bytes.Skipped) / e.Bytes.Total
 }

@@ -21,11 +21,13 @@ type sweeper struct {
 	interval time.Duration
 	now      func() time.Time
 	jitter   func() float64
-	skipped  []string // names of archives for which the last sweep kept what earlier ones of the same name brought
 }
 
-// ended notes how a sweep ended, and returns when to do the next.
-func (s *sweeper) ended(ctx context.Context, skipped []string, err error) time.Duration {
+// skippedInterval is when to sweep again what was kept for archives that are still to be imported.
+const skippedInterval = time.Minute
+
+// ended notes how a sweep ended, and returns when to do the next. It skipped what so many archives may still want.
+func (s *sweeper) ended(ctx context.Context, skipped int, err error) time.Duration {
 	if err != nil {
 		if s.failures == 0 {
 			ctrl.LoggerFrom(ctx).Error(nil, "Could not release images that nobody wants", "error", condition.ErrorText(err))
@@ -38,7 +40,9 @@ func (s *sweeper) ended(ctx context.Context, skipped []string, err error) time.D
 		return max(time.Millisecond, s.readyAt.Sub(s.now()))
 	}
 	s.reset()
-	s.skipped = skipped
+	if skipped > 0 {
+		return about(min(s.interval, skippedInterval), s.jitter)
+	}
 	return about(s.interval, s.jitter)
 }
 
@@ -75,20 +79,5 @@ func (r *Reconciler) sweep(ctx context.Context) (time.Duration, error) {
 		}
 	}
 	skipped, err := r.syncer.sweep(ctx, false, wanted)
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	return r.sweeper.ended(ctx, skipped, err), nil
-}
-
-// resweep asks for a sweep once an archive is there for which the last one kept what earlier ones of its name brought.
-func (r *Reconciler) resweep() {
-	r.mu.Lock()
-	skipped := r.sweeper.skipped
-	r.mu.Unlock()
-	if len(skipped) == 0 {
-		return
-	}
-	if slices.ContainsFunc(skipped, func(name string) bool { return !r.syncer.expects(name) }) {
-		r.wakeSweep()
-	}
 }

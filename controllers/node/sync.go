@@ -455,7 +455,7 @@ func (s *syncer) names(files bool) (names []string) {
 }
 
 // sweep ends the claims of owners of one kind, of ImageArchives or of files, that are not wanted.
-func (s *syncer) sweep(ctx context.Context, files bool, wanted []importer.Owner) (skipped []string, err error) {
+func (s *syncer) sweep(ctx context.Context, files bool, wanted []importer.Owner) (skipped int, err error) {
 	var released []importer.Released
 	err = within(ctx, workTimeout, func(ctx context.Context) (err error) {
 		released, err = s.importer.Sweep(ctx, wanted, func(uid string) bool { return isFileOwner(uid) == files })
@@ -463,7 +463,7 @@ func (s *syncer) sweep(ctx context.Context, files bool, wanted []importer.Owner)
 	})
 	for _, r := range released {
 		if len(r.Skipped) > 0 {
-			skipped = append(skipped, r.Owner.Name)
+			skipped++
 			continue
 		}
 		ctrl.LoggerFrom(ctx).Info("Released", "archive", r.Owner.Name, "uid", r.Owner.UID, "retained", r.Retained,

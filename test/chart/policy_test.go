@@ -131,7 +131,7 @@ func content(node string, e edit) *unstructured.Unstructured {
 	o := stateOf(node)
 	now := fmt.Sprint(time.Now().UnixNano())
 	o.SetLabels(map[string]string{"written": now})
-	o.Object["status"] = map[string]any{"summary": now}
+	o.Object["status"] = map[string]any{"agentVersion": now}
 	e(o.Object)
 	return o
 }
