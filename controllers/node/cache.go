@@ -30,7 +30,7 @@ func Cache(nodeName string) cache.Options {
 	}
 }
 
-// Kinds are all that a Reconciler asks an API server for, to be told to its manager. Else that would ask when it is
+// Kinds are all that a Reconciler asks an API server for, as its manager needs them. Otherwise the manager would ask when it is
 // made, and fail while the API server is away; and thousands of agents would ask what never changes.
 func Kinds(*rest.Config, *http.Client) (meta.RESTMapper, error) {
 	m := meta.NewDefaultRESTMapper(nil)

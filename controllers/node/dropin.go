@@ -63,8 +63,8 @@ type dropIns struct {
 
 	files   map[string]*dropIn
 	known   bool            // the directory could be read once; what it said last holds until it can be read again
-	refused map[string]bool // names that are skipped, which the log has told
-	trouble string          // that keeps the directory from being read, as the log has told
+	refused map[string]bool // names that are skipped, and logged
+	trouble string          // why the directory cannot be read, as logged
 	device  uint64          // that the files were seen on last
 	parent  uint64          // that the archive directory was on then
 }
@@ -75,7 +75,7 @@ type dropIn struct {
 	since    time.Time
 	complete fileVersion // its last version that was complete; zero: none was yet
 	admitted bool        // it is one of maxDropIns
-	told     bool        // that it is not
+	logged   bool        // that it is not
 }
 
 // fileVersion tells whether a file is being written to. Times are in nanoseconds.
@@ -111,7 +111,7 @@ func fileWant(name string, v fileVersion) *want {
 	}
 }
 
-// Start looks at the directory, and syncs its files, until ctx ends.
+// Start reads the directory, and syncs its files, until ctx ends.
 func (d *dropIns) Start(ctx context.Context) error {
 	ctx = ctrl.LoggerInto(ctx, d.log)
 	ticker := time.NewTicker(dropInPoll)
@@ -330,8 +330,8 @@ func (d *dropIns) wants() (wants []*want, waiting []importer.Owner) {
 			continue
 		}
 		waiting = append(waiting, w.owner())
-		if !f.told {
-			f.told = true
+		if !f.logged {
+			f.logged = true
 			d.log.Info("Skipped until there are fewer files", "file", w.name, "most", maxDropIns)
 		}
 	}

@@ -174,7 +174,7 @@ func (r *Reconciler) enqueue(request ctrl.Request) {
 func (r *Reconciler) allArchives(ctx context.Context, _ client.Object) []ctrl.Request {
 	var list v1alpha1.ImageArchiveList
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
-		return nil // not filled yet: archives bring their own events
+		return nil // not filled yet: each archive has its own event
 	}
 	requests := make([]ctrl.Request, len(list.Items))
 	for i := range list.Items {

@@ -35,7 +35,7 @@ type pool struct {
 	wg      sync.WaitGroup
 	waiting []*job
 	running []*job
-	timer   *time.Timer // looks for jobs without progress while others wait
+	timer   *time.Timer // until observe
 }
 
 // job is one import or probe, from its submission to its end.

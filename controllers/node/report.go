@@ -233,7 +233,7 @@ func admissionFor(a *v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) *v1a
 	return nil
 }
 
-// anyProgress is after how long any progress is to be told: the controller waits for it where it has admitted the node.
+// anyProgress is after how long any progress is reported: the controller waits for it where it has admitted the node.
 func (r *reporter) anyProgress(archives []v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) time.Duration {
 	least := anyProgressInterval
 	for i := range archives {

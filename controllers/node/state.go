@@ -258,7 +258,7 @@ func (s *archiveState) newImport() {
 	}
 }
 
-// handleFailure notes a failed check, repair or import. It says whether that is news. A containerd that does not answer says
+// handleFailure notes a failed check, repair or import. It says whether the failure is new. A containerd that does not answer says
 // nothing against images that were there before; once it answers again, it is asked for them first.
 func (s *archiveState) handleFailure(err error, repairs bool, now time.Time) bool {
 	name, terminal := reason.Classify(err)
@@ -441,7 +441,7 @@ func (s *archiveState) take(r importer.Result) {
 	s.ready = s.notVisible == ""
 }
 
-// maxNotVisible names are told in a message.
+// maxNotVisible names are listed in a message.
 const maxNotVisible = 3
 
 // notVisibleText says which names the kubelet does not find, and what to do; empty if it finds all.
@@ -495,7 +495,7 @@ func (s *archiveState) reported(listed []v1alpha1.Image, now time.Time) v1alpha1
 	return *e.DeepCopy()
 }
 
-// conditions describe an archive that is not ready. While an attempt that follows a failed one runs, Ready keeps telling the
+// conditions describe an archive that is not ready. While an attempt that follows a failed one runs, Ready keeps the
 // failure: only the attempt's end tells whether that is over, and each retry would cost two writes.
 func (s *archiveState) conditions() []metav1.Condition {
 	doing := s.reconciling()

@@ -200,13 +200,13 @@ func (s *syncer) check(ctx context.Context, st *archiveState, repairs bool) {
 	s.tell(st, e, importer.Result{}, 0, f.repaired)
 }
 
-// failed notes a failure, and tells of it if it is news.
+// failed notes a failure, and emits an Event if it is new.
 func (s *syncer) failed(st *archiveState, err error, repairs bool) {
-	news := st.handleFailure(err, repairs, s.now())
+	isNew := st.handleFailure(err, repairs, s.now())
 	name, terminal := reason.Classify(err)
 	s.log.Error(nil, "Import failed", "archive", st.name, "reason", name, "terminal", terminal, "attempt", st.entry.Attempts,
 		"error", condition.ErrorText(err))
-	if news {
+	if isNew {
 		s.events.add(st.want, corev1.EventTypeWarning, name, condition.ErrorText(err))
 	}
 }

@@ -28,7 +28,7 @@ type want struct {
 	requested   string // the value of AnnotationReconcileRequestedAt
 	suspend     bool
 	ignoreDrift bool
-	interval    time.Duration // between looks at the source; 0: never
+	interval    time.Duration // between probes of the source; 0: never
 	fixed       bool          // a digest says which archive it has to be
 
 	rollout   *v1alpha1.Rollout   // nil: none

@@ -227,9 +227,28 @@ var specEdits = []struct {
 	{"patch to no spec", "patch", nullSpec},
 }
 
+// metadataEdits keep a state when its Node is gone, or let it go with something else.
+var metadataEdits = map[string]edit{
+	"a finalizer":                 metadata("finalizers", []any{"tarlift.dev/test"}),
+	"another Node as its owner":   metadata("ownerReferences", []any{ownerNode("node-b")}),
+	"another object as its owner": metadata("ownerReferences", []any{map[string]any{"apiVersion": "v1", "kind": "ConfigMap", "name": "node-a", "uid": "u"}}),
+}
+
+func metadata(field string, value any) edit {
+	return func(o map[string]any) { o["metadata"].(map[string]any)[field] = value }
+}
+
+func ownerNode(name string) map[string]any {
+	return map[string]any{"apiVersion": "v1", "kind": "Node", "name": name, "uid": "u"}
+}
+
 // reset makes a node's state what a write finds: none, or one that the controller has written to.
 func reset(t *testing.T, admin client.Client, node string, w write) {
 	t.Helper()
+	noFinalizers := client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`))
+	if err := admin.Patch(t.Context(), stateOf(node), noFinalizers); client.IgnoreNotFound(err) != nil {
+		t.Fatal(err)
+	}
 	if err := admin.Delete(t.Context(), stateOf(node)); client.IgnoreNotFound(err) != nil {
 		t.Fatal(err)
 	}
@@ -286,6 +305,13 @@ func TestNodeWritesOnlyItsOwnState(t *testing.T) {
 			t.Fatalf("without the policy: %s: %v; the spec is %v", s.name, err, got)
 		}
 	}
+	for name, e := range metadataEdits {
+		for _, w := range []string{"create", "patch", "update"} {
+			if err := send(t, onA, w, "node-a", e); err != nil {
+				t.Fatalf("without the policy: %s by %s: %v", name, w, err)
+			}
+		}
+	}
 
 	apply(t, c, render(t))
 	eventually(t, "the policy", func() error {
@@ -321,6 +347,16 @@ func TestNodeWritesOnlyItsOwnState(t *testing.T) {
 				t.Errorf("the node's own spec: error %v, want forbidden", err)
 			}
 		})
+	}
+	for name, e := range metadataEdits {
+		for _, w := range []string{"create", "create by apply", "apply", "patch", "update"} {
+			if err := send(t, onA, w, "node-a", e); !apierrors.IsForbidden(err) {
+				t.Errorf("%s by %s: error %v, want forbidden", name, w, err)
+			}
+		}
+	}
+	if err := send(t, onA, "create", "node-a", metadata("ownerReferences", []any{ownerNode("node-a")})); err != nil {
+		t.Errorf("create as its own Node's: %v", err)
 	}
 	if err := send(t, onA, "create", "node-a", emptySpec); err != nil {
 		t.Errorf("create with a spec that says nothing: %v", err)
