@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
@@ -87,7 +88,18 @@ func runController(ctx context.Context, f controllerFlags) error {
 	if err := r.SetupWithManager(mgr); err != nil {
 		return err
 	}
+	ctrl.Log.Info("Starting", "version", version, "leaderElect", f.leaderElect, "leaderElectionNamespace", f.leaderElectionNamespace)
+	registerBuildInfo()
 	return runManager(ctx, mgr)
+}
+
+// registerBuildInfo tells the program's version beside its metrics.
+func registerBuildInfo() {
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "tarlift", Name: "build_info", Help: "Always 1; the label has the version.",
+	}, []string{"version"})
+	metrics.Registry.MustRegister(info)
+	info.WithLabelValues(version).Set(1)
 }
 
 func newControllerManager(server *rest.Config, f controllerFlags) (ctrl.Manager, error) {

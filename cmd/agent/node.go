@@ -125,6 +125,10 @@ func runNode(ctx context.Context, f nodeFlags) error {
 	if err := r.SetupWithManager(mgr); err != nil {
 		return err
 	}
+	ctrl.Log.Info("Starting", "node", f.nodeName, "version", version, "containerd", f.containerd.Address, "namespace", f.containerd.Namespace,
+		"archiveDir", f.archiveDir, "secretNamespace", f.secretNamespace, "checkInterval", f.checkInterval.String(),
+		"releaseDelay", f.releaseDelay.String())
+	registerBuildInfo()
 	return runManager(ctx, mgr)
 }
 

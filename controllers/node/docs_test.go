@@ -10,7 +10,7 @@ import (
 )
 
 // fleets are the metrics of the controller.
-var fleets = regexp.MustCompile("^tarlift_(archive|rollout)_")
+var fleets = regexp.MustCompile("^tarlift_(archive|rollout)_|^tarlift_build_info$")
 
 // The page of operations names every metric of an agent with its labels, and no other.
 func TestMetricsAreDocumented(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -50,7 +51,6 @@ type Reconciler struct {
 
 	syncer  *syncer
 	reports *reporter
-	started time.Time
 	sweeper sweeper
 
 	mu         sync.Mutex
@@ -93,7 +93,6 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	if r.ReleaseDelay == 0 {
 		r.ReleaseDelay = DefaultReleaseDelay
 	}
-	r.started = time.Now()
 	r.unselected, r.selectors = map[string]unselected{}, map[string]string{}
 	r.sweeper = sweeper{interval: r.CheckInterval, now: time.Now, jitter: rand.Float64}
 	log := mgr.GetLogger().WithValues("node", r.NodeName)
@@ -103,7 +102,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		now: time.Now, jitter: rand.Float64, log: log, wake: r.wake, states: map[string]*archiveState{},
 	}
 	r.reports = &reporter{client: r.Client, node: r.NodeName, version: r.Version, syncer: r.syncer, events: events,
-		started: r.started, now: time.Now, jitter: rand.Float64}
+		log: log, started: time.Now(), now: time.Now, jitter: rand.Float64}
 	r.syncer.changed = r.reports.wake
 	runnables := []error{
 		mgr.Add(&r.syncer.pool), mgr.Add(&watcher{importer: r.Importer, changed: r.syncer.invalidate, jitter: rand.Float64, log: log}),
@@ -131,12 +130,18 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		WithOptions(controller.Options{
 			MaxConcurrentReconciles: maxConcurrentReconciles,
 			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
+			LogConstructor:          logAs(log),
 		}).
 		Complete(r)
 	if err != nil {
 		return fmt.Errorf("set up the node controller: %w", err)
 	}
 	return nil
+}
+
+// logAs makes a controller log without the empty fields of its requests.
+func logAs(log logr.Logger) func(*ctrl.Request) logr.Logger {
+	return func(*ctrl.Request) logr.Logger { return log }
 }
 
 // archiveChanged leaves out what the controller writes to the status: else each of its writes would wake every agent.

@@ -17,8 +17,11 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	ctrlsource "sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/go-logr/logr"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/controllers/condition"
@@ -59,6 +62,7 @@ type reporter struct {
 	version string
 	syncer  *syncer
 	events  *events
+	log     logr.Logger
 	started time.Time
 	now     func() time.Time
 	jitter  func() float64
@@ -90,6 +94,7 @@ func (r *reporter) setup(mgr ctrl.Manager) error {
 			r.queue = q
 			return nil
 		})).
+		WithOptions(controller.Options{LogConstructor: logAs(r.log)}).
 		Complete(r)
 	if err != nil {
 		return fmt.Errorf("set up the report controller: %w", err)

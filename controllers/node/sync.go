@@ -192,7 +192,7 @@ func (s *syncer) check(ctx context.Context, st *archiveState, repairs bool) {
 		return
 	}
 	if err != nil {
-		s.failed(st, err, repairs)
+		s.failed(st, err, false, repairs)
 		return
 	}
 	s.runtime = &v1alpha1.RuntimeInfo{Version: runtime.Version, Snapshotter: runtime.Snapshotter, Platform: runtime.Platform}
@@ -201,11 +201,13 @@ func (s *syncer) check(ctx context.Context, st *archiveState, repairs bool) {
 }
 
 // failed notes a failure, and emits an Event if it is new.
-func (s *syncer) failed(st *archiveState, err error, repairs bool) {
+func (s *syncer) failed(st *archiveState, err error, imported, repairs bool) {
 	isNew := st.handleFailure(err, repairs, s.now())
 	name, terminal := reason.Classify(err)
-	s.log.Error(nil, "Import failed", "archive", st.name, "reason", name, "terminal", terminal, "attempt", st.entry.Attempts,
-		"error", condition.ErrorText(err))
+	if isNew || imported { // a containerd that is away is asked every few seconds
+		s.log.Error(nil, map[bool]string{true: "Import failed", false: "Check failed"}[imported], "archive", st.name, "reason", name,
+			"terminal", terminal, "attempt", st.entry.Attempts, "error", condition.ErrorText(err))
+	}
 	if isNew {
 		s.events.add(st.want, corev1.EventTypeWarning, name, condition.ErrorText(err))
 	}
@@ -226,7 +228,7 @@ func (s *syncer) submitImport(ctx context.Context, st *archiveState) bool {
 		return false
 	case err != nil:
 		st.entry.Attempts++
-		s.failed(st, err, false)
+		s.failed(st, err, true, false)
 		return false
 	}
 	st.waiting = ""
@@ -369,7 +371,7 @@ func (r *importRun) end(cause error) {
 			if r.blob != nil {
 				st.validator = r.blob.Validator()
 			}
-			r.failed(st, r.err, false)
+			r.failed(st, r.err, true, false)
 		default:
 			e := st.handleImport(r.result, r.at, r.now())
 			r.tell(st, e, r.result, r.duration, 0)
@@ -469,6 +471,7 @@ func (s *syncer) sweep(ctx context.Context, files bool, wanted []importer.Owner)
 		ctrl.LoggerFrom(ctx).Info("Released", "archive", r.Owner.Name, "uid", r.Owner.UID, "retained", r.Retained,
 			"unpinned", r.Unpinned, "deleted", r.Deleted, "inUse", r.InUse)
 		s.events.add(&want{name: r.Owner.Name}, corev1.EventTypeNormal, eventReasonReleased, releasedText(r))
+		s.changed()
 	}
 	return skipped, err
 }
