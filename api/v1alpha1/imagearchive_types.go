@@ -140,12 +140,13 @@ type HTTPSource struct {
 	URL string `json:"url"`
 
 	// secretRef names a Secret with the keys username and password, or bearerToken. It lies in the agent's
-	// namespace and bears the label tarlift.dev/source=true.
+	// namespace, bears the label tarlift.dev/source=true, and names the URL's host in its annotation tarlift.dev/hosts.
 	// +optional
 	SecretRef *SecretReference `json:"secretRef,omitempty"`
 
 	// certSecretRef names a Secret with the keys ca.crt (whom to trust) and tls.crt and tls.key (who the agent
-	// is), each optional. It lies in the agent's namespace and bears the label tarlift.dev/source=true.
+	// is), each optional. It lies in the agent's namespace, bears the label tarlift.dev/source=true, and names the URL's
+	// host in its annotation tarlift.dev/hosts.
 	// +optional
 	CertSecretRef *SecretReference `json:"certSecretRef,omitempty"`
 }

@@ -4,15 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/go-logr/logr"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/internal/source"
@@ -82,7 +86,7 @@ func (s Sources) Resolve(ctx context.Context, spec v1alpha1.Source) (Location, e
 func (s Sources) httpOptions(ctx context.Context, spec *v1alpha1.HTTPSource) (source.HTTPOptions, error) {
 	o := source.HTTPOptions{URL: spec.URL, AllowAddresses: s.AllowAddresses, Proxy: s.Proxy}
 	if ref := spec.SecretRef; ref != nil {
-		data, err := s.secret(ctx, ref.Name, "username", "password", "bearerToken")
+		data, err := s.secret(ctx, ref.Name, spec.URL, "username", "password", "bearerToken")
 		if err != nil {
 			return o, fmt.Errorf("spec.source.http.secretRef: %w", err)
 		}
@@ -90,7 +94,7 @@ func (s Sources) httpOptions(ctx context.Context, spec *v1alpha1.HTTPSource) (so
 		o.BearerToken = string(data["bearerToken"])
 	}
 	if ref := spec.CertSecretRef; ref != nil {
-		data, err := s.secret(ctx, ref.Name, "ca.crt", "tls.crt", "tls.key")
+		data, err := s.secret(ctx, ref.Name, spec.URL, "ca.crt", "tls.crt", "tls.key")
 		if err != nil {
 			return o, fmt.Errorf("spec.source.http.certSecretRef: %w", err)
 		}
@@ -102,11 +106,13 @@ func (s Sources) httpOptions(ctx context.Context, spec *v1alpha1.HTTPSource) (so
 // secretTimeout is how long the API server may take to answer.
 const secretTimeout = 5 * time.Second
 
-// secret returns the data of a Secret that is labelled for this use and has at least one of the keys. Of the API
+// secret returns the data of a Secret that is labelled for this use, may be sent to the URL's host, and has at least one of the
+// keys. Without the hosts, whoever may create an ImageArchive could send each such Secret to a server of his own. Of the API
 // server's own error no text is kept: it differs from attempt to attempt.
-func (s Sources) secret(ctx context.Context, name string, keys ...string) (map[string][]byte, error) {
+func (s Sources) secret(ctx context.Context, name, address string, keys ...string) (map[string][]byte, error) {
 	var secret corev1.Secret
-	limited, cancel := context.WithTimeout(ctx, secretTimeout)
+	quiet := logr.NewContext(ctx, logr.Discard()) // client-go logs the bodies of responses, where somebody wants to see them
+	limited, cancel := context.WithTimeout(quiet, secretTimeout)
 	defer cancel()
 	err := s.Secrets.Get(limited, types.NamespacedName{Namespace: s.Namespace, Name: name}, &secret)
 	switch {
@@ -121,10 +127,34 @@ func (s Sources) secret(ctx context.Context, name string, keys ...string) (map[s
 	case secret.Labels[v1alpha1.LabelSource] != "true":
 		return nil, fmt.Errorf("secret %q lacks the label %s=true: %w", name, v1alpha1.LabelSource, source.ErrDenied)
 	}
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil, fmt.Errorf("the URL cannot be read: %w", source.ErrInvalid)
+	}
+	if !allowsHost(secret.Annotations[v1alpha1.AnnotationHosts], u) {
+		return nil, fmt.Errorf("secret %q is not for host %s; if it is meant for it: kubectl annotate secret %s --namespace %s --overwrite %s=%s: %w",
+			name, u.Host, name, s.Namespace, v1alpha1.AnnotationHosts, u.Host, source.ErrDenied)
+	}
 	for _, k := range keys {
 		if len(secret.Data[k]) > 0 {
 			return secret.Data, nil
 		}
 	}
 	return nil, fmt.Errorf("secret %q has none of the keys %q: %w", name, keys, source.ErrDenied)
+}
+
+// allowsHost says whether a list of hosts, separated by commas, has the one of a URL: by its name or address, for any port, or
+// with the port.
+func allowsHost(hosts string, u *url.URL) bool {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	for host := range strings.SplitSeq(hosts, ",") {
+		host = strings.TrimSpace(host)
+		if host != "" && (strings.EqualFold(host, u.Hostname()) || strings.EqualFold(host, net.JoinHostPort(u.Hostname(), port))) {
+			return true
+		}
+	}
+	return false
 }

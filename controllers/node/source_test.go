@@ -221,3 +221,34 @@ func TestOpenHTTPOnLoopback(t *testing.T) {
 	}
 	blob.Close()
 }
+
+func TestAllowsHost(t *testing.T) {
+	for _, test := range []struct {
+		hosts, url string
+		want       bool
+	}{
+		{"", "https://a.example", false},
+		{" , ", "https:///x", false},
+		{"a.example", "https://a.example/x", true},
+		{"a.example", "https://A.Example:8443/x", true},
+		{"b.example, a.example", "http://a.example", true},
+		{"a.example:8443", "https://a.example:8443", true},
+		{"a.example:443", "https://a.example", true},
+		{"a.example:80", "https://a.example", false},
+		{"a.example:8443", "https://a.example", false},
+		{"a.example", "https://a.example.evil", false},
+		{"a.example", "https://b.a.example", false},
+		{"*", "https://a.example", false},
+		{"10.0.0.7", "http://10.0.0.7:8080", true},
+		{"fd00::1", "http://[fd00::1]:8080", true},
+		{"[fd00::1]:8080", "http://[fd00::1]:8080", true},
+	} {
+		u, err := url.Parse(test.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := allowsHost(test.hosts, u); got != test.want {
+			t.Errorf("%q for %s: %v", test.hosts, test.url, got)
+		}
+	}
+}

@@ -187,6 +187,7 @@ func createSecrets(t *testing.T) {
 		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "dis-" + name, Namespace: systemNamespace}, StringData: data}
 		if name != "unlabelled" {
 			s.Labels = map[string]string{v1alpha1.LabelSource: "true"}
+			s.Annotations = map[string]string{v1alpha1.AnnotationHosts: "127.0.0.1"}
 		}
 		create(t, s)
 	}

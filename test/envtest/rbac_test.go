@@ -95,6 +95,8 @@ func TestSecretsOfSources(t *testing.T) {
 		"wrong":      {ObjectMeta: metav1.ObjectMeta{Labels: labelled}, StringData: map[string]string{"username": "user", "password": "no"}},
 		"other-keys": {ObjectMeta: metav1.ObjectMeta{Labels: labelled}, StringData: map[string]string{"user": "user"}},
 		"unlabelled": {StringData: map[string]string{"bearerToken": "token"}},
+		"no-hosts":   {ObjectMeta: metav1.ObjectMeta{Labels: labelled}, StringData: map[string]string{"bearerToken": "token"}},
+		"other-host": {ObjectMeta: metav1.ObjectMeta{Labels: labelled, Annotations: map[string]string{v1alpha1.AnnotationHosts: "files.example.com"}}, StringData: map[string]string{"bearerToken": "token"}},
 		"denying":    {ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{v1alpha1.LabelSource: "false"}}, StringData: map[string]string{"bearerToken": "token"}},
 		"elsewhere":  {ObjectMeta: metav1.ObjectMeta{Namespace: "default", Labels: labelled}, StringData: map[string]string{"bearerToken": "token"}},
 		"not-pem":    {ObjectMeta: metav1.ObjectMeta{Labels: labelled}, StringData: map[string]string{"ca.crt": "x"}},
@@ -102,6 +104,9 @@ func TestSecretsOfSources(t *testing.T) {
 		secret.Name = name
 		if secret.Namespace == "" {
 			secret.Namespace = systemNamespace
+		}
+		if name != "no-hosts" && secret.Annotations == nil {
+			secret.Annotations = map[string]string{v1alpha1.AnnotationHosts: "127.0.0.1"}
 		}
 		create(t, secret)
 	}
@@ -121,6 +126,8 @@ func TestSecretsOfSources(t *testing.T) {
 		{"other-keys", "", source.ErrDenied},
 		{"unlabelled", "", source.ErrDenied},
 		{"denying", "", source.ErrDenied},
+		{"no-hosts", "", source.ErrDenied},
+		{"other-host", "", source.ErrDenied},
 		{"absent", "", source.ErrDenied},
 		{"elsewhere", "", source.ErrDenied},
 		{"basic", "absent", source.ErrDenied},
