@@ -9,7 +9,7 @@ const (
 	// ConditionReconciling is True while something is being done, or waits to be done or tried again.
 	ConditionReconciling = "Reconciling"
 	// ConditionStalled is True when trying again is of little use until the archive, the spec or the node changes.
-	// An attempt is nevertheless made every ten minutes, and on AnnotationReconcileRequestedAt.
+	// An attempt is nevertheless made every ten minutes, and when AnnotationReconcileRequestedAt changes.
 	ConditionStalled = "Stalled"
 )
 
@@ -21,13 +21,13 @@ const (
 	ReasonImporting = "Importing"
 	// ReasonSuspended: spec.suspend is set, and the images are not all there.
 	ReasonSuspended = "Suspended"
-	// ReasonWaitingForRollout: spec.rollout has not let the node in yet.
+	// ReasonWaitingForRollout: spec.rollout has not admitted the node yet.
 	ReasonWaitingForRollout = "WaitingForRollout"
 	// ReasonRolloutStopped: more nodes than spec.rollout.maxFailed have failed, so that no further node begins.
 	ReasonRolloutStopped = "RolloutStopped"
-	// ReasonProgressDeadlineExceeded: a node that spec.rollout let in made no progress for progressDeadline.
+	// ReasonProgressDeadlineExceeded: a node that spec.rollout admitted made no progress for progressDeadline.
 	ReasonProgressDeadlineExceeded = "ProgressDeadlineExceeded"
-	// ReasonDrifted: images that were complete are so no more: deleted, unpinned, retargeted, or without content.
+	// ReasonDrifted: images that were complete no longer are: deleted, unpinned, retargeted, or without content.
 	ReasonDrifted = "Drifted"
 	// ReasonImported: all images are there.
 	ReasonImported = "Imported"
@@ -54,7 +54,7 @@ const (
 	// ReasonSourceNotFound: nothing is at the source's address or path.
 	ReasonSourceNotFound = "SourceNotFound"
 	// ReasonSourceDenied: the source may not be read: its server or file system refuses, the Secret with the
-	// credentials is absent or lacks its label, or the address or path is none that an agent reads. The last stalls.
+	// credentials is absent, lacks its label or is for other hosts, or the address or path is none that an agent reads. The last stalls.
 	ReasonSourceDenied = "SourceDenied"
 	// ReasonSourceUnavailable: the source could not be read to its end, or changed meanwhile.
 	ReasonSourceUnavailable = "SourceUnavailable"
@@ -73,8 +73,8 @@ const (
 )
 
 const (
-	// AnnotationReconcileRequestedAt on an ImageArchive makes every selected node look as soon as it has done what
-	// it is doing, instead of when its next attempt is due. Any new value counts; the current time is customary.
+	// AnnotationReconcileRequestedAt on an ImageArchive makes every selected node check the images, and try a failed import,
+	// after what it is doing now instead of when the next attempt is due. Any new value counts; the current time is customary.
 	AnnotationReconcileRequestedAt = "tarlift.dev/reconcile-requested-at"
 	// AnnotationHosts on a Secret names the hosts that it may be sent to, separated by commas, such as
 	// "archives.example.com, 10.0.0.7:8443". Without it an agent does not use the Secret.

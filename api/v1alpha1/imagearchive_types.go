@@ -5,8 +5,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// ImageArchive puts the images of one tar archive onto the selected nodes and keeps them there. What becomes of them
-// when it is deleted, its deletionPolicy says.
+// ImageArchive puts the images of one tar archive onto the selected nodes and keeps them there.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -24,11 +23,11 @@ type ImageArchive struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	// spec says what shall be where. A change of source, digest, indexDigest, images, unpack, pin or conflictPolicy is a
-	// new import.
+	// spec is the desired state. A change of source, digest, indexDigest, images, unpack, pin or conflictPolicy is a new
+	// import.
 	Spec ImageArchiveSpec `json:"spec"`
 
-	// status sums up what the selected nodes report; which node has what, their NodeImageStates tell.
+	// status aggregates what the selected nodes report. The NodeImageState of each node has the details.
 	// +optional
 	// +kubebuilder:default={"observedGeneration":-1}
 	Status ImageArchiveStatus `json:"status,omitzero"`
@@ -43,7 +42,7 @@ type ImageArchiveList struct {
 	Items           []ImageArchive `json:"items"`
 }
 
-// ImageArchiveSpec says which archive to import, what of it, and where.
+// ImageArchiveSpec describes which archive to import, which of its images, and on which nodes.
 type ImageArchiveSpec struct {
 	// source is where every selected node reads the archive.
 	Source Source `json:"source"`
@@ -60,35 +59,36 @@ type ImageArchiveSpec struct {
 	// +kubebuilder:validation:Pattern=`^sha256:[a-f0-9]{64}$`
 	IndexDigest string `json:"indexDigest,omitempty"`
 
-	// images selects and names the images. Absent: all images, under the names that the archive gives them.
+	// images selects and names the images. Defaults to all images, under the names that the archive gives them ({}).
 	// +optional
 	// +kubebuilder:default={}
 	Images ImageSelection `json:"images,omitzero"`
 
-	// nodeSelector selects nodes by their labels. Absent or empty: all nodes.
+	// nodeSelector selects nodes by their labels. Defaults to all nodes.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.operator in ['In', 'NotIn', 'Exists', 'DoesNotExist'])",message="operators are In, NotIn, Exists and DoesNotExist"
 	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, (e.operator in ['In', 'NotIn']) == (has(e.values) && size(e.values) > 0))",message="In and NotIn need values, Exists and DoesNotExist take none"
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
 
-	// unpack the layers into the snapshotter that the kubelet uses, so that a pod's first start need not.
+	// unpack the layers into the snapshotter that the kubelet uses, so that the first pod starts without unpacking. Defaults
+	// to true.
 	// +optional
 	// +kubebuilder:default=true
 	Unpack *bool `json:"unpack,omitempty"`
 
-	// pin the images, so that the kubelet's garbage collection does not remove them.
+	// pin the images, so that the kubelet's garbage collection does not remove them. Defaults to true.
 	// +optional
 	// +kubebuilder:default=true
 	Pin *bool `json:"pin,omitempty"`
 
 	// conflictPolicy decides what happens to a name that exists on a node with another digest and was not put
-	// there by this archive: Fail leaves it and stalls, Replace makes it this archive's.
+	// there by this archive: Fail leaves it and stalls, Replace makes it this archive's. Defaults to Fail.
 	// +optional
 	// +kubebuilder:default=Fail
 	ConflictPolicy ConflictPolicy `json:"conflictPolicy,omitempty"`
 
 	// driftPolicy decides what happens when images that were complete are lost, lose their pin, or get another digest
-	// under their name: Reimport makes them whole again, Ignore only reports it.
+	// under their name: Reimport heals them, Ignore only reports it. Defaults to Reimport.
 	// +optional
 	// +kubebuilder:default=Reimport
 	DriftPolicy DriftPolicy `json:"driftPolicy,omitempty"`
@@ -96,26 +96,27 @@ type ImageArchiveSpec struct {
 	// deletionPolicy decides what happens on a node to images that no ImageArchive wants there any more, because it
 	// was deleted, no longer lists them, or no longer selects the node: Retain leaves them as they are, Unpin leaves
 	// them to the kubelet's garbage collection, Delete removes those that no container uses and unpins the others.
+	// Defaults to Unpin.
 	// +optional
 	// +kubebuilder:default=Unpin
 	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
 
-	// rollout limits how many nodes import at a time. Absent: all at once.
+	// rollout limits how many nodes import at a time. Defaults to all nodes at once.
 	// +optional
 	Rollout *Rollout `json:"rollout,omitempty"`
 
 	// interval is how often each node asks the source whether the archive has changed; a change is a new import.
-	// Absent or 0s: never, only a change of the spec is.
+	// Defaults to 0s: never, only a change of the spec is.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="duration(self) == duration('0s') || duration(self) >= duration('10s')",message="must be 0s or at least 10s"
 	Interval *metav1.Duration `json:"interval,omitempty"`
 
-	// suspend stops imports that run and begins none. What is on the nodes stays.
+	// suspend stops running imports and begins none. The images on the nodes stay. Defaults to false.
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
 }
 
-// Source is where an archive lies.
+// Source is where nodes read an archive.
 //
 // +kubebuilder:validation:XValidation:rule="[has(self.http), has(self.file)].filter(x, x).size() == 1",message="exactly one of http and file must be set"
 type Source struct {
@@ -131,8 +132,7 @@ type Source struct {
 
 // HTTPSource is an archive on a web server.
 type HTTPSource struct {
-	// url of the archive. Credentials belong into a Secret, never into the URL; of its query string nothing
-	// appears in status, Events or logs.
+	// url of the archive. Credentials belong in a Secret. The query string does not appear in status, Events or logs.
 	// +kubebuilder:validation:MaxLength=8192
 	// +kubebuilder:validation:XValidation:rule="self.startsWith('http://') || self.startsWith('https://')",message="the scheme must be http or https"
 	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getHostname() != ''",message="must be an absolute URL with a host"
@@ -169,10 +169,10 @@ type FileSource struct {
 	Path string `json:"path"`
 }
 
-// ImageSelection selects images by name and says what they are called on the nodes.
+// ImageSelection selects images by name, and renames them.
 type ImageSelection struct {
 	// include selects the images whose full name, such as docker.io/library/busybox:1.36, matches one of these
-	// globs: * stands for anything within a path component, ** also across. Absent: all images.
+	// globs: * stands for anything within a path component, ** also across. Defaults to all images.
 	// +optional
 	// +kubebuilder:validation:MaxItems=256
 	// +kubebuilder:validation:items:MinLength=1
@@ -198,7 +198,8 @@ type ImageSelection struct {
 	// +kubebuilder:validation:MaxLength=255
 	BaseName string `json:"baseName,omitempty"`
 
-	// digestReferences also makes each image known as name@digest, which pods that name an image by digest need.
+	// digestReferences also makes each image known as name@digest, which pods that name an image by digest need. Defaults
+	// to true.
 	// +optional
 	// +kubebuilder:default=true
 	DigestReferences *bool `json:"digestReferences,omitempty"`
@@ -255,7 +256,7 @@ const (
 // Rollout limits how an archive spreads over the selected nodes.
 type Rollout struct {
 	// maxConcurrent is how many nodes may import at a time: a number, or a percentage of the selected nodes, rounded
-	// up.
+	// up. Defaults to 10%.
 	// +optional
 	// +kubebuilder:default="10%"
 	// +kubebuilder:validation:XIntOrString
@@ -263,21 +264,21 @@ type Rollout struct {
 	MaxConcurrent *intstr.IntOrString `json:"maxConcurrent,omitempty"`
 
 	// maxFailed is how many nodes may fail. When more have, no further node begins, until the spec changes, nodes
-	// recover, or AnnotationReconcileRequestedAt asks to go on.
+	// recover, or the annotation tarlift.dev/reconcile-requested-at changes. Defaults to 1.
 	// +optional
 	// +kubebuilder:default=1
 	// +kubebuilder:validation:Minimum=0
 	MaxFailed *int32 `json:"maxFailed,omitempty"`
 
-	// progressDeadline is how long a node that was let in may report no progress. Then it counts as failed, and its
-	// place goes to another node.
+	// progressDeadline is how long an admitted node may report no progress. Then it counts as failed, and another node
+	// is admitted. Defaults to 10m.
 	// +optional
 	// +kubebuilder:default="10m"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="must be at least 1s"
 	ProgressDeadline *metav1.Duration `json:"progressDeadline,omitempty"`
 }
 
-// ImageArchiveStatus sums up the selected nodes: counts and conditions, never a list of nodes.
+// ImageArchiveStatus aggregates the selected nodes: counts and conditions, never a list of nodes.
 type ImageArchiveStatus struct {
 	// observedGeneration is the generation of the spec that this status is about; -1 before the first.
 	// +optional
@@ -329,7 +330,7 @@ type Artifact struct {
 	// size of the archive in bytes. Absent when the source does not tell.
 	// +optional
 	Size int64 `json:"size,omitempty"`
-	// displaySize is size for the reader's eye: rounded, in binary units, such as 45MiB.
+	// displaySize is size for display: rounded, in binary units, such as 45MiB.
 	// +optional
 	DisplaySize string `json:"displaySize,omitempty"`
 }
@@ -346,7 +347,7 @@ type NodeCounts struct {
 	Failed int32 `json:"failed"`
 	// pending is the number of nodes that have not begun, or are silent.
 	Pending int32 `json:"pending"`
-	// summary is ready/desired for the reader's eye, such as 2/3.
+	// summary is ready/desired for display, such as 2/3.
 	Summary string `json:"summary"`
 }
 

@@ -13,7 +13,7 @@ type ArtifactApplyConfiguration struct {
 	IndexDigest *string `json:"indexDigest,omitempty"`
 	// size of the archive in bytes. Absent when the source does not tell.
 	Size *int64 `json:"size,omitempty"`
-	// displaySize is size for the reader's eye: rounded, in binary units, such as 45MiB.
+	// displaySize is size for display: rounded, in binary units, such as 45MiB.
 	DisplaySize *string `json:"displaySize,omitempty"`
 }
 

@@ -7,8 +7,7 @@ package v1alpha1
 //
 // HTTPSource is an archive on a web server.
 type HTTPSourceApplyConfiguration struct {
-	// url of the archive. Credentials belong into a Secret, never into the URL; of its query string nothing
-	// appears in status, Events or logs.
+	// url of the archive. Credentials belong in a Secret. The query string does not appear in status, Events or logs.
 	URL *string `json:"url,omitempty"`
 	// secretRef names a Secret with the keys username and password, or bearerToken. It lies in the agent's
 	// namespace, bears the label tarlift.dev/source=true, and names the URL's host in its annotation tarlift.dev/hosts.

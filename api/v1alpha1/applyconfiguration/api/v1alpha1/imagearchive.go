@@ -14,15 +14,14 @@ import (
 // ImageArchiveApplyConfiguration represents a declarative configuration of the ImageArchive type for use
 // with apply.
 //
-// ImageArchive puts the images of one tar archive onto the selected nodes and keeps them there. What becomes of them
-// when it is deleted, its deletionPolicy says.
+// ImageArchive puts the images of one tar archive onto the selected nodes and keeps them there.
 type ImageArchiveApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`
-	// spec says what shall be where. A change of source, digest, indexDigest, images, unpack, pin or conflictPolicy is a
-	// new import.
+	// spec is the desired state. A change of source, digest, indexDigest, images, unpack, pin or conflictPolicy is a new
+	// import.
 	Spec *ImageArchiveSpecApplyConfiguration `json:"spec,omitempty"`
-	// status sums up what the selected nodes report; which node has what, their NodeImageStates tell.
+	// status aggregates what the selected nodes report. The NodeImageState of each node has the details.
 	Status *ImageArchiveStatusApplyConfiguration `json:"status,omitempty"`
 }
 

@@ -11,7 +11,7 @@ import (
 // ImageArchiveSpecApplyConfiguration represents a declarative configuration of the ImageArchiveSpec type for use
 // with apply.
 //
-// ImageArchiveSpec says which archive to import, what of it, and where.
+// ImageArchiveSpec describes which archive to import, which of its images, and on which nodes.
 type ImageArchiveSpecApplyConfiguration struct {
 	// source is where every selected node reads the archive.
 	Source *SourceApplyConfiguration `json:"source,omitempty"`
@@ -21,30 +21,32 @@ type ImageArchiveSpecApplyConfiguration struct {
 	// indexDigest is the digest of the archive's index.json. Every blob hangs on it by digest, so nothing that it
 	// does not vouch for is imported.
 	IndexDigest *string `json:"indexDigest,omitempty"`
-	// images selects and names the images. Absent: all images, under the names that the archive gives them.
+	// images selects and names the images. Defaults to all images, under the names that the archive gives them ({}).
 	Images *ImageSelectionApplyConfiguration `json:"images,omitempty"`
-	// nodeSelector selects nodes by their labels. Absent or empty: all nodes.
+	// nodeSelector selects nodes by their labels. Defaults to all nodes.
 	NodeSelector *v1.LabelSelectorApplyConfiguration `json:"nodeSelector,omitempty"`
-	// unpack the layers into the snapshotter that the kubelet uses, so that a pod's first start need not.
+	// unpack the layers into the snapshotter that the kubelet uses, so that the first pod starts without unpacking. Defaults
+	// to true.
 	Unpack *bool `json:"unpack,omitempty"`
-	// pin the images, so that the kubelet's garbage collection does not remove them.
+	// pin the images, so that the kubelet's garbage collection does not remove them. Defaults to true.
 	Pin *bool `json:"pin,omitempty"`
 	// conflictPolicy decides what happens to a name that exists on a node with another digest and was not put
-	// there by this archive: Fail leaves it and stalls, Replace makes it this archive's.
+	// there by this archive: Fail leaves it and stalls, Replace makes it this archive's. Defaults to Fail.
 	ConflictPolicy *apiv1alpha1.ConflictPolicy `json:"conflictPolicy,omitempty"`
 	// driftPolicy decides what happens when images that were complete are lost, lose their pin, or get another digest
-	// under their name: Reimport makes them whole again, Ignore only reports it.
+	// under their name: Reimport heals them, Ignore only reports it. Defaults to Reimport.
 	DriftPolicy *apiv1alpha1.DriftPolicy `json:"driftPolicy,omitempty"`
 	// deletionPolicy decides what happens on a node to images that no ImageArchive wants there any more, because it
 	// was deleted, no longer lists them, or no longer selects the node: Retain leaves them as they are, Unpin leaves
 	// them to the kubelet's garbage collection, Delete removes those that no container uses and unpins the others.
+	// Defaults to Unpin.
 	DeletionPolicy *apiv1alpha1.DeletionPolicy `json:"deletionPolicy,omitempty"`
-	// rollout limits how many nodes import at a time. Absent: all at once.
+	// rollout limits how many nodes import at a time. Defaults to all nodes at once.
 	Rollout *RolloutApplyConfiguration `json:"rollout,omitempty"`
 	// interval is how often each node asks the source whether the archive has changed; a change is a new import.
-	// Absent or 0s: never, only a change of the spec is.
+	// Defaults to 0s: never, only a change of the spec is.
 	Interval *metav1.Duration `json:"interval,omitempty"`
-	// suspend stops imports that run and begins none. What is on the nodes stays.
+	// suspend stops running imports and begins none. The images on the nodes stay. Defaults to false.
 	Suspend *bool `json:"suspend,omitempty"`
 }
 

@@ -9,7 +9,7 @@ import (
 // ImageArchiveStatusApplyConfiguration represents a declarative configuration of the ImageArchiveStatus type for use
 // with apply.
 //
-// ImageArchiveStatus sums up the selected nodes: counts and conditions, never a list of nodes.
+// ImageArchiveStatus aggregates the selected nodes: counts and conditions, never a list of nodes.
 type ImageArchiveStatusApplyConfiguration struct {
 	// observedGeneration is the generation of the spec that this status is about; -1 before the first.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`

@@ -5,10 +5,10 @@ package v1alpha1
 // ImageSelectionApplyConfiguration represents a declarative configuration of the ImageSelection type for use
 // with apply.
 //
-// ImageSelection selects images by name and says what they are called on the nodes.
+// ImageSelection selects images by name, and renames them.
 type ImageSelectionApplyConfiguration struct {
 	// include selects the images whose full name, such as docker.io/library/busybox:1.36, matches one of these
-	// globs: * stands for anything within a path component, ** also across. Absent: all images.
+	// globs: * stands for anything within a path component, ** also across. Defaults to all images.
 	Include []string `json:"include,omitempty"`
 	// exclude removes images that include has selected, by the same globs.
 	Exclude []string `json:"exclude,omitempty"`
@@ -17,7 +17,8 @@ type ImageSelectionApplyConfiguration struct {
 	// baseName is the repository of images that the archive names only by a tag, or not at all: they become
 	// baseName:tag or baseName@digest.
 	BaseName *string `json:"baseName,omitempty"`
-	// digestReferences also makes each image known as name@digest, which pods that name an image by digest need.
+	// digestReferences also makes each image known as name@digest, which pods that name an image by digest need. Defaults
+	// to true.
 	DigestReferences *bool `json:"digestReferences,omitempty"`
 }
 

@@ -17,7 +17,7 @@ type NodeCountsApplyConfiguration struct {
 	Failed *int32 `json:"failed,omitempty"`
 	// pending is the number of nodes that have not begun, or are silent.
 	Pending *int32 `json:"pending,omitempty"`
-	// summary is ready/desired for the reader's eye, such as 2/3.
+	// summary is ready/desired for display, such as 2/3.
 	Summary *string `json:"summary,omitempty"`
 }
 

@@ -13,13 +13,13 @@ import (
 // Rollout limits how an archive spreads over the selected nodes.
 type RolloutApplyConfiguration struct {
 	// maxConcurrent is how many nodes may import at a time: a number, or a percentage of the selected nodes, rounded
-	// up.
+	// up. Defaults to 10%.
 	MaxConcurrent *intstr.IntOrString `json:"maxConcurrent,omitempty"`
 	// maxFailed is how many nodes may fail. When more have, no further node begins, until the spec changes, nodes
-	// recover, or AnnotationReconcileRequestedAt asks to go on.
+	// recover, or the annotation tarlift.dev/reconcile-requested-at changes. Defaults to 1.
 	MaxFailed *int32 `json:"maxFailed,omitempty"`
-	// progressDeadline is how long a node that was let in may report no progress. Then it counts as failed, and its
-	// place goes to another node.
+	// progressDeadline is how long an admitted node may report no progress. Then it counts as failed, and another node
+	// is admitted. Defaults to 10m.
 	ProgressDeadline *v1.Duration `json:"progressDeadline,omitempty"`
 }
 

@@ -5,7 +5,7 @@ package v1alpha1
 // SourceApplyConfiguration represents a declarative configuration of the Source type for use
 // with apply.
 //
-// Source is where an archive lies.
+// Source is where nodes read an archive.
 type SourceApplyConfiguration struct {
 	// http reads from a web server. With HTTP ranges and an ETag or a Last-Modified date, a node reads only what
 	// it lacks and continues where a connection broke; without them it reads the archive from its beginning.
