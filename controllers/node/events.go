@@ -43,19 +43,9 @@ const (
 	eventReasonReleased      = "Released"
 )
 
-// note is an Event about this node and an archive, which may be gone.
-type note struct {
-	archive           string
-	uid               types.UID // of the ImageArchive; empty for files, and for what is gone
-	typ, reason, text string
-	when              time.Time
-}
-
-func (n note) String() string { return n.archive + ": " + n.text }
-
 const (
-	// maxNotes bounds what waits while the API server is away. The oldest go first.
-	maxNotes = 100
+	// maxEvents bounds what waits while the API server is away. The oldest go first.
+	maxEvents = 100
 	// eventTimeout is how long an Event may take: the next report waits for it.
 	eventTimeout = 2 * time.Second
 	// maxEventAge is after how long an API server would have forgotten an Event.
@@ -73,34 +63,56 @@ type events struct {
 	node   string
 	outage backoff // Events may fail where the status does not: they have a store of their own in some clusters, and webhooks
 
-	mu      sync.Mutex
-	notes   []note
-	sending *eventsv1.Event // of which the API server has not said that it has it; nil for none
+	mu    sync.Mutex
+	queue []*eventsv1.Event
+	tried bool // the first was sent, and the API server has not said that it has it
 }
 
-// add notes an Event.
+// add queues an Event about an archive. Archives that have the same to tell share one, as far as it has room.
 func (e *events) add(w *want, typ, reason, text string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.notes) == maxNotes {
-		e.notes = slices.Delete(e.notes, 0, 1)
+	text = condition.Clip(w.name + ": " + text)
+	for i, v := range e.queue {
+		if v.Type == typ && v.Reason == reason && (i > 0 || !e.tried) && len(v.Note)+len("; ")+len(text) <= condition.MaxText {
+			v.Note, v.Related = v.Note+"; "+text, nil
+			return
+		}
 	}
-	n := note{archive: w.name, typ: typ, reason: reason, text: text, when: time.Now()}
-	if !v1alpha1.IsDropIn(w.name) {
-		n.uid = w.uid
+	if len(e.queue) == maxEvents {
+		e.queue, e.tried = slices.Delete(e.queue, 0, 1), false
 	}
-	e.notes = append(e.notes, n)
+	prefix := strings.TrimRight(e.node[:min(len(e.node), maxNamePrefix)], "-.")
+	v := &eventsv1.Event{
+		// Where the Events of objects without a namespace are.
+		ObjectMeta:          metav1.ObjectMeta{Name: prefix + "-" + rand.String(10), Namespace: metav1.NamespaceDefault},
+		EventTime:           metav1.NowMicro(),
+		ReportingController: "tarlift-node",
+		ReportingInstance:   e.node[:min(len(e.node), maxInstance)],
+		Action:              "Import",
+		Type:                typ,
+		Reason:              reason,
+		Regarding:           reference("NodeImageState", e.node, ""),
+		Note:                text,
+	}
+	if w.uid != "" && !v1alpha1.IsDropIn(w.name) {
+		v.Related = ptr.To(reference("ImageArchive", w.name, w.uid))
+	}
+	e.queue = append(e.queue, v)
+}
+
+func reference(kind, name string, uid types.UID) corev1.ObjectReference {
+	return corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: kind, Name: name, UID: uid}
 }
 
 // pending says whether Events wait that may be sent now.
 func (e *events) pending() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return (e.sending != nil || len(e.notes) > 0) && !e.outage.readyAt.After(time.Now())
+	return len(e.queue) > 0 && !e.outage.readyAt.After(time.Now())
 }
 
-// send creates the Events that wait, about the NodeImageState with this UID: one for archives that have the same to tell. It
-// returns when to try again, negative for never.
+// send creates the Events that wait, about the NodeImageState with this UID. It returns when to try again, negative for never.
 //
 // An Event that seems to have failed may have been created, the answer being late. It stays as it is, name included, until the
 // API server says what became of it: else each attempt at an API server that is slow would be another Event.
@@ -108,16 +120,16 @@ func (e *events) send(ctx context.Context, state types.UID, jitter func() float6
 	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
 	defer cancel()
 	for {
-		sending := e.take(state)
-		if sending == nil {
+		first := e.first(state)
+		if first == nil {
 			e.outage.reset()
 			return -1
 		}
-		err := e.client.Create(ctx, sending)
-		switch age := time.Since(sending.EventTime.Time); {
+		err := e.client.Create(ctx, first)
+		switch age := time.Since(first.EventTime.Time); {
 		case err == nil, apierrors.IsAlreadyExists(err): // since an earlier attempt
 		case isRefusal(err, age):
-			ctrl.LoggerFrom(ctx).Error(nil, "The API server refuses an Event", "reason", sending.Reason, "error", condition.ErrorText(err))
+			ctrl.LoggerFrom(ctx).Error(nil, "The API server refuses an Event", "reason", first.Reason, "error", condition.ErrorText(err))
 		default:
 			e.outage.failed(time.Now(), retryLimit, jitter)
 			if e.outage.failures == 1 {
@@ -126,24 +138,23 @@ func (e *events) send(ctx context.Context, state types.UID, jitter func() float6
 			return max(settleTime, time.Until(e.outage.readyAt))
 		}
 		e.mu.Lock()
-		e.sending = nil
+		e.queue = slices.DeleteFunc(e.queue, func(v *eventsv1.Event) bool { return v.Name == first.Name })
+		e.tried = false
 		e.mu.Unlock()
 	}
 }
 
-// take is the Event to send next, nil for none. It stays there until it was sent.
-func (e *events) take(state types.UID) *eventsv1.Event {
+// first is the Event to send, nil for none. It stays in the queue until it was sent.
+func (e *events) first(state types.UID) *eventsv1.Event {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.sending == nil && len(e.notes) > 0 {
-		groups := group(e.notes)
-		e.sending, e.notes = e.event(groups[0]), slices.Concat(groups[1:]...)
-	}
-	if e.sending == nil {
+	if len(e.queue) == 0 {
 		return nil
 	}
-	e.sending.Regarding.UID = state // which may be another by now
-	return e.sending.DeepCopy()
+	e.tried = true
+	v := e.queue[0].DeepCopy()
+	v.Regarding.UID = state
+	return v
 }
 
 // isRefusal says that an API server, or one of its webhooks, will not take what is of this age later either.
@@ -158,60 +169,6 @@ func isRefusal(err error, age time.Duration) bool {
 	default:
 		return code >= 400 && code < 500 || age > maxEventAge
 	}
-}
-
-// event makes one Event of notes of one kind.
-func (e *events) event(notes []note) *eventsv1.Event {
-	first := notes[0]
-	prefix := strings.TrimRight(e.node[:min(len(e.node), maxNamePrefix)], "-.")
-	v := &eventsv1.Event{
-		// Where the Events of objects without a namespace are.
-		ObjectMeta:          metav1.ObjectMeta{Name: prefix + "-" + rand.String(10), Namespace: metav1.NamespaceDefault},
-		EventTime:           metav1.NewMicroTime(first.when),
-		ReportingController: "tarlift-node",
-		ReportingInstance:   e.node[:min(len(e.node), maxInstance)],
-		Action:              "Import",
-		Type:                first.typ,
-		Reason:              first.reason,
-		Regarding:           reference("NodeImageState", e.node, ""),
-		Note:                condition.Clip(textOf(notes)),
-	}
-	if len(notes) == 1 && first.uid != "" {
-		v.Related = ptr.To(reference("ImageArchive", first.archive, first.uid))
-	}
-	return v
-}
-
-func reference(kind, name string, uid types.UID) corev1.ObjectReference {
-	return corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: kind, Name: name, UID: uid}
-}
-
-// group puts together notes of one kind, as many as an Event has room for.
-func group(notes []note) [][]note {
-	type kind struct{ typ, reason string }
-	var groups [][]note
-	last := map[kind]int{}
-	for _, n := range notes {
-		k := kind{n.typ, n.reason}
-		if i, ok := last[k]; ok && len(textOf(append(slices.Clip(groups[i]), n))) <= condition.MaxText {
-			groups[i] = append(groups[i], n)
-			continue
-		}
-		last[k] = len(groups)
-		groups = append(groups, []note{n})
-	}
-	return groups
-}
-
-func textOf(notes []note) string {
-	if len(notes) == 1 {
-		return notes[0].String()
-	}
-	texts := make([]string, len(notes))
-	for i, n := range notes {
-		texts[i] = n.String()
-	}
-	return condition.Count(len(notes), "message") + ": " + strings.Join(texts, "; ")
 }
 
 // summary says what an import did.

@@ -138,19 +138,19 @@ func TestOldEvents(t *testing.T) {
 func TestEventsAreGrouped(t *testing.T) {
 	server := &eventLog{}
 	e := &events{client: server, node: "n"}
-	for i := range 3 * maxNotes {
+	for i := range 20 * maxEvents {
 		e.add(&want{name: fmt.Sprintf("archive-%d", i)}, "Warning", "Failed", strings.Repeat("x", 90))
 	}
 	if !sent(t, e, "uid") {
 		t.Fatal("something waits")
 	}
 	all := strings.Join(server.texts(), "\n")
-	for i := 2 * maxNotes; i < 3*maxNotes; i++ {
+	for i := 13 * maxEvents; i < 20*maxEvents; i++ {
 		if !strings.Contains(all, fmt.Sprintf("archive-%d: xxx", i)) {
 			t.Errorf("archive-%d is not told of", i)
 		}
 	}
-	if n := len(server.events); n > maxNotes/8+1 {
+	if n := len(server.events); n > maxEvents {
 		t.Errorf("%d Events", n)
 	}
 	for _, v := range server.events {

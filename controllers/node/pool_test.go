@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -160,10 +161,10 @@ func TestEventsOfAnArchive(t *testing.T) {
 	on(t, func(t *testing.T) {
 		r := newRig(t, newArchive("a", 0))
 		texts := func() (list []string) {
-			for _, n := range r.events.notes {
-				list = append(list, n.typ+" "+n.reason+" "+n.text)
+			for _, v := range r.events.queue {
+				list = append(list, v.Type+" "+v.Reason+" "+strings.TrimPrefix(v.Note, "a: "))
 			}
-			r.events.notes = nil
+			r.events.queue = nil
 			return list
 		}
 		expect := func(want ...string) {
