@@ -18,7 +18,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	ctrlsource "sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/go-logr/logr"
@@ -87,6 +89,7 @@ func (r *reporter) setup(mgr ctrl.Manager) error {
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("report").
 		Watches(&v1alpha1.NodeImageState{}, own).
+		Watches(&v1alpha1.ImageArchive{}, own, builder.WithPredicates(sizeChanged)).
 		WatchesMetadata(&corev1.Node{}, own, builder.WithPredicates(recreated)).
 		WatchesRawSource(ctrlsource.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
 			r.mu.Lock()
@@ -100,6 +103,21 @@ func (r *reporter) setup(mgr ctrl.Manager) error {
 		return fmt.Errorf("set up the report controller: %w", err)
 	}
 	return nil
+}
+
+// sizeChanged is for archives whose nodes were counted: how many they are tells how long reports wait.
+var sizeChanged = predicate.Funcs{
+	CreateFunc: func(event.CreateEvent) bool { return false },
+	DeleteFunc: func(event.DeleteEvent) bool { return false },
+	UpdateFunc: func(e event.UpdateEvent) bool { return selected(e.ObjectOld) != selected(e.ObjectNew) },
+}
+
+// selected is how many nodes an archive selects, as far as the controller has counted them.
+func selected(o client.Object) int32 {
+	if a, ok := o.(*v1alpha1.ImageArchive); ok && a.Status.Nodes != nil {
+		return a.Status.Nodes.Desired
+	}
+	return uncounted
 }
 
 // wake asks for a report, if there is something new to tell.
@@ -210,10 +228,7 @@ func (r *reporter) due(c change, window time.Duration, now time.Time) time.Durat
 func (r *reporter) window(archives []v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) time.Duration {
 	var n, admitted int32
 	for i := range archives {
-		a, selected := &archives[i], int32(uncounted)
-		if a.Status.Nodes != nil {
-			selected = a.Status.Nodes.Desired
-		}
+		a, selected := &archives[i], selected(&archives[i])
 		n = max(n, selected)
 		if a.Spec.Rollout != nil && admissionFor(a, state) != nil {
 			admitted += int32(a.Spec.Rollout.Places(int(selected))) //nolint:gosec // at most the number of nodes

@@ -165,7 +165,7 @@ func TestNodeWaitsForItsRollout(t *testing.T) {
 	// The whole of an admission, from then on: waiting, and done. Importing is too short to be told.
 	b := typed[v1alpha1.ImageArchive](t, archiveWith(t, "waits-2", fileSource+"nodeSelector: {matchLabels: {node: waits}}\nrollout: {maxConcurrent: 1}"))
 	before := p.writes.Load()
-	create(t, b)
+	createCounted(t, b)
 	n.waitFor(t, b.Name, waitsForRollout)
 	n.admit(t, v1alpha1.Admission{Archive: b.Name, UID: b.UID, Generation: b.Generation})
 	n.waitFor(t, b.Name, ready)
