@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -327,5 +328,46 @@ func TestBundleThroughLink(t *testing.T) {
 	}
 	if info, err := os.Stat(file); err != nil || info.Size() == 0 {
 		t.Errorf("%v, %v", info, err)
+	}
+}
+
+// A directory is read where it lies: what is missing, damaged or a link in it is found.
+func TestBundleOfDirectory(t *testing.T) {
+	b, err := pair("a.example/x:1", 1).Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	blob := builder.BlobPath(b.Images[0].Platforms[0].Layers[0].Digest)
+	manifest := builder.BlobPath(b.Images[0].Target.Digest)
+	link := func(path string) error {
+		return errors.Join(os.Rename(path, path+".old"), os.Symlink(filepath.Base(path)+".old", path))
+	}
+	damage := func(path string) error { return os.WriteFile(path, []byte("{}"), 0o600) }
+	pipe := func(path string) error { return errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600)) }
+	for name, tc := range map[string]struct {
+		file   string
+		change func(path string) error
+		reason string
+	}{
+		"no oci-layout":      {"oci-layout", os.Remove, "ArchiveInvalid"},
+		"no index.json":      {"index.json", os.Remove, "ArchiveInvalid"},
+		"an old layout":      {"oci-layout", damage, "ArchiveInvalid"},
+		"no manifest":        {manifest, os.Remove, "ContentIncomplete"},
+		"no layer":           {blob, os.Remove, "ContentIncomplete"},
+		"a damaged manifest": {manifest, damage, "DigestMismatch"},
+		"a damaged layer":    {blob, damage, "ArchiveInvalid"},
+		"a link":             {blob, link, "ArchiveInvalid"},
+		"a pipe":             {blob, pipe, "ArchiveInvalid"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "out.tar")
+			dir := layoutDir(t, build(t, pair("a.example/x:1", 1)))
+			if err := tc.change(filepath.Join(dir, tc.file)); err != nil {
+				t.Fatal(err)
+			}
+			o := tarlift(t, nil, "bundle", "--platform", "linux/amd64", "--output", "json", "-o", file, dir)
+			wantFailure(t, o, cli.ExitFailed, tc.reason)
+		})
 	}
 }

@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/bundle"
@@ -72,6 +69,14 @@ func (i *inputs) open(ctx context.Context, dir string, report reporter) ([]bundl
 			list = append(list, in)
 			continue
 		}
+		if info, err := os.Stat(arg); err == nil && info.IsDir() {
+			in, err := openLayoutDir(ctx, arg)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, in)
+			continue
+		}
 		blob, err := i.openBlob(ctx, arg)
 		if err != nil {
 			return nil, err
@@ -87,16 +92,10 @@ func (i *inputs) open(ctx context.Context, dir string, report reporter) ([]bundl
 	return list, nil
 }
 
-// openBlob opens an archive or a layout directory.
+// openBlob opens an archive. Credentials are for URLs only.
 func (i *inputs) openBlob(ctx context.Context, arg string) (source.Blob, error) {
 	if cli.IsURL(arg) {
 		return i.flags.Open(ctx, arg, i.in)
-	}
-	if info, err := os.Stat(arg); err == nil && info.IsDir() {
-		if _, err := os.Stat(filepath.Join(arg, ocispec.ImageLayoutFile)); err != nil {
-			return nil, fmt.Errorf("directory %q is no OCI layout, since it has no file %s: %w", arg, ocispec.ImageLayoutFile, archive.ErrInvalid)
-		}
-		return source.OpenDir(ctx, arg)
 	}
 	return (&cli.Input{}).Open(ctx, arg, i.in)
 }

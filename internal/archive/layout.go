@@ -88,26 +88,31 @@ func (l *Layout) decodeOCI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	layout, err := decodeJSON[ocispec.ImageLayout](data)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", ocispec.ImageLayoutFile, err)
-	}
-	if layout.Version != ocispec.ImageLayoutVersion {
-		return fmt.Errorf("read %s: imageLayoutVersion: %.200q, want %q: %w",
-			ocispec.ImageLayoutFile, layout.Version, ocispec.ImageLayoutVersion, ErrInvalid)
-	}
 	if l.Index, err = l.readFile(ctx, ocispec.ImageIndexFile, MaxManifestBytes); err != nil {
 		return err
 	}
-	idx, err := decodeIndex(l.Index, ocispec.MediaTypeImageIndex)
+	l.Manifests, err = DecodeOCI(data, l.Index)
+	return err
+}
+
+// DecodeOCI returns the manifests of an OCI layout, whose files oci-layout and index.json these are.
+func DecodeOCI(layoutFile, indexFile []byte) ([]ocispec.Descriptor, error) {
+	layout, err := decodeJSON[ocispec.ImageLayout](layoutFile)
 	if err != nil {
-		return fmt.Errorf("read %s: %w", ocispec.ImageIndexFile, err)
+		return nil, fmt.Errorf("read %s: %w", ocispec.ImageLayoutFile, err)
 	}
-	if len(idx.Manifests) == 0 {
-		return fmt.Errorf("read %s: manifests: empty: %w", ocispec.ImageIndexFile, ErrInvalid)
+	if layout.Version != ocispec.ImageLayoutVersion {
+		return nil, fmt.Errorf("read %s: imageLayoutVersion: %.200q, want %q: %w",
+			ocispec.ImageLayoutFile, layout.Version, ocispec.ImageLayoutVersion, ErrInvalid)
 	}
-	l.Manifests = idx.Manifests
-	return nil
+	idx, err := decodeIndex(indexFile, ocispec.MediaTypeImageIndex)
+	if err == nil && len(idx.Manifests) == 0 {
+		err = fmt.Errorf("manifests: empty: %w", ErrInvalid)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", ocispec.ImageIndexFile, err)
+	}
+	return idx.Manifests, nil
 }
 
 // Select applies a selection to Manifests. Its errors name the place of a manifest.
@@ -140,7 +145,7 @@ func (l *Layout) Place(i int) string {
 	if l.Format == FormatDocker {
 		return fmt.Sprintf("read %s: image %d", dockerManifestFile, l.images[i])
 	}
-	return inIndex(i)
+	return PlaceInIndex(i)
 }
 
 // countMetadata counts n more bytes of metadata that are kept.

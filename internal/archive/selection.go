@@ -53,10 +53,13 @@ func (s Selection) Validate() error {
 // one. The error is ErrLimit above MaxNames, or ErrInvalidName: for a name that is not acceptable or missing (unless
 // Include chooses others), a rename to such a name, a name with two targets, and when nothing is selected.
 func (s Selection) Select(manifests []ocispec.Descriptor) ([]Named, error) {
-	return s.SelectAt(manifests, inIndex)
+	return s.SelectAt(manifests, PlaceInIndex)
 }
 
-func inIndex(i int) string { return fmt.Sprintf("read %s: manifests[%d]", ocispec.ImageIndexFile, i) }
+// PlaceInIndex says, for errors, where a manifest of index.json stands.
+func PlaceInIndex(i int) string {
+	return fmt.Sprintf("read %s: manifests[%d]", ocispec.ImageIndexFile, i)
+}
 
 // SelectAt is Select; place says, for errors, where manifests[i] stands.
 func (s Selection) SelectAt(manifests []ocispec.Descriptor, place func(i int) string) ([]Named, error) {

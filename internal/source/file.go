@@ -166,10 +166,6 @@ func identify(info fs.FileInfo) identity {
 	return id
 }
 
-func fileError(op, name string, err error) error {
-	return fmt.Errorf("%s %q: %w", op, name, fileFault(err))
-}
-
 // fileFault gives an error of the file system its meaning, if it has none yet.
 func fileFault(err error) error {
 	if errors.Is(err, ErrInvalid) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) {
