@@ -214,10 +214,6 @@ func OpenUnder(ctx context.Context, dir, path string) (Blob, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := requireRegular(f.info); err != nil { // a pipe has taken the file's place
-		f.Close() //nolint:gosec // never read from
-		return nil, fmt.Errorf("open %q: %w", path, err)
-	}
 	return newFileBlob(ctx, f, f.info, path), nil
 }
 
@@ -231,75 +227,35 @@ func ChangedUnder(ctx context.Context, dir, path, validator string) (bool, error
 	return b.Validator() != validator, nil
 }
 
-// openBeneath asks what lies at path before it opens it: opening a device may have effects.
+// openBeneath opens one name after the other, each in the directory before it, which stays open meanwhile: so it does not
+// matter what is renamed. openat2 does the same in one call, but not on every kernel and with every seccomp profile.
 func openBeneath(dir, path string) (*os.File, error) {
-	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0) //nolint:gosec // the operator's own choice
+	at, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0) //nolint:gosec // the operator's own choice
 	if err != nil {
 		return nil, fmt.Errorf("archive directory %q: %w", dir, fileFault(err))
 	}
-	defer root.Close()
-	seen, err := walkBeneath(root, path, unix.O_PATH)
-	if err != nil {
-		return nil, err
-	}
-	defer seen.Close()
-	info, err := seen.Stat()
-	if err == nil {
-		err = requireRegular(info)
-	}
-	if err != nil {
-		return nil, err
-	}
-	// Without O_NONBLOCK a pipe that has taken the file's place since then would block for ever.
-	return walkBeneath(root, path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
-}
-
-// walkBeneath opens one name after the other, each in the directory before it, which stays open meanwhile: so it does
-// not matter what is renamed. openat2 does the same in one call, but not on every kernel and with every seccomp profile.
-func walkBeneath(root *os.File, path string, flags int) (*os.File, error) {
-	names := strings.Split(filepath.Clean(path), "/")
-	dir := root
-	for i, name := range names {
-		how, through := unix.O_PATH, i < len(names)-1
-		if !through {
-			how = flags
-		}
-		next, err := openStep(dir, name, how, through)
-		if dir != root {
-			dir.Close() //nolint:gosec // only looked up in
-		}
-		if errors.Is(err, unix.ELOOP) {
-			return nil, fmt.Errorf("a symbolic link lies on the way, and links are not followed; mount or hard-link the file: %w", ErrInvalid)
+	defer func() { at.Close() }()
+	var info fs.FileInfo
+	for name := range strings.SplitSeq(filepath.Clean(path), "/") {
+		fd, err := 0, error(unix.EINTR) // a signal came between
+		for errors.Is(err, unix.EINTR) {
+			fd, err = unix.Openat(int(at.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		}
 		if err != nil {
+			return nil, err //nolint:wrapcheck // openInterruptibly gives it its meaning
+		}
+		at.Close() //nolint:gosec // only looked up in
+		at = os.NewFile(uintptr(fd), name)
+		if info, err = at.Stat(); err != nil {
 			return nil, err
 		}
-		dir = next
+		if info.Mode()&fs.ModeSymlink != 0 { // O_PATH opens the link itself
+			return nil, fmt.Errorf("a symbolic link lies on the way, and links are not followed; mount or hard-link the file: %w", ErrInvalid)
+		}
 	}
-	return dir, nil
-}
-
-// openStep opens one name in a directory, which must be a directory itself if the way leads through it.
-func openStep(dir *os.File, name string, flags int, through bool) (*os.File, error) {
-	fd, err := 0, error(unix.EINTR) // a signal came between
-	for errors.Is(err, unix.EINTR) {
-		fd, err = unix.Openat(int(dir.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	}
-	if err != nil {
-		return nil, err //nolint:wrapcheck // openInterruptibly gives it its meaning
-	}
-	f := os.NewFile(uintptr(fd), name)
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-	case info.Mode()&fs.ModeSymlink != 0: // O_PATH opens the link itself
-		err = unix.ELOOP
-	case through && !info.IsDir():
-		err = unix.ENOTDIR
-	}
-	if err != nil {
-		f.Close() //nolint:gosec // not used
+	// O_PATH has not opened it yet, which may have effects on a device, and blocks on a pipe.
+	if err := requireRegular(info); err != nil {
 		return nil, err
 	}
-	return f, nil
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd())) // that file, whatever lies at its path by now
 }
