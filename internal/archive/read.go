@@ -13,6 +13,7 @@ import (
 
 // Random is an archive with random access.
 type Random interface {
+	// ReadAt reads headers and metadata, a few bytes at a time: reading ahead is left to the source, which knows what pays.
 	io.ReaderAt
 	// Section streams n bytes from off.
 	Section(ctx context.Context, off, n int64) (io.ReadCloser, error)
@@ -32,7 +33,7 @@ type Sink interface {
 // the end. A member that would end beyond size is ErrTruncated.
 func ReadTree(ctx context.Context, r Random, size int64) (*Tree, error) {
 	t := newTree(r, nil)
-	s := newScanner(headers(r, size))
+	s := newScanner(io.NewSectionReader(r, 0, size))
 	err := t.readMembers(ctx, s, func(e entry) (member, error) {
 		if e.size > size-e.data {
 			return member{}, fmt.Errorf("member %.200q ends beyond the end of the file, at byte %d: %w", e.name, size, ErrTruncated)

@@ -46,7 +46,7 @@ func TestFile(t *testing.T) {
 	if n, err := b.ReadAt(buf, 299_995); n != 5 || err != io.EOF { //nolint:errorlint // io.ReaderAt gives it bare
 		t.Errorf("ReadAt over the end: %d, %v", n, err)
 	}
-	if want := int64(300_000 + 10 + 10 + 10 + 5); b.BytesRead() != want {
+	if want := int64(300_000 + 10 + 10 + 4096 + 5); b.BytesRead() != want {
 		t.Errorf("BytesRead is %d, want %d", b.BytesRead(), want)
 	}
 	if _, err := b.Section(t.Context(), -1, 1); !errors.Is(err, source.ErrInvalid) {

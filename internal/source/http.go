@@ -59,7 +59,7 @@ type httpBlob struct {
 
 	bound    validator // for ranges
 	pace     pace
-	windows  readAhead // of ReadAt
+	windows  readAhead
 	metadata progress  // of all ReadAt together
 	whole    *response // the answer that a stream is
 }
@@ -89,6 +89,8 @@ func newHTTPBlob(ctx context.Context, opts HTTPOptions) (*httpBlob, error) {
 	opts.IdleTimeout = cmp.Or(opts.IdleTimeout, defaultIdleTimeout)
 	opts.hooks.leastTime = cmp.Or(opts.hooks.leastTime, leastTime)
 	b := &httpBlob{opts: opts, url: u}
+	read := func(p []byte, off int64) (int, error) { return b.readFull(p, off, nil) }
+	b.windows = readAhead{most: maxCached, size: b.window, read: read}
 	b.init(ctx, redact(u), -1)
 	if b.transport, err = newAuthorizer(u, opts); err != nil {
 		return nil, b.errorf(err)

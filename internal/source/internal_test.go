@@ -1,9 +1,13 @@
 package source
 
 import (
+	"bytes"
 	"errors"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 )
@@ -143,7 +147,7 @@ func TestBackoffWaitsAsAsked(t *testing.T) {
 }
 
 func TestReadAheadIsBounded(t *testing.T) {
-	var a readAhead
+	a := readAhead{most: maxCached}
 	for i := range int64(100) {
 		a.add(i*mostWindow, make([]byte, mostWindow))
 	}
@@ -153,6 +157,80 @@ func TestReadAheadIsBounded(t *testing.T) {
 	if a.copy(make([]byte, 1), 99*mostWindow) != 1 || a.copy(make([]byte, 1), 0) != 0 {
 		t.Error("the oldest must go first")
 	}
+}
+
+// countedFile counts what the file system is asked for.
+type countedFile struct {
+	*os.File
+	reads int
+}
+
+func (c *countedFile) ReadAt(p []byte, off int64) (int, error) {
+	c.reads++
+	return c.File.ReadAt(p, off)
+}
+
+// Headers that lie closely come several with one read of a page, others with one read each, however small the pieces are.
+func TestFileIsReadByPages(t *testing.T) {
+	for name, tc := range map[string]struct{ step, most int64 }{
+		"headers of small members": {1536, 400},
+		"headers of large members": {1 << 20, 1000},
+	} {
+		f, err := os.Create(filepath.Join(t.TempDir(), "a.tar"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Truncate(1000 * tc.step); err != nil {
+			t.Fatal(err)
+		}
+		info, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &countedFile{File: f}
+		b := newFileBlob(t.Context(), c, info, name)
+		for off := int64(0); off < b.Size(); off += tc.step {
+			for k := range int64(4) {
+				if _, err := b.ReadAt(make([]byte, 128), off+k*128); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		closing(t, b)
+		if int64(c.reads) > tc.most {
+			t.Errorf("%s: %d reads, want at most %d", name, c.reads, tc.most)
+		}
+	}
+}
+
+// Readers at the same time see the file, whatever room is used again.
+func TestPagesAreReadAtTheSameTime(t *testing.T) {
+	data := make([]byte, 100*filePage)
+	for i := range data {
+		data[i] = byte(i / 100)
+	}
+	path := filepath.Join(t.TempDir(), "a.tar")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err := OpenFile(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var readers sync.WaitGroup
+	for start := range 4 {
+		readers.Go(func() {
+			p := make([]byte, 100)
+			for off := start * 50; off+len(p) <= len(data); off += 250 {
+				if _, err := b.ReadAt(p, int64(off)); err != nil || !bytes.Equal(p, data[off:off+len(p)]) {
+					t.Errorf("at %d: %v", off, err)
+					return
+				}
+			}
+		})
+	}
+	readers.Wait()
+	closing(t, b.(*fileBlob))
 }
 
 // The rule: what takes less time than a request is read through, within bounds.
@@ -185,11 +263,11 @@ func TestReadThrough(t *testing.T) {
 
 // What one window takes depends on the gap behind the one before.
 func TestWindowSizes(t *testing.T) {
-	b := &httpBlob{}
+	b := &httpBlob{windows: readAhead{most: maxCached}}
 	b.size = 1 << 30
 	b.pace.began(time.Millisecond) // and the rate to start with: 1 KiB is worth a round trip
 	fetch := func(off, least int64) int64 {
-		n := b.windows.size(b, off, least)
+		n := min(b.window(off, least), b.size-off)
 		b.windows.add(off, make([]byte, n))
 		return n
 	}

@@ -8,6 +8,10 @@ import (
 )
 
 const (
+	// filePage is what a read of a file takes at least, in bytes: a page, which costs the disk no more than a part of it. A
+	// reader of a tar asks for the last byte of a member, its padding and the next header one after the other, and small
+	// members lie between them.
+	filePage = 4 << 10
 	// firstWindow is what the first request asks for, in bytes: where small archives lie whole, and the
 	// metadata of those that have it in front.
 	firstWindow = 64 << 10
@@ -19,19 +23,25 @@ const (
 	mostWindow = 1 << 20
 	// windowTrips is how many round trips the bytes of a window may take: its own is a small part of that.
 	windowTrips = 4
-	// maxCached bounds the windows that are kept, in bytes: nearly all of an archive with 1,000 members,
+	// maxCached bounds the windows that are kept of a server, in bytes: nearly all of an archive with 1,000 members,
 	// whose manifests are read by name when the walk is over.
 	maxCached = 4 << 20
 )
 
-// readAhead keeps the latest windows of a blob.
+// readAhead serves small reads from the latest windows of a blob. What is missing it reads in windows of the size that is
+// given for an offset and the least that is wanted.
 type readAhead struct {
+	most int // bytes that are kept
+	size func(off, least int64) int64
+	read func(p []byte, off int64) (int, error)
+
 	mu      sync.Mutex
 	windows []window // oldest first
 	bytes   int
+	spare   []byte // of a window that went
 }
 
-// window is a part that was read. Its data does not change, so it may be copied without the lock.
+// window is a part that was read.
 type window struct {
 	off  int64
 	data []byte
@@ -44,8 +54,9 @@ func (a *readAhead) add(off int64, data []byte) {
 	defer a.mu.Unlock()
 	a.windows = append(a.windows, window{off, data})
 	a.bytes += len(data)
-	for a.bytes > maxCached {
-		a.bytes -= len(a.windows[0].data)
+	for a.bytes > a.most {
+		a.spare = a.windows[0].data
+		a.bytes -= len(a.spare)
 		a.windows = slices.Delete(a.windows, 0, 1)
 	}
 }
@@ -62,10 +73,44 @@ func (a *readAhead) copy(p []byte, off int64) int {
 	return 0
 }
 
-// size says how many bytes to fetch at off, where least are wanted and the first is not there. The window is twice as large
+// buffer is room for a window.
+func (a *readAhead) buffer(n int64) []byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	data := a.spare
+	if a.spare = nil; int64(len(data)) != n {
+		data = make([]byte, n)
+	}
+	return data
+}
+
+// readAt is an io.ReaderAt's ReadAt of a blob of size bytes. It reads large parts straight into p. Two that miss the same
+// bytes at the same time both read them.
+func (a *readAhead) readAt(p []byte, off, size int64) (n int, err error) {
+	for n < len(p) && err == nil {
+		at, k := off+int64(n), 0
+		if at >= size {
+			return n, io.EOF
+		}
+		if len(p)-n >= firstWindow {
+			k, err = a.read(p[n:min(int64(len(p)), size-off)], at)
+		} else if k = a.copy(p[n:], at); k == 0 {
+			data := a.buffer(min(a.size(at, int64(len(p)-n)), size-at))
+			if _, err = a.read(data, at); err == nil {
+				k = copy(p[n:], data)
+				a.add(at, data)
+			}
+		}
+		n += k
+	}
+	return n, err
+}
+
+// window says how many bytes to fetch at off, where least are wanted and the first is not there. The window is twice as large
 // as the latest when only a gap lies between them that is cheaper to read than a request: then the next is likely as near.
 // What was read in vain, once that is over, is thereby at most about what was of use.
-func (a *readAhead) size(b *httpBlob, off, least int64) int64 {
+func (b *httpBlob) window(off, least int64) int64 {
+	a := &b.windows
 	trip := b.RoundTripBytes()
 	most := min(max(windowTrips*trip, firstWindow), mostWindow)
 	a.mu.Lock()
@@ -82,32 +127,14 @@ func (a *readAhead) size(b *httpBlob, off, least int64) int64 {
 			size = min(size, w.off-off) // the rest is there
 		}
 	}
-	return min(size, b.size-off)
+	return size
 }
 
-// ReadAt serves small reads from windows, and fetches what is missing: for large ones straight into p, else a window. Two
-// reads that miss the same bytes at the same time both fetch them.
-func (b *httpBlob) ReadAt(p []byte, off int64) (n int, err error) {
+func (b *httpBlob) ReadAt(p []byte, off int64) (int, error) {
 	if !b.RandomAccess() || off < 0 {
 		return 0, b.errorf(errStreamOnce)
 	}
-	for n < len(p) && err == nil {
-		at, k := off+int64(n), 0
-		if at >= b.size {
-			return n, io.EOF
-		}
-		if len(p)-n >= firstWindow {
-			k, err = b.readFull(p[n:min(int64(len(p)), b.size-off)], at, nil)
-		} else if k = b.windows.copy(p[n:], at); k == 0 {
-			data := make([]byte, b.windows.size(b, at, int64(len(p)-n)))
-			if _, err = b.readFull(data, at, nil); err == nil {
-				b.windows.add(at, data)
-				k = copy(p[n:], data)
-			}
-		}
-		n += k
-	}
-	return n, err
+	return b.windows.readAt(p, off, b.size)
 }
 
 // readFull reads a range, of which an answer may be there already.

@@ -31,8 +31,8 @@ var (
 
 // Blob is the bytes of one archive.
 type Blob interface {
-	// ReadAt is for small reads of metadata: an HTTP blob fetches a little more than was asked for and
-	// keeps it. It needs RandomAccess, and ends with the context that the blob was opened with.
+	// ReadAt is for small reads of metadata: it reads a little more than was asked for and keeps it. It
+	// needs RandomAccess, and ends with the context that the blob was opened with.
 	io.ReaderAt
 
 	// Section streams n bytes from offset off, or all that follow when n is negative; one that reaches
