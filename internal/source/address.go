@@ -9,16 +9,6 @@ import (
 	"strings"
 )
 
-// addressPolicy says where requests may go. The zero value refuses every address at which no archive can lie but
-// something else may listen that trusts whoever reaches it: a service of the node itself, or the one that
-// gives a cloud machine its credentials. Whoever names a URL must not be able to make the agent, which
-// runs in the node's network, ask there. Private networks are not refused: that is where air-gapped
-// servers are.
-type addressPolicy struct {
-	anywhere bool
-	allowed  []netip.Prefix
-}
-
 // metadataAddrs are services that give a cloud machine its credentials and that lie outside of the
 // link-local networks.
 var metadataAddrs = []netip.Prefix{
@@ -38,28 +28,31 @@ var thisNetwork = netip.MustParsePrefix("0.0.0.0/8")
 
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// checkAddr refuses an address that is of a kind to be refused, or that carries one.
-func (p addressPolicy) checkAddr(addr netip.Addr) error {
-	if p.anywhere {
+// checkAddr refuses every address at which no archive can lie but something else may listen that trusts whoever reaches
+// it: a service of the node itself, or the one that gives a cloud machine its credentials. Whoever names a URL must not be
+// able to make the agent, which runs in the node's network, ask there. Private networks are not refused: that is where
+// air-gapped servers are.
+func (o HTTPOptions) checkAddr(addr netip.Addr) error {
+	if o.Anywhere {
 		return nil
 	}
 	addr = addr.Unmap().WithZone("")
-	if p.allows(addr) {
+	if o.allows(addr) {
 		return nil
 	}
 	if kind := kindOfAddr(addr); kind != "" {
 		return refused(addr.String(), kind)
 	}
 	for _, inner := range embedded(addr) {
-		if kind := kindOfAddr(inner); kind != "" && !p.allows(inner) {
+		if kind := kindOfAddr(inner); kind != "" && !o.allows(inner) {
 			return refused(addr.String(), fmt.Sprintf("another form of %s, %s", inner, kind))
 		}
 	}
 	return nil
 }
 
-func (p addressPolicy) allows(addr netip.Addr) bool {
-	return slices.ContainsFunc(p.allowed, func(p netip.Prefix) bool { return p.Contains(addr) })
+func (o HTTPOptions) allows(addr netip.Addr) bool {
+	return slices.ContainsFunc(o.AllowAddresses, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // refused is the one text for what an operator may allow.
@@ -123,13 +116,13 @@ func embedded(addr netip.Addr) []netip.Addr {
 // checkHost refuses a URL whose host is by itself such an address, so that nobody is asked at all. What a
 // name resolves to is checked when it is dialled. Of a request through a proxy, which does its own
 // look-ups, this is all that can be checked.
-func (p addressPolicy) checkHost(u *url.URL) error {
-	if p.anywhere {
+func (o HTTPOptions) checkHost(u *url.URL) error {
+	if o.Anywhere {
 		return nil
 	}
 	host := u.Hostname()
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return p.checkAddr(addr)
+		return o.checkAddr(addr)
 	}
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	switch {
@@ -137,7 +130,7 @@ func (p addressPolicy) checkHost(u *url.URL) error {
 		// 0x7f.1, 2130706433, 0177.0.0.1: there are resolvers and proxies that take them for addresses.
 		return fmt.Errorf("%q is no IPv4 address as four decimal numbers, and no name: %w", host, ErrInvalid)
 	case name == "localhost", strings.HasSuffix(name, ".localhost"): // RFC 6761, section 6.3
-		if p.checkAddr(netip.IPv6Loopback()) != nil && p.checkAddr(netip.AddrFrom4([4]byte{127, 0, 0, 1})) != nil {
+		if o.checkAddr(netip.IPv6Loopback()) != nil && o.checkAddr(netip.AddrFrom4([4]byte{127, 0, 0, 1})) != nil {
 			return refused(fmt.Sprintf("%q", host), "a name of loopback addresses")
 		}
 	}

@@ -160,16 +160,14 @@ func (b *fileBlob) readChecked(p []byte, off int64) (int, error) {
 
 // identity tells an open file from what it was before.
 type identity struct {
-	size, modified int64
-	changed        int64 // ctime: mtime can be set back
-	inode          uint64
+	size, modified, changed int64 // ctime too: mtime can be set back
 }
 
 // identify differs also when the last name of an open file is gone, because another was renamed over it or it was deleted.
 func identify(info fs.FileInfo) identity {
 	id := identity{size: info.Size(), modified: info.ModTime().UnixNano()}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		id.changed, id.inode = st.Ctim.Nano(), st.Ino
+		id.changed = st.Ctim.Nano()
 	}
 	return id
 }
@@ -181,17 +179,16 @@ func fileFault(err error) error {
 	}
 	var errno syscall.Errno
 	text, kind := "it cannot be read", ErrUnavailable
-	switch hasErrno := errors.As(err, &errno); {
+	if errors.As(err, &errno) {
+		text = errno.Error()
+	}
+	switch {
 	case errors.Is(err, fs.ErrNotExist), errno == syscall.ENOTDIR:
 		text, kind = "no such file", ErrNotFound
 	case errors.Is(err, fs.ErrPermission):
-		text, kind = "permission denied", ErrDenied
+		kind = ErrDenied
 	case errno == syscall.ELOOP, errno == syscall.ENAMETOOLONG, errno == syscall.EINVAL:
-		text, kind = errno.Error(), ErrInvalid
-	case hasErrno:
-		text, kind = errno.Error(), ErrUnavailable
-	case errors.Is(err, fs.ErrClosed):
-		text, kind = "it is closed", ErrUnavailable
+		kind = ErrInvalid
 	}
 	return fmt.Errorf("%s: %w", text, kind)
 }

@@ -44,10 +44,6 @@ type HTTPOptions struct {
 	hooks testHooks
 }
 
-func (o HTTPOptions) addressPolicy() addressPolicy {
-	return addressPolicy{o.Anywhere, o.AllowAddresses}
-}
-
 // httpBlob is an archive on an HTTP server. It gives random access when the server honours Range and
 // tells a validator that later requests can be bound to (RFC 9110, section 13.1.5).
 type httpBlob struct {
@@ -82,7 +78,7 @@ func OpenHTTP(ctx context.Context, opts HTTPOptions) (Blob, error) {
 
 // newHTTPBlob is a blob that has sent no request yet.
 func newHTTPBlob(ctx context.Context, opts HTTPOptions) (*httpBlob, error) {
-	u, err := parseURL(opts.URL, opts.addressPolicy())
+	u, err := opts.parseURL()
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +91,7 @@ func newHTTPBlob(ctx context.Context, opts HTTPOptions) (*httpBlob, error) {
 	if b.transport, err = newAuthorizer(u, opts); err != nil {
 		return nil, b.errorf(err)
 	}
-	b.client = &http.Client{Transport: b.transport, CheckRedirect: redirectCheck(opts.addressPolicy())}
+	b.client = &http.Client{Transport: b.transport, CheckRedirect: opts.checkRedirect}
 	return b, nil
 }
 

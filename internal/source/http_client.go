@@ -31,8 +31,8 @@ const (
 
 // parseURL accepts absolute http and https URLs without user information. Its errors never show the
 // URL, which may be a secret by itself (presigned).
-func parseURL(raw string, p addressPolicy) (*url.URL, error) {
-	u, err := url.Parse(raw)
+func (o HTTPOptions) parseURL() (*url.URL, error) {
+	u, err := url.Parse(o.URL)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("the URL cannot be parsed: %w", ErrInvalid)
@@ -43,7 +43,7 @@ func parseURL(raw string, p addressPolicy) (*url.URL, error) {
 	case u.User != nil:
 		return nil, fmt.Errorf("the URL contains a user name or password; give these as credentials: %w", ErrInvalid)
 	}
-	if err := p.checkHost(u); err != nil {
+	if err := o.checkHost(u); err != nil {
 		return nil, fmt.Errorf("the URL's host: %w", err)
 	}
 	return u, nil
@@ -118,8 +118,8 @@ func newTransport(config *tls.Config, opts HTTPOptions) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	return &http.Transport{
-		Proxy:                  checkedProxy(opts.addressPolicy(), opts.Proxy),
-		DialContext:            newDialer(opts.addressPolicy(), opts.hooks).DialContext,
+		Proxy:                  opts.checkedProxy(),
+		DialContext:            opts.newDialer().DialContext,
 		TLSClientConfig:        config,
 		Protocols:              &protocols,
 		DisableCompression:     true,
@@ -151,26 +151,24 @@ func tlsConfig(opts HTTPOptions) (*tls.Config, error) {
 // errRedirect marks redirects that are not followed.
 var errRedirect = errors.New("redirect refused")
 
-// redirectCheck bounds redirects and keeps them from giving away what the first URL protected.
-func redirectCheck(p addressPolicy) func(req *http.Request, via []*http.Request) error {
-	return func(req *http.Request, via []*http.Request) error {
-		// net/http puts the former URL there, query included: the secret of a presigned one.
-		req.Header.Del("Referer")
-		switch {
-		case len(via) > maxRedirects:
-			return fmt.Errorf("%w after %d of them: %w", errRedirect, maxRedirects, ErrUnavailable)
-		case req.URL.Scheme != "http" && req.URL.Scheme != "https":
-			return fmt.Errorf("%w: it leads to another scheme than http and https: %w", errRedirect, ErrInvalid)
-		case req.URL.Scheme == "http" && via[0].URL.Scheme == "https":
-			return fmt.Errorf("%w: it leads from https to http: %w", errRedirect, ErrInvalid)
-		case req.URL.User != nil:
-			return fmt.Errorf("%w: it contains a user name: %w", errRedirect, ErrInvalid)
-		}
-		if err := p.checkHost(req.URL); err != nil {
-			return fmt.Errorf("%w: %w", errRedirect, err)
-		}
-		return nil
+// checkRedirect bounds redirects and keeps them from giving away what the first URL protected.
+func (o HTTPOptions) checkRedirect(req *http.Request, via []*http.Request) error {
+	// net/http puts the former URL there, query included: the secret of a presigned one.
+	req.Header.Del("Referer")
+	switch {
+	case len(via) > maxRedirects:
+		return fmt.Errorf("%w after %d of them: %w", errRedirect, maxRedirects, ErrUnavailable)
+	case req.URL.Scheme != "http" && req.URL.Scheme != "https":
+		return fmt.Errorf("%w: it leads to another scheme than http and https: %w", errRedirect, ErrInvalid)
+	case req.URL.Scheme == "http" && via[0].URL.Scheme == "https":
+		return fmt.Errorf("%w: it leads from https to http: %w", errRedirect, ErrInvalid)
+	case req.URL.User != nil:
+		return fmt.Errorf("%w: it contains a user name: %w", errRedirect, ErrInvalid)
 	}
+	if err := o.checkHost(req.URL); err != nil {
+		return fmt.Errorf("%w: %w", errRedirect, err)
+	}
+	return nil
 }
 
 // dialTimeout bounds one TCP connect. A server in a reachable network answers within a round trip;
@@ -189,35 +187,35 @@ type testHooks struct {
 
 // newDialer gives a dialer that looks at the address it is about to connect to, after the look-up of
 // the name: a check of the name before it could be answered differently the second time.
-func newDialer(p addressPolicy, hooks testHooks) *net.Dialer {
+func (o HTTPOptions) newDialer() *net.Dialer {
 	return &net.Dialer{
 		Timeout:  dialTimeout,
-		Resolver: hooks.resolver,
+		Resolver: o.hooks.resolver,
 		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
 			ap, err := netip.ParseAddrPort(address)
 			if err != nil {
 				return fmt.Errorf("address %q: %w", address, ErrInvalid)
 			}
-			if err := p.checkAddr(ap.Addr()); err != nil {
+			if err := o.checkAddr(ap.Addr()); err != nil {
 				return err
 			}
-			if hooks.dialing != nil {
-				hooks.dialing(ap)
+			if o.hooks.dialing != nil {
+				o.hooks.dialing(ap)
 			}
 			return nil
 		},
 	}
 }
 
-// checkedProxy gives the proxy of a request, if choose names one. The proxy's own address is checked when
+// checkedProxy gives the proxy of a request, if there is one. The proxy's own address is checked when
 // it is dialled. A host that is not ASCII would reach the proxy in another form than the one that
 // checkHost has seen: ①②⑦.⓪.⓪.① as 127.0.0.1.
-func checkedProxy(p addressPolicy, choose func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
-	if choose == nil || p.anywhere {
-		return choose
+func (o HTTPOptions) checkedProxy() func(*http.Request) (*url.URL, error) {
+	if o.Proxy == nil || o.Anywhere {
+		return o.Proxy
 	}
 	return func(req *http.Request) (*url.URL, error) {
-		proxy, err := choose(req)
+		proxy, err := o.Proxy(req)
 		if proxy != nil && strings.ContainsFunc(req.URL.Hostname(), func(c rune) bool { return c > 0x7f }) {
 			return nil, fmt.Errorf("the URL's host must be in its ASCII form (xn--…) to be asked of a proxy: %w", ErrInvalid)
 		}

@@ -230,7 +230,6 @@ func describe(err error) string {
 		dns   *net.DNSError
 		op    *net.OpError
 		errno syscall.Errno
-		plain tls.RecordHeaderError
 		netw  net.Error
 	)
 	switch {
@@ -241,7 +240,7 @@ func describe(err error) string {
 		return fmt.Sprintf("look up %q: the name server gave no answer", dns.Name)
 	case isAlert(err):
 		return "the server ended the TLS handshake"
-	case errors.As(err, &plain), errors.Is(err, http.ErrSchemeMismatch):
+	case errors.As(err, new(tls.RecordHeaderError)), errors.Is(err, http.ErrSchemeMismatch):
 		return "the server does not speak TLS"
 	case isCertificateError(err):
 		return describeCertificate(err)
@@ -259,18 +258,16 @@ func describe(err error) string {
 }
 
 func isCertificateError(err error) bool {
-	var verification *tls.CertificateVerificationError
-	return errors.As(err, &verification)
+	return errors.As(err, new(*tls.CertificateVerificationError))
 }
 
 func describeCertificate(err error) string {
 	var (
-		unknown x509.UnknownAuthorityError
 		host    x509.HostnameError
 		invalid x509.CertificateInvalidError
 	)
 	switch {
-	case errors.As(err, &unknown):
+	case errors.As(err, new(x509.UnknownAuthorityError)):
 		return "the server's certificate is signed by an unknown authority"
 	case errors.As(err, &host):
 		return fmt.Sprintf("the server's certificate is not valid for %q", host.Host)

@@ -14,40 +14,40 @@ import (
 
 // Addresses that no test connects to; the others are in TestForbiddenAddresses.
 func TestCheckAddr(t *testing.T) {
-	allowed := addressPolicy{allowed: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("64:ff9b::7f00:2/128")}}
+	allowed := HTTPOptions{AllowAddresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("64:ff9b::7f00:2/128")}}
 	for _, tc := range []struct {
-		r       addressPolicy
+		r       HTTPOptions
 		addr    string
 		refused bool
 		why     string
 	}{
-		{addressPolicy{}, "10.0.0.1", false, "air-gapped networks"},
-		{addressPolicy{}, "172.16.0.1", false, "the same"},
-		{addressPolicy{}, "192.168.1.1", false, "the same"},
-		{addressPolicy{}, "100.64.0.1", false, "carriers' networks"},
-		{addressPolicy{}, "fd12:3456::1", false, "unique local addresses"},
-		{addressPolicy{}, "203.0.113.7", false, "anywhere"},
-		{addressPolicy{}, "2600:1f18::1", false, "anywhere"},
-		{addressPolicy{}, "100.100.100.201", false, "only its neighbour is metadata"},
-		{addressPolicy{}, "fd00:ec3::23", false, "the neighbouring network"},
-		{addressPolicy{}, "::ffff:10.0.0.1", false, "mapped"},
-		{addressPolicy{}, "::ffff:0:10.0.0.1", false, "translated"},
-		{addressPolicy{}, "64:ff9b::c000:201", false, "192.0.2.1 by NAT64"},
-		{addressPolicy{}, "64:ff9b:1::192.0.2.1", false, "by a local NAT64 of 96 bits"},
-		{addressPolicy{}, "64:ff9b:1:c000:2:100::", false, "by a local NAT64 of 48 bits"},
-		{addressPolicy{}, "2002:c000:201::1", false, "by 6to4"},
-		{addressPolicy{}, "2001:0:1:2:3:4:3fff:fdfe", false, "192.0.2.1 by Teredo"},
-		{addressPolicy{}, "2001:db8::7f00:1", false, "the end of an ordinary address says nothing"},
-		{addressPolicy{}, "127.0.0.1", true, "loopback"},
-		{addressPolicy{}, "fe80::1%eth0", true, "link-local with a zone"},
-		{addressPolicy{}, "fd00::200:5efe:169.254.169.254", true, "ISATAP with its universal bit"},
+		{HTTPOptions{}, "10.0.0.1", false, "air-gapped networks"},
+		{HTTPOptions{}, "172.16.0.1", false, "the same"},
+		{HTTPOptions{}, "192.168.1.1", false, "the same"},
+		{HTTPOptions{}, "100.64.0.1", false, "carriers' networks"},
+		{HTTPOptions{}, "fd12:3456::1", false, "unique local addresses"},
+		{HTTPOptions{}, "203.0.113.7", false, "anywhere"},
+		{HTTPOptions{}, "2600:1f18::1", false, "anywhere"},
+		{HTTPOptions{}, "100.100.100.201", false, "only its neighbour is metadata"},
+		{HTTPOptions{}, "fd00:ec3::23", false, "the neighbouring network"},
+		{HTTPOptions{}, "::ffff:10.0.0.1", false, "mapped"},
+		{HTTPOptions{}, "::ffff:0:10.0.0.1", false, "translated"},
+		{HTTPOptions{}, "64:ff9b::c000:201", false, "192.0.2.1 by NAT64"},
+		{HTTPOptions{}, "64:ff9b:1::192.0.2.1", false, "by a local NAT64 of 96 bits"},
+		{HTTPOptions{}, "64:ff9b:1:c000:2:100::", false, "by a local NAT64 of 48 bits"},
+		{HTTPOptions{}, "2002:c000:201::1", false, "by 6to4"},
+		{HTTPOptions{}, "2001:0:1:2:3:4:3fff:fdfe", false, "192.0.2.1 by Teredo"},
+		{HTTPOptions{}, "2001:db8::7f00:1", false, "the end of an ordinary address says nothing"},
+		{HTTPOptions{}, "127.0.0.1", true, "loopback"},
+		{HTTPOptions{}, "fe80::1%eth0", true, "link-local with a zone"},
+		{HTTPOptions{}, "fd00::200:5efe:169.254.169.254", true, "ISATAP with its universal bit"},
 		{allowed, "127.0.0.1", false, "allowed"},
 		{allowed, "::ffff:127.0.0.1", false, "the same, mapped"},
 		{allowed, "64:ff9b::127.0.0.1", false, "the same by NAT64"},
 		{allowed, "64:ff9b::127.0.0.2", false, "allowed in this form"},
 		{allowed, "127.0.0.2", true, "not allowed in this"},
 		{allowed, "::1", true, "not allowed"},
-		{addressPolicy{anywhere: true}, "169.254.169.254", false, "nothing is refused"},
+		{HTTPOptions{Anywhere: true}, "169.254.169.254", false, "nothing is refused"},
 	} {
 		if err := tc.r.checkAddr(netip.MustParseAddr(tc.addr)); errors.Is(err, ErrInvalid) != tc.refused {
 			t.Errorf("%s: %v: %s", tc.addr, err, tc.why)

@@ -69,10 +69,7 @@ func WhyStream(b Blob) string {
 	if s, ok := b.(interface{ whyStream() string }); ok {
 		return s.whyStream()
 	}
-	if b.RandomAccess() {
-		return ""
-	}
-	return "the source can only be read from start to end"
+	return ""
 }
 
 // blob is what all blobs of this package are.
