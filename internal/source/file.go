@@ -85,7 +85,6 @@ type fileBlob struct {
 	f      file
 	opened identity
 	limit  time.Duration // of each read: leastTime but in tests
-	page   readAhead
 }
 
 // newFileBlob gives the file a validator that stays the same when the file is copied with its times, or its file system is
@@ -93,7 +92,7 @@ type fileBlob struct {
 func newFileBlob(ctx context.Context, f file, info fs.FileInfo, name string) *fileBlob {
 	b := &fileBlob{f: f, opened: identify(info), limit: leastTime}
 	read := func(p []byte, off int64) (int, error) { return b.readAt(b.ctx, p, off) }
-	b.page = readAhead{most: filePage, size: func(_, least int64) int64 { return max(least, filePage) }, read: read}
+	b.ahead = readAhead{most: filePage, size: func(_, least int64) int64 { return max(least, filePage) }, read: read}
 	b.init(ctx, name, info.Size())
 	b.validator = fmt.Sprintf("%d-%d", info.Size(), info.ModTime().UnixNano())
 	return b
@@ -116,13 +115,6 @@ func (b *fileBlob) Close() error {
 
 func (b *fileBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	return b.section(ctx, off, n, b.readAt)
-}
-
-func (b *fileBlob) ReadAt(p []byte, off int64) (int, error) {
-	if _, err := b.check(off, 0); err != nil {
-		return 0, err
-	}
-	return b.page.readAt(p, off, b.size)
 }
 
 func (b *fileBlob) readAt(ctx context.Context, p []byte, off int64) (n int, err error) {

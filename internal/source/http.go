@@ -55,7 +55,6 @@ type httpBlob struct {
 
 	bound    validator // for ranges
 	pace     pace
-	windows  readAhead
 	metadata progress  // of all ReadAt together
 	whole    *response // the answer that a stream is
 }
@@ -86,7 +85,7 @@ func newHTTPBlob(ctx context.Context, opts HTTPOptions) (*httpBlob, error) {
 	opts.hooks.leastTime = cmp.Or(opts.hooks.leastTime, leastTime)
 	b := &httpBlob{opts: opts, url: u}
 	read := func(p []byte, off int64) (int, error) { return b.readFull(p, off, nil) }
-	b.windows = readAhead{most: maxCached, size: b.window, read: read}
+	b.ahead = readAhead{most: maxCached, size: b.window, read: read}
 	b.init(ctx, redact(u), -1)
 	if b.transport, err = newAuthorizer(u, opts); err != nil {
 		return nil, b.errorf(err)
@@ -122,7 +121,7 @@ func (b *httpBlob) open() error {
 		if _, err := b.readFull(first, 0, res); err != nil {
 			return err
 		}
-		b.windows.add(0, first)
+		b.ahead.add(0, first)
 		return nil
 	}
 	if res.StatusCode != http.StatusOK {

@@ -134,8 +134,7 @@ func innermost(err error) error {
 
 // statusError gives a status its meaning (RFC 9110, section 15). It never reads the body.
 func statusError(res *http.Response) error {
-	text := fmt.Sprintf("the server answered %d %s", res.StatusCode, http.StatusText(res.StatusCode))
-	text = strings.TrimSpace(text)
+	text := strings.TrimSpace(fmt.Sprintf("the server answered %d %s", res.StatusCode, http.StatusText(res.StatusCode)))
 	switch code := res.StatusCode; {
 	case code == http.StatusOK, code == http.StatusPartialContent, code == http.StatusRequestedRangeNotSatisfiable:
 		return nil

@@ -34,7 +34,7 @@ func (b *httpBlob) newSection(ctx context.Context, off, n int64) *httpSection {
 func (s *httpSection) Read(p []byte) (n int, err error) {
 	start := time.Now()
 	if s.body == nil && s.b.RandomAccess() {
-		n = s.b.windows.copy(p[:min(int64(len(p)), s.left)], s.off)
+		n = s.b.ahead.copy(p[:min(int64(len(p)), s.left)], s.off)
 	}
 	for n == 0 && len(p) > 0 && s.left > 0 && s.err == nil {
 		if s.body == nil {

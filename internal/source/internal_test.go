@@ -263,12 +263,11 @@ func TestReadThrough(t *testing.T) {
 
 // What one window takes depends on the gap behind the one before.
 func TestWindowSizes(t *testing.T) {
-	b := &httpBlob{windows: readAhead{most: maxCached}}
-	b.size = 1 << 30
+	b := &httpBlob{blob: blob{size: 1 << 30, ahead: readAhead{most: maxCached}}}
 	b.pace.began(time.Millisecond) // and the rate to start with: 1 KiB is worth a round trip
 	fetch := func(off, least int64) int64 {
 		n := min(b.window(off, least), b.size-off)
-		b.windows.add(off, make([]byte, n))
+		b.ahead.add(off, make([]byte, n))
 		return n
 	}
 	at := int64(0)
@@ -289,7 +288,7 @@ func TestWindowSizes(t *testing.T) {
 		if n := fetch(at, tc.least); n != tc.want {
 			t.Errorf("%s: %d bytes, want %d", tc.why, n, tc.want)
 		}
-		at = b.windows.windows[len(b.windows.windows)-1].end()
+		at = b.ahead.windows[len(b.ahead.windows)-1].end()
 	}
 	if n := fetch(at-51_000, 512); n != 1000 {
 		t.Errorf("what is there is fetched again: %d", n)

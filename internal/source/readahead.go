@@ -110,7 +110,7 @@ func (a *readAhead) readAt(p []byte, off, size int64) (n int, err error) {
 // as the latest when only a gap lies between them that is cheaper to read than a request: then the next is likely as near.
 // What was read in vain, once that is over, is thereby at most about what was of use.
 func (b *httpBlob) window(off, least int64) int64 {
-	a := &b.windows
+	a := &b.ahead
 	trip := b.RoundTripBytes()
 	most := min(max(windowTrips*trip, firstWindow), mostWindow)
 	a.mu.Lock()
@@ -128,13 +128,6 @@ func (b *httpBlob) window(off, least int64) int64 {
 		}
 	}
 	return size
-}
-
-func (b *httpBlob) ReadAt(p []byte, off int64) (int, error) {
-	if !b.RandomAccess() || off < 0 {
-		return 0, b.errorf(errStreamOnce)
-	}
-	return b.windows.readAt(p, off, b.size)
 }
 
 // readFull reads a range, of which an answer may be there already.

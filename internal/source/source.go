@@ -82,6 +82,7 @@ type blob struct {
 	stream    string // why there is no random access, or empty
 	read      atomic.Int64
 	taken     atomic.Bool // the only section of a stream
+	ahead     readAhead   // of ReadAt
 }
 
 func (b *blob) init(ctx context.Context, name string, size int64) {
@@ -97,18 +98,23 @@ func (b *blob) Validator() string  { return b.validator }
 func (b *blob) String() string     { return b.name }
 func (b *blob) whyStream() string  { return b.stream }
 
-// errStreamOnce is what everything but one read from start to end of a stream gives.
-var errStreamOnce = fmt.Errorf("a stream can be read only once, from its start: %w", ErrInvalid)
+func (b *blob) ReadAt(p []byte, off int64) (int, error) {
+	if _, err := b.check(off, 0); err != nil {
+		return 0, err
+	}
+	return b.ahead.readAt(p, off, b.size)
+}
 
 // check refuses a section that there cannot be, and gives its length in bytes: it ends where the blob ends, at the latest.
 func (b *blob) check(off, n int64) (int64, error) {
-	switch {
-	case b.RandomAccess() && off < 0:
-		return 0, fmt.Errorf("read %s: negative offset: %w", b.name, ErrInvalid)
-	case !b.RandomAccess() && (off != 0 || n >= 0 || b.taken.Swap(true)):
-		return 0, fmt.Errorf("read %s: %w", b.name, errStreamOnce)
-	case !b.RandomAccess():
+	if !b.RandomAccess() {
+		if off != 0 || n >= 0 || b.taken.Swap(true) {
+			return 0, fmt.Errorf("read %s: a stream can be read only once, from its start: %w", b.name, ErrInvalid)
+		}
 		return math.MaxInt64, nil
+	}
+	if off < 0 {
+		return 0, fmt.Errorf("read %s: negative offset: %w", b.name, ErrInvalid)
 	}
 	rest := max(b.size-off, 0)
 	if n < 0 {
@@ -150,9 +156,6 @@ func (s *section) Read(p []byte) (int, error) {
 	}
 	n, err := s.readAt(s.ctx, p[:min(int64(len(p)), s.end-s.off)], s.off)
 	s.off += int64(n)
-	if n > 0 && err == io.EOF { //nolint:errorlint // readAt returns it bare
-		err = nil
-	}
 	return n, err
 }
 
@@ -176,10 +179,6 @@ type streamBlob struct {
 	r io.Reader
 }
 
-func (b *streamBlob) ReadAt([]byte, int64) (int, error) {
-	return 0, fmt.Errorf("read %s: %w", b.name, errStreamOnce)
-}
-
 // Section gives a reader that waits for a silent pipe until ctx ends.
 func (b *streamBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	var failed error
@@ -192,10 +191,8 @@ func (b *streamBlob) Section(ctx context.Context, off, n int64) (io.ReadCloser, 
 		switch {
 		case err == nil, errors.Is(err, io.EOF), ctx.Err() != nil:
 			failed = err
-		case errors.Is(err, ErrUnavailable):
-			failed = fmt.Errorf("read %s: %w", b.name, err)
 		default:
-			failed = fmt.Errorf("read %s: %s: %w", b.name, describe(err), ErrUnavailable)
+			failed = fmt.Errorf("read %s: %w", b.name, fileFault(err))
 		}
 		return n, failed
 	})
