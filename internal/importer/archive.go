@@ -48,7 +48,7 @@ func (a *attempt) open(ctx context.Context) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	acquire := func(window int64) error { return a.memory.acquire(ctx, a.src, a.importer.transfers(a.src), window) }
+	acquire := func(window int64) error { return a.memory.acquire(ctx, a.importer.transfers(a.src), window) }
 	if random && a.req.Digest == "" {
 		if err := acquire(0); err != nil {
 			return nil, err

@@ -7,8 +7,6 @@ import (
 	"sync"
 
 	"golang.org/x/sync/semaphore"
-
-	"github.com/tarlift/tarlift/internal/source"
 )
 
 const (
@@ -18,9 +16,8 @@ const (
 	memoryBudget = 48 << 20
 	// baseMemory is what an import holds beside its blobs, in bytes: its plan, and buffers of gRPC.
 	baseMemory = 2 << 20
-	// blobMemory is what a blob takes that is on its way, and remoteMemory what chunks of a remote source take together.
-	blobMemory   = 1 << 20
-	remoteMemory = 6 << 20
+	// blobMemory is what a blob takes that is on its way.
+	blobMemory = 1 << 20
 )
 
 // budget is shared by the imports of a process. Whoever has a place among those with large metadata waits for nothing else,
@@ -44,14 +41,10 @@ type share struct {
 	large bool
 }
 
-// acquire waits until there is memory to read src with so many blobs at a time, and with a decoder's window of so many bytes.
-// It is called once.
-func (s *share) acquire(ctx context.Context, src source.Blob, blobs int, window int64) error {
-	n := baseMemory + int64(blobs)*blobMemory + window + window/8
-	if src.Remote() {
-		n += remoteMemory
-	}
-	n = min(n, memoryBudget)
+// acquire waits until there is memory for so many blobs at a time, and for a decoder's window of so many bytes. It is called
+// once.
+func (s *share) acquire(ctx context.Context, blobs int, window int64) error {
+	n := min(baseMemory+int64(blobs)*blobMemory+window+window/8, memoryBudget)
 	if err := s.of.buffers.Acquire(ctx, n); err != nil {
 		return fmt.Errorf("wait for memory: %w", err)
 	}

@@ -101,7 +101,7 @@ func (s *streamSink) hold(ctx context.Context, claimed digest.Digest, size int64
 	}
 	switch {
 	case s.needed[d]:
-		return d, s.writeInline(ctx, heldBlob(d, data))
+		return d, s.ensureBlob(ctx, heldBlob(d, data))
 	case s.needed == nil && s.held[d] == nil:
 		if s.held == nil {
 			s.held = map[digest.Digest][]byte{}
@@ -138,7 +138,7 @@ func (s *streamSink) planAhead(ctx context.Context) {
 		if b.Extent.Data == nil {
 			continue
 		}
-		if err := s.writeInline(ctx, b); err != nil {
+		if err := s.ensureBlob(ctx, b); err != nil {
 			return // it will fail again at the end, and be reported there
 		}
 	}

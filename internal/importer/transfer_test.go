@@ -18,27 +18,6 @@ type remote struct{ *memory }
 
 func (remote) Remote() bool { return true }
 
-// Neighbours share a request. What turns out to be there is passed over.
-func TestNeighboursShareARequest(t *testing.T) {
-	all := single(layer("a", 50<<10), layer("b", 50<<10), layer("c", 50<<10), layer("d", 50<<10))
-	for name, tc := range map[string]struct {
-		before   builder.Archive
-		requests int64
-	}{"nothing there": {single(), 1}, "one there": {single(layer("b", 50<<10)), 2}} {
-		n := newNode(t, "linux/amd64")
-		if _, err := n.Import(t.Context(), blobOf(t, build(t, tc.before), false), wanted(owner)); err != nil {
-			t.Fatal(err)
-		}
-		src := blobOf(t, build(t, all), false)
-		if _, err := n.Import(t.Context(), remote{src}, wanted(owner)); err != nil {
-			t.Fatal(err)
-		}
-		if got := src.opened.Load(); got != tc.requests {
-			t.Errorf("%s: %d requests, want %d", name, got, tc.requests)
-		}
-	}
-}
-
 // single is an archive of one image for one platform.
 func single(layers ...builder.Layer) builder.Archive {
 	return builder.Archive{Images: []builder.Image{{Names: []string{appName}, Platforms: []builder.PlatformImage{platformImage("linux/amd64", layers...)}}}}

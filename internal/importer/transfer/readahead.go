@@ -1,3 +1,8 @@
+// Package transfer moves bytes from a source to containerd: it reads ahead on a goroutine of its own while containerd writes.
+//
+//	ahead := transfer.ReadAhead(section)
+//	defer ahead.Stop()
+//	piece, err := ahead.Next()
 package transfer
 
 import (
