@@ -14,7 +14,6 @@ import (
 	"github.com/tarlift/tarlift/internal/importer/daemon"
 	"github.com/tarlift/tarlift/internal/importer/ownership"
 	"github.com/tarlift/tarlift/internal/importer/store"
-	"github.com/tarlift/tarlift/internal/importer/stored"
 )
 
 // What is asked here changes nothing. Most of it is for `agent doctor`.
@@ -45,15 +44,6 @@ func (i *Importer) Daemon(ctx context.Context) (Daemon, error) {
 		d.Snapshotters[p.GetID()] = p.GetInitErr().GetMessage()
 	}
 	return d, nil
-}
-
-// Stored are images of containerd's namespace, to be written into an archive.
-type Stored = stored.Images
-
-// Stored finds images by names or globs; see stored.Find.
-func (i *Importer) Stored(ctx context.Context, refs ...string) (*Stored, error) {
-	from := stored.Containerd{Namespace: i.options.Namespace, Content: i.services.content, Images: i.services.images}
-	return stored.Find(ctx, from, refs...)
 }
 
 // CRI is what the CRI of a containerd says of itself.
