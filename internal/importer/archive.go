@@ -58,7 +58,7 @@ func (a *attempt) open(ctx context.Context) (*Archive, error) {
 	a.progress.stream(a.src)
 	a.progress.phase(PhaseTransferring)
 	defer a.progress.endStream()
-	return openStream(ctx, a.src, &streamSink{attempt: a}, a.req.Digest, acquire)
+	return openStream(ctx, a.src, &streamSink{attempt: a, held: map[digest.Digest][]byte{}}, a.req.Digest, acquire)
 }
 
 // headerBuffer holds the headers and small members of a tar, in bytes; larger reads go past it.
@@ -115,7 +115,18 @@ func openStream(
 	if err := acquire(window); err != nil {
 		return nil, err
 	}
-	tree, err := streamTree(ctx, buffered, a.Compression, window, sink, cancel)
+	var tarball io.Reader = buffered
+	if a.Compression != archive.Uncompressed {
+		plain, err := archive.Decompress(buffered, a.Compression, window)
+		if err != nil {
+			return nil, err
+		}
+		defer plain.Close()
+		ahead := transfer.ReadAhead(plain)
+		defer func() { cancel(); ahead.Stop() }()
+		tarball = ahead
+	}
+	tree, err := archive.StreamTree(ctx, tarball, sink)
 	if err != nil {
 		return nil, err
 	}
@@ -127,25 +138,4 @@ func openStream(
 	}
 	a.Layout, err = archive.Decode(ctx, tree)
 	return a, err
-}
-
-// streamTree reads the tar in r. It calls interrupt when it needs no more of r.
-func streamTree(
-	ctx context.Context, r io.Reader, c archive.Compression, window int64, sink archive.Sink, interrupt func(),
-) (*archive.Tree, error) {
-	if c == archive.Uncompressed {
-		return archive.StreamTree(ctx, r, sink)
-	}
-	plain, err := archive.Decompress(r, c, window)
-	if err != nil {
-		return nil, err
-	}
-	defer plain.Close()
-	ahead := transfer.ReadAhead(plain)
-	tree, err := archive.StreamTree(ctx, ahead, sink)
-	if err != nil {
-		interrupt()
-	}
-	ahead.Stop()
-	return tree, err
 }

@@ -18,24 +18,19 @@ import (
 	"github.com/tarlift/tarlift/internal/source"
 )
 
-// maxEarlyPlans bounds how often a single pass tries to plan before its end. One that has all metadata in front is
-// planned at once, one whose images follow each other after each image.
-const maxEarlyPlans = 16
-
 // maxHeldBytes bounds what a single pass keeps in memory in all: the metadata of some hundreds of images. What is beyond is
 // stored.
 const maxHeldBytes = 4 << 20
 
 // streamSink stores what a single pass over an archive meets. It implements archive.Sink.
 //
-// As soon as the index and the metadata of all wanted images have passed, what follows is planned: then no blob is
+// Where the index and the metadata of all wanted images come first, as in a bundle, what follows is planned: then no blob is
 // stored that they do not need, and they are unpacked while they arrive.
 type streamSink struct {
 	*attempt
-	tree        *archive.Tree
-	tried       int                    // plans so far
-	newMetadata bool                   // metadata has passed since the last one
-	needed      map[digest.Digest]bool // nil while unknown
+	tree    *archive.Tree          // of what has passed
+	planned bool                   // or nothing is known before the end
+	needed  map[digest.Digest]bool // nil while unknown
 
 	held      map[digest.Digest][]byte // small members, not stored yet
 	heldBytes int64
@@ -47,19 +42,16 @@ func (s *streamSink) Follow(t *archive.Tree) { s.tree = t }
 // Put stores one member. A digest that the member's name claims is verified; a blob that is present is skipped, and so
 // is one that is known to be of no use.
 func (s *streamSink) Put(ctx context.Context, claimed digest.Digest, size int64, r io.Reader) (digest.Digest, error) {
-	if size <= plan.MaxHeld && s.heldBytes+size <= maxHeldBytes {
-		return s.hold(ctx, claimed, size, r)
-	}
-	if claimed == "" {
-		return s.session.WriteUnnamed(ctx, size, r)
-	}
 	buffered := bufio.NewReader(r)
-	if head, _ := buffered.Peek(1); len(head) == 1 && head[0] == '{' {
-		s.newMetadata = true
-	} else {
+	if head, _ := buffered.Peek(1); claimed != "" && !bytes.Equal(head, []byte("{")) {
 		s.planAhead(ctx)
 	}
-	if s.needed != nil && !s.needed[claimed] {
+	switch {
+	case size <= plan.MaxHeld && s.heldBytes+size <= maxHeldBytes:
+		return s.hold(ctx, claimed, size, buffered)
+	case claimed == "":
+		return s.session.WriteUnnamed(ctx, size, buffered)
+	case s.needed != nil && !s.needed[claimed]:
 		return claimed, nil
 	}
 	d, opened := ocispec.Descriptor{Digest: claimed, Size: size}, false
@@ -92,38 +84,25 @@ func (s *streamSink) hold(ctx context.Context, claimed digest.Digest, size int64
 	}
 	d := algorithm.FromBytes(data)
 	switch {
-	case claimed != "" && d != claimed:
-		return d, nil // the caller compares
-	case bytes.HasPrefix(data, []byte("{")):
-		s.newMetadata = true
-	case claimed != "":
-		s.planAhead(ctx)
-	}
-	switch {
+	case claimed != "" && d != claimed: // the caller compares
 	case s.needed[d]:
-		return d, s.ensureBlob(ctx, heldBlob(d, data))
+		return d, s.ensureBlob(ctx, PlannedBlob{
+			Descriptor: ocispec.Descriptor{Digest: d, Size: size}, Extent: archive.Extent{Size: size, Data: data},
+		})
 	case s.needed == nil && s.held[d] == nil:
-		if s.held == nil {
-			s.held = map[digest.Digest][]byte{}
-		}
 		s.held[d] = data
 		s.heldBytes += size
 	}
 	return d, nil
 }
 
-func heldBlob(d digest.Digest, data []byte) PlannedBlob {
-	size := int64(len(data))
-	return PlannedBlob{Descriptor: ocispec.Descriptor{Digest: d, Size: size}, Extent: archive.Extent{Size: size, Data: data}}
-}
-
-// planAhead plans what has yet to pass, if all metadata has passed. Otherwise nothing is known, and nothing wrong.
+// planAhead plans once, at the first blob that is no metadata, what has yet to pass. If metadata is still to come, nothing is
+// known, and nothing wrong.
 func (s *streamSink) planAhead(ctx context.Context) {
-	if s.needed != nil || !s.newMetadata || s.tried == maxEarlyPlans {
+	if s.planned {
 		return
 	}
-	s.newMetadata = false
-	s.tried++
+	s.planned = true
 	layout, err := archive.Decode(ctx, s.tree)
 	if err != nil || layout.Format != archive.FormatOCI {
 		return

@@ -1,8 +1,15 @@
 package importer
 
 import (
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/archive/builder"
 )
 
@@ -55,6 +62,46 @@ func TestStreamWithLateManifest(t *testing.T) {
 			if !n.has(t, d) {
 				t.Errorf("manifest %d last: no blob %s", last, d)
 			}
+		}
+	}
+}
+
+// sink is a stream's in a session of its own.
+func (n *node) sink(t *testing.T) *streamSink {
+	t.Helper()
+	a, ctx, err := n.begin(n.in(t.Context()), &memory{stream: true}, wanted(owner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := a.end(ctx, errInjected); !errors.Is(err, context.Canceled) { // the test has ended
+			t.Error(err)
+		}
+	})
+	return &streamSink{attempt: a, held: map[digest.Digest][]byte{}}
+}
+
+// The errors of Get are those that archive.Sink promises.
+func TestStreamSinkGet(t *testing.T) {
+	n := newNode(t, "linux/amd64")
+	sink := n.sink(t)
+	const data = `{"some":"metadata"}`
+	d, err := sink.Put(n.in(t.Context()), digest.FromString(data), int64(len(data)), strings.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		digest digest.Digest
+		limit  int64
+		want   error
+	}{
+		"as large as may be": {d, int64(len(data)), nil},
+		"too large":          {d, int64(len(data)) - 1, archive.ErrLimit},
+		"not stored":         {digest.FromString("nobody's"), 100, fs.ErrNotExist},
+	} {
+		got, err := sink.Get(n.in(t.Context()), tc.digest, tc.limit)
+		if !errors.Is(err, tc.want) || (err == nil) != (string(got) == data) {
+			t.Errorf("%s: %q, error %v", name, got, err)
 		}
 	}
 }
