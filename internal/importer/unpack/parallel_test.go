@@ -179,7 +179,7 @@ func TestLayersAreAppliedBeforeTheirParents(t *testing.T) {
 	for name, tc := range map[string]struct {
 		snapshotter string
 		set         func(*fakeDaemon, *Image)
-		applied     []string // sorted
+		applied     []string // sorted; nil for one that needs its parent
 	}{
 		"in parallel": {
 			"overlayfs", func(d *fakeDaemon, _ *Image) { d.meets = make(chan struct{}) },
@@ -190,7 +190,7 @@ func TestLayersAreAppliedBeforeTheirParents(t *testing.T) {
 		"it mounts":           {"overlayfs", func(d *fakeDaemon, _ *Image) { d.mounts = true }, inOrder},
 		"the highest needs more": {
 			"overlayfs", func(d *fakeDaemon, img *Image) { d.unlisted = img.DiffIDs[3:] },
-			[]string{"before 1", "before 2", "failed 3", "on top 0", "on top 3"},
+			nil, // those below may have been committed before, or not
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -205,7 +205,11 @@ func TestLayersAreAppliedBeforeTheirParents(t *testing.T) {
 				d.applied[k] = how + strconv.Itoa(slices.Index(img.DiffIDs, digest.Digest("sha256:"+sum)))
 			}
 			slices.Sort(d.applied)
-			if diff := cmp.Diff(tc.applied, d.applied); diff != "" {
+			if tc.applied == nil {
+				if !slices.Contains(d.applied, "failed 3") || !slices.Contains(d.applied, "on top 3") {
+					t.Errorf("layers were applied: %q", d.applied)
+				}
+			} else if diff := cmp.Diff(tc.applied, d.applied); diff != "" {
 				t.Errorf("layers were applied (-want +got):\n%s", diff)
 			}
 			parents := 0
@@ -244,36 +248,11 @@ func (u unlabelled) Update(ctx context.Context, info content.Info, paths ...stri
 	return u.Store.Update(ctx, info, paths...)
 }
 
-// A layer that waits for one below it, which the Unpacker gives up after it failed with a still lower one, does not wait for
-// ever.
-func TestLayersBelowAreGivenUp(t *testing.T) {
+// A layer that was applied and cannot be labelled ends the import.
+func TestLayerThatCannotBeLabelled(t *testing.T) {
 	d, img := newDaemon(t, "overlayfs")
-	d.unlisted = img.DiffIDs[3:]
 	d.store = unlabelled{d.store, img.Layers[1].Digest}
 	if _, err := d.unpack(t, img); err == nil || !strings.Contains(err.Error(), errInjected.Error()) {
 		t.Errorf("error %v", err)
-	}
-}
-
-// failing is a snapshotter that commits nothing on top of others.
-type failing struct{ snapshots.Snapshotter }
-
-func (failing) Commit(context.Context, string, string, ...snapshots.Opt) error {
-	return errors.New("no commit")
-}
-
-// A layer that waits for one below it that cannot be committed does not wait for ever.
-func TestLayersBelowFail(t *testing.T) {
-	var failed error
-	ctx, cancel := context.WithCancel(t.Context())
-	s := newParallelUnpack(failing{}, []digest.Digest{"sha256:one", "sha256:two"}, func(err error) {
-		failed = err
-		cancel()
-	})
-	if err := s.Commit(ctx, "sha256:one", "extract-one"); err == nil || failed == nil {
-		t.Errorf("error %v, the import's %v", err, failed)
-	}
-	if err := s.committed.Wait(ctx, "sha256:one"); !errors.Is(err, context.Canceled) {
-		t.Errorf("who waits gets %v", err)
 	}
 }

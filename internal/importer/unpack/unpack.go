@@ -1,7 +1,7 @@
 // Package unpack applies images' layers to a snapshotter while later layers are still on their way.
 //
 // containerd's own Unpacker does the work, one for each image, several images at a time. Where it can, this package also
-// lets it apply the layers of one image in parallel: see parallelUnpack.
+// lets it apply the layers of one image in parallel: see probeMounts.
 //
 //	u := unpack.New(ctx, unpack.Options{…, Ready: ready.Wait, Fail: cancel})
 //	u.Start(images, blobs)
@@ -11,6 +11,7 @@ package unpack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -143,22 +144,40 @@ func (u *Unpacker) fail(img *Image, err error) {
 	u.Fail(fmt.Errorf("image %q: %w", img.Name, unpackError(err)))
 }
 
-// image unpacks one image.
+// image unpacks one image, in parallel where that is right.
 func (u *Unpacker) image(img *Image) error {
-	platform := core.Platform{Platform: platforms.All /* the plan has chosen */, SnapshotterKey: u.SnapshotterName, Snapshotter: u.Snapshotter}
-	options := []core.UnpackerOpt{core.WithDuplicationSuppressor(&u.locks)}
-	apply, store := applier{Unpacker: u, img: img}, u.Content
+	err := errNeedsParent
 	if u.inParallel(img) {
-		fail := func(err error) { u.fail(img, err) }
-		apply.parallel, store = newParallelUnpack(u.Snapshotter, img.DiffIDs, fail), labeller{store, fail}
-		platform.Snapshotter, platform.SnapshotterCapabilities = apply.parallel, []string{snapshots.RebaseCap}
+		err = u.layers(img, true)
+	}
+	if errors.Is(err, errNeedsParent) {
+		err = u.layers(img, false)
+	}
+	if err != nil {
+		return err
+	}
+	for _, d := range img.Layers {
+		u.count(d) // also what was there
+	}
+	return nil
+}
+
+// layers has containerd's Unpacker apply the layers of an image that are missing.
+func (u *Unpacker) layers(img *Image, parallel bool) error {
+	ctx, cancel := context.WithCancelCause(u.ctx)
+	defer cancel(nil)
+	platform := core.Platform{
+		Platform:       platforms.All, // the plan has chosen
+		SnapshotterKey: u.SnapshotterName, Snapshotter: u.Snapshotter, Applier: applier{u, img, parallel, cancel},
+	}
+	options := []core.UnpackerOpt{core.WithDuplicationSuppressor(&u.locks)}
+	if parallel {
+		platform.SnapshotterCapabilities = []string{snapshots.RebaseCap}
 		// It is what asks for unpacking in parallel. The bound is the applier's: a layer that is waited for takes nobody's
 		// place.
 		options = append(options, core.WithUnpackLimiter(semaphore.NewWeighted(archive.MaxLayers)))
 	}
-	platform.Applier = apply
-	options = append(options, core.WithUnpackPlatform(platform))
-	unpacker, err := core.NewUnpacker(u.ctx, store, options...)
+	unpacker, err := core.NewUnpacker(ctx, u.Content, append(options, core.WithUnpackPlatform(platform))...)
 	if err != nil {
 		return err //nolint:wrapcheck // fail says of which image
 	}
@@ -172,27 +191,17 @@ func (u *Unpacker) image(img *Image) error {
 		return nil, u.Ready(ctx, d.Digest)
 	}))
 	for _, d := range []ocispec.Descriptor{img.Manifest, img.Config} {
-		if _, err := handler.Handle(u.ctx, d); err != nil {
+		if _, err := handler.Handle(ctx, d); err != nil {
 			return err //nolint:wrapcheck // as above
 		}
 	}
 	if _, err := unpacker.Wait(); err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, errNeedsParent) {
+			return cause
+		}
 		return err //nolint:wrapcheck // as above
 	}
-	for _, d := range img.Layers {
-		u.count(d) // also what was there
-	}
 	return nil
-}
-
-// inParallel says whether an image's layers are applied in parallel: where more than one is missing, and it can be done.
-func (u *Unpacker) inParallel(img *Image) bool {
-	n := len(img.DiffIDs)
-	if n < 2 || u.SnapshotterName != overlayfs {
-		return false
-	}
-	_, err := u.Snapshotter.Stat(u.ctx, identity.ChainID(slices.Clone(img.DiffIDs[:n-1])).String())
-	return errdefs.IsNotFound(err) && u.parallel()
 }
 
 // count makes progress of a blob that is dealt with, once.
@@ -207,42 +216,29 @@ func (u *Unpacker) count(d ocispec.Descriptor) {
 type applier struct {
 	*Unpacker
 	img      *Image
-	parallel *parallelUnpack // nil when they are applied in order
+	parallel bool
+	cancel   context.CancelCauseFunc // of the image
 }
 
 // Apply applies a layer. What fails here ends the import at once: in parallel, containerd's Unpacker would wait for the
-// layers that are still to come before it says so.
+// layers that are still to come before it says so. A layer that needs its parent ends only what is done in parallel.
 func (a applier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
-	applied, err := a.apply(ctx, d, mounts, opts...)
-	if err != nil {
-		a.fail(a.img, err)
-		return applied, err
+	if a.parallel {
+		mounts = probeMounts(mounts)
 	}
-	a.count(d)
-	return applied, nil
+	applied, err := a.apply(ctx, d, mounts, opts...)
+	switch {
+	case err == nil:
+		a.count(d)
+	case a.parallel && needsParent(err):
+		a.cancel(errNeedsParent)
+	case !errors.Is(context.Cause(ctx), errNeedsParent):
+		a.fail(a.img, err)
+	}
+	return applied, err
 }
 
 func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
-	layer, before := a.parallel.beforeParent(mounts)
-	if !before {
-		return a.applyTo(ctx, d, mounts, opts...)
-	}
-	if !a.parallel.ordered.Load() {
-		applied, err := a.applyTo(ctx, d, probeMounts(directory(mounts)), opts...)
-		if err == nil || !needsParent(err) {
-			return applied, err
-		}
-	}
-	mounts, err := a.parallel.rebase(ctx, layer)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	return a.applyTo(ctx, d, mounts, opts...)
-}
-
-func (a applier) applyTo(
-	ctx context.Context, d ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt,
-) (ocispec.Descriptor, error) {
 	if err := a.Applies.Acquire(ctx, 1); err != nil {
 		return ocispec.Descriptor{}, err //nolint:wrapcheck // the context's
 	}
