@@ -60,12 +60,19 @@ func (a *attempt) preflight(ctx context.Context, p *Plan) error {
 		return err
 	}
 	all, err := a.importer.plannedDisks(ctx, p, a.req, a.snapshotter, kept)
+	if err != nil {
+		return err
+	}
+	return checkDisks(all)
+}
+
+func checkDisks(all []*Disk) error {
 	for _, d := range all {
-		if err == nil {
-			err = d.Check()
+		if err := d.Check(); err != nil {
+			return err
 		}
 	}
-	return err
+	return nil
 }
 
 // kept is how many bytes of blobs to be written an earlier attempt has left in ingests: they take no more room.
@@ -84,11 +91,14 @@ func (a *attempt) kept(ctx context.Context, p *Plan) (int64, error) {
 }
 
 // watchDisk ends the import when what is left free of a file system falls below the reserve while something is written.
-// The function that it returns ends the watch.
-func (a *attempt) watchDisk(ctx context.Context) (stop func(), err error) {
+func (a *attempt) watchDisk(ctx context.Context) error {
 	all, err := a.importer.disks(ctx, a.snapshotter)
-	if err != nil {
-		return func() {}, err
+	if err == nil && len(all) > 0 {
+		a.watching.Go(func() {
+			if err := disk.Watch(ctx, all, func() bool { return a.writing.Load() > 0 }); err != nil {
+				a.cancel(err)
+			}
+		})
 	}
-	return disk.Watch(all, func() bool { return a.writing.Load() > 0 }, a.cancel), nil
+	return err
 }

@@ -24,8 +24,9 @@ type (
 
 // Plan decides what an import of an archive would do here, and changes nothing. Of the archive it reads metadata only.
 func (i *Importer) Plan(ctx context.Context, a *Archive, req Request) (*Plan, error) {
-	node := plan.Node{Content: i.services.content, Platform: i.platform}
-	return plan.Make(i.in(ctx), node, a, plan.Request{Selection: req.Selection, Digest: req.Digest, IndexDigest: req.IndexDigest})
+	return plan.Make(i.in(ctx), a, plan.Request{
+		Content: i.services.content, Platform: i.platform, Selection: req.Selection, Digest: req.Digest, IndexDigest: req.IndexDigest,
+	})
 }
 
 // What an import would do to a name, name@digest references among them.
@@ -79,10 +80,8 @@ func (i *Importer) DryRun(ctx context.Context, a *Archive, req Request) (d DryRu
 		return d, err
 	}
 	d.Disks, err = i.plannedDisks(ctx, d.Plan, req, snapshotter, 0)
-	for _, disk := range d.Disks {
-		if d.Refusal == nil {
-			d.Refusal = disk.Check()
-		}
+	if d.Refusal == nil {
+		d.Refusal = checkDisks(d.Disks)
 	}
 	return d, err
 }

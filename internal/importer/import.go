@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -82,12 +83,12 @@ type attempt struct {
 	cancel      context.CancelCauseFunc
 	ready       unpack.ReadySet // blobs
 	writing     atomic.Int32    // how much of containerd's is writing now
-	endWatch    func()
+	watching    sync.WaitGroup
 }
 
 // begin opens a session, and starts what goes on beside the steps: the watch over the disk, and the unpacker.
 func (i *Importer) begin(ctx context.Context, src source.Blob, req Request) (a *attempt, _ context.Context, err error) {
-	a = &attempt{importer: i, src: src, req: req, progress: newReporter(req.Progress), memory: &share{of: i.memory}, endWatch: func() {}}
+	a = &attempt{importer: i, src: src, req: req, progress: newReporter(req.Progress), memory: &share{of: i.memory}}
 	uid := req.Owner.UID
 	if uid == "" {
 		uid = importUID
@@ -104,7 +105,7 @@ func (i *Importer) begin(ctx context.Context, src source.Blob, req Request) (a *
 	if a.snapshotter, err = i.snapshotterFor(ctx, req); err != nil {
 		return nil, nil, a.end(ctx, err)
 	}
-	if a.endWatch, err = a.watchDisk(ctx); err != nil {
+	if err := a.watchDisk(ctx); err != nil {
 		return nil, nil, a.end(ctx, err)
 	}
 	if req.Unpack {
@@ -125,7 +126,7 @@ func (a *attempt) end(ctx context.Context, err error) error {
 	}
 	a.cancel(err)
 	a.unpacker.Wait()
-	a.endWatch()
+	a.watching.Wait()
 	a.memory.release()
 	if err != nil {
 		if lost := a.session.Held(ctx); errors.Is(lost, store.ErrLeaseLost) {

@@ -26,7 +26,9 @@ func newReporter(report func(Progress)) *reporter {
 	return &reporter{report: report}
 }
 
+// phase reports the end of the last phase, else a bar would stay short, and the beginning of another.
 func (r *reporter) phase(p Phase) {
+	r.update(true, func(*Progress) {})
 	r.update(true, func(now *Progress) { now.Phase = p })
 }
 
@@ -62,7 +64,7 @@ func (r *reporter) update(due bool, change func(*Progress)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	change(&r.now)
-	if !due && !r.whole() && time.Since(r.last) < progressInterval {
+	if r.now.Phase == "" || !due && time.Since(r.last) < progressInterval {
 		return
 	}
 	r.last = time.Now()
@@ -73,15 +75,4 @@ func (r *reporter) update(due bool, change func(*Progress)) {
 		}
 	}
 	r.report(r.now)
-}
-
-// whole says that a phase has come to the end of its total, which is no report to leave out: a bar would stay short.
-func (r *reporter) whole() bool {
-	switch {
-	case r.now.Total == 0:
-		return false // unknown
-	case r.now.Phase == PhaseUnpacking:
-		return r.now.Unpacked == r.now.Total
-	}
-	return r.position == nil && r.now.Phase == PhaseTransferring && r.now.Done+r.now.Skipped == r.now.Total
 }

@@ -9,6 +9,7 @@
 package disk
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -108,37 +109,27 @@ func (f *FileSystem) room(planned string) error {
 
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
-// Watch calls full once, with daemon.ErrNoSpace, when less than the reserve is left of one of the file systems while
-// something is written. Nothing is planned on them: what is written shows in what is free. stop ends the watch and waits
-// for its end.
-func Watch(all []*FileSystem, writing func() bool, full func(error)) (stop func()) {
-	if len(all) == 0 {
-		return func() {}
-	}
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		tick := time.NewTicker(watchInterval)
-		defer tick.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-			}
-			if !writing() {
+// Watch returns daemon.ErrNoSpace when less than the reserve is left of one of the file systems while something is written,
+// and nil when ctx ends. Nothing is planned on them: what is written shows in what is free.
+func Watch(ctx context.Context, all []*FileSystem, writing func() bool) error {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if !writing() {
+			continue
+		}
+		for _, f := range all {
+			if f.Unknown != "" || f.measure() != nil {
 				continue
 			}
-			for _, f := range all {
-				if f.Unknown != "" || f.measure() != nil {
-					continue
-				}
-				if err := f.room("what is being written"); err != nil {
-					full(err)
-					return
-				}
+			if err := f.room("what is being written"); err != nil {
+				return err
 			}
 		}
-	}()
-	return func() { close(done); <-ended }
+	}
 }

@@ -176,7 +176,7 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	asked, full := make(chan bool), make(chan error, 1)
-	stop := Watch(all, func() bool { return <-asked }, func(err error) { full <- err })
+	go func() { full <- Watch(t.Context(), all, func() bool { return <-asked }) }()
 	for range 3 {
 		asked <- false
 	}
@@ -189,5 +189,13 @@ func TestWatch(t *testing.T) {
 	if err := <-full; !errors.Is(err, daemon.ErrNoSpace) {
 		t.Errorf("error %v", err)
 	}
-	stop()
+}
+
+// A watch ends with its context.
+func TestWatchEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Watch(ctx, nil, func() bool { return true }); err != nil {
+		t.Errorf("error %v", err)
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/introspection"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/plugin"
 	"golang.org/x/sys/unix"
 
 	"github.com/tarlift/tarlift/internal/importer/daemon"
@@ -35,14 +36,11 @@ func Find(ctx context.Context, containerd introspection.Service, o Options) ([]*
 	if err != nil {
 		return nil, daemon.Error("ask for containerd's directories", err)
 	}
-	var blobs, layers string
+	roots := map[plugin.Type]string{}
 	for _, p := range resp.GetPlugins() {
-		if p.GetType() == string(plugins.SnapshotPlugin) {
-			layers = p.GetExports()["root"]
-		} else {
-			blobs = p.GetExports()["root"]
-		}
+		roots[plugin.Type(p.GetType())] = p.GetExports()["root"]
 	}
+	blobs, layers := roots[plugins.ContentPlugin], roots[plugins.SnapshotPlugin]
 	first, second := o.fileSystem("the content store", blobs, layers), o.fileSystem("snapshotter "+o.Snapshotter, layers, layers)
 	first.blobs, second.layers = true, true
 	if sameFileSystem(first.path, second.path) {
@@ -53,9 +51,9 @@ func Find(ctx context.Context, containerd introspection.Service, o Options) ([]*
 }
 
 // fileSystem is the one that a plugin's root lies on; layers is the snapshotter's root.
-func (o Options) fileSystem(plugin, root, layers string) *FileSystem {
+func (o Options) fileSystem(name, root, layers string) *FileSystem {
 	if root == "" {
-		return &FileSystem{Unknown: "containerd does not say where " + plugin + " lies"}
+		return &FileSystem{Unknown: "containerd does not say where " + name + " lies"}
 	}
 	f := &FileSystem{Roots: []string{root}, path: o.visible(root, layers), reserve: o.Reserve}
 	if f.path == "" {
@@ -69,18 +67,17 @@ func (o Options) fileSystem(plugin, root, layers string) *FileSystem {
 // visible is a path of this process on the file system of root, empty if there is none: what the user says, root itself,
 // or the root of this process's container, which containerd's overlayfs has unpacked there.
 func (o Options) visible(root, layers string) string {
-	if o.Root != "" {
-		return o.Root
-	}
-	if isDir(root) {
-		return root
-	}
 	// Before containerd 2.3 a content store makes its directory for the first blob. The metadata store beside it, which is
 	// there since containerd's first start, tells that this is containerd's root and not what a container has in its place.
-	if parent := filepath.Dir(root); isDir(filepath.Join(parent, plugins.MetadataPlugin.String()+".bolt")) {
+	parent := filepath.Dir(root)
+	switch {
+	case o.Root != "":
+		return o.Root
+	case isDir(root):
+		return root
+	case isDir(filepath.Join(parent, plugins.MetadataPlugin.String()+".bolt")):
 		return parent
-	}
-	if layers == "" || filepath.Dir(layers) != filepath.Dir(root) {
+	case layers == "" || filepath.Dir(layers) != parent:
 		return ""
 	}
 	if m, err := mount.Lookup("/"); err == nil && m.FSType == "overlay" && isContainersRoot(m.VFSOptions, layers) {

@@ -1,7 +1,7 @@
 // Package plan decides what an import of an archive would do on a node: which images serve the node's platform, under which
 // names, and which of their blobs are absent. It changes nothing, and of the archive it reads metadata only.
 //
-//	p, err := plan.Make(ctx, plan.Node{Content: store, Platform: platform}, archive, plan.Request{Selection: selection})
+//	p, err := plan.Make(ctx, archive, plan.Request{Content: store, Platform: platform, Selection: selection})
 package plan
 
 import (
@@ -68,8 +68,7 @@ type Plan struct {
 	Blobs       []Blob        `json:"blobs"`  // each once, in the order of transfer
 	Bytes       Bytes         `json:"bytes"`
 
-	Matcher platforms.MatchComparer `json:"-"` // of exactly the chosen platforms
-	RootFS  []*unpack.Image         `json:"-"` // of the images, in the order of transfer
+	RootFS []*unpack.Image `json:"-"` // of the images, in the order of transfer
 }
 
 // Image is an image of the archive, with the names that an import would publish: Name, DigestReference where it is set, and
@@ -119,14 +118,11 @@ func (b *Bytes) add(size int64, present bool) {
 // a manifest, or most configs. To store a blob costs containerd a sync, 100,000 of them would take it many minutes.
 const MaxHeld = 32 << 10
 
-// Node is where the images are to go.
-type Node struct {
-	Content  content.Store
-	Platform ocispec.Platform
-}
-
-// Request says what is wanted of an archive.
+// Request says what is wanted of an archive, and where.
 type Request struct {
+	// Content and Platform are the node's.
+	Content   content.Store
+	Platform  ocispec.Platform
 	Selection archive.Selection
 	// Digest of the whole archive and IndexDigest of its index.json: empty where they are not checked. The first is not compared
 	// here: whoever gives it wants the archive whole.
@@ -134,7 +130,7 @@ type Request struct {
 }
 
 // Make makes a plan. Errors: those of this package, of archive, and of package daemon.
-func Make(ctx context.Context, node Node, a *Archive, req Request) (*Plan, error) {
+func Make(ctx context.Context, a *Archive, req Request) (*Plan, error) {
 	if req.IndexDigest != "" && req.IndexDigest != a.IndexDigest {
 		return nil, fmt.Errorf("the archive's index digest is %s, not %s: %w", a.IndexDigest, req.IndexDigest, archive.ErrDigestMismatch)
 	}
@@ -146,7 +142,7 @@ func Make(ctx context.Context, node Node, a *Archive, req Request) (*Plan, error
 		return nil, err
 	}
 	p := &planner{
-		node: node, archive: a, match: platforms.Only(node.Platform),
+		Request: req, archive: a, match: platforms.Only(req.Platform),
 		targets: map[digest.Digest]*unpack.Image{}, foreign: map[string]bool{}, needed: map[digest.Digest]bool{},
 		plan: &Plan{Format: a.Format, IndexDigest: a.IndexDigest},
 	}
@@ -160,7 +156,6 @@ func Make(ctx context.Context, node Node, a *Archive, req Request) (*Plan, error
 		return nil, p.noMatchingPlatform()
 	}
 	slices.SortFunc(p.plan.Images, func(a, b Image) int { return strings.Compare(a.Name, b.Name) })
-	p.plan.Matcher = p.chosen
 	for _, b := range p.plan.Blobs {
 		p.plan.Bytes.add(b.Size, b.Present)
 	}
@@ -169,13 +164,12 @@ func Make(ctx context.Context, node Node, a *Archive, req Request) (*Plan, error
 
 // planner gathers what the images of one archive need.
 type planner struct {
-	node     Node
+	Request
 	archive  *Archive
 	resolver archive.Resolver
 	match    platforms.MatchComparer
 	targets  map[digest.Digest]*unpack.Image // by the digest of a target, nil for one without this platform
-	chosen   chosenPlatforms
-	foreign  map[string]bool // other platforms, and whether the archive has one of their manifests
+	foreign  map[string]bool                 // other platforms, and whether the archive has one of their manifests
 	needed   map[digest.Digest]bool
 	plan     *Plan
 }
@@ -196,13 +190,9 @@ func (p *planner) addImage(ctx context.Context, n archive.Named) error {
 	if fs == nil {
 		return nil
 	}
-	platform := *fs.Manifest.Platform
-	if !p.chosen.Match(platform) {
-		p.chosen = append(p.chosen, platform)
-	}
 	p.plan.Images = append(p.plan.Images, Image{
 		Name: n.Name, Source: n.Source, DigestReference: n.DigestReference, ID: fs.Config.Digest.String(),
-		Digest: n.Target.Digest, Platform: platforms.FormatAll(platform), Manifest: fs.Manifest.Digest, Config: fs.Config.Digest,
+		Digest: n.Target.Digest, Platform: platforms.FormatAll(*fs.Manifest.Platform), Manifest: fs.Manifest.Digest, Config: fs.Config.Digest,
 		// Annotations and embedded data are the archive's business: a pulled image's target has none.
 		Target: ocispec.Descriptor{MediaType: n.Target.MediaType, Digest: n.Target.Digest, Size: n.Target.Size},
 		rootfs: *fs,
@@ -245,7 +235,7 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archi
 		return nil, fmt.Errorf("choose a platform: %w", err)
 	}
 	return nil, fmt.Errorf("its index has %q, but containerd does not find it behind descriptors without a platform: %w",
-		platforms.FormatAll(p.node.Platform), ErrNoMatchingPlatform)
+		platforms.FormatAll(p.Platform), ErrNoMatchingPlatform)
 }
 
 // addForeign notes the platforms of an image. It says whether the archive has the image for other platforms only, although its
@@ -292,7 +282,7 @@ func (p *planner) noMatchingPlatform() error {
 		names = archive.Quoted(there) + " only"
 	}
 	return fmt.Errorf("the archive has images for %s, this node needs %q: %w",
-		names, platforms.FormatAll(p.node.Platform), ErrNoMatchingPlatform)
+		names, platforms.FormatAll(p.Platform), ErrNoMatchingPlatform)
 }
 
 // addBlobs plans the blobs of one image: the indexes above its manifest, the manifest, its config and its layers.
@@ -328,7 +318,7 @@ func (p *planner) addBlob(ctx context.Context, d ocispec.Descriptor) error {
 	}
 	p.needed[d.Digest] = true
 	b := Blob{Descriptor: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}}
-	info, err := p.node.Content.Info(ctx, d.Digest)
+	info, err := p.Content.Info(ctx, d.Digest)
 	switch {
 	case err == nil:
 		b.Present = true
@@ -403,7 +393,7 @@ func (p *planner) fetchStored(ctx context.Context, d ocispec.Descriptor) ([]byte
 // readStored reads metadata from the content store. It counts as if the archive had it: a single pass has stored it
 // there.
 func (p *planner) readStored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-	data, err := check.ReadBlob(ctx, p.node.Content, d.Digest, archive.MaxConfigBytes)
+	data, err := check.ReadBlob(ctx, p.Content, d.Digest, archive.MaxConfigBytes)
 	if err == nil {
 		err = p.archive.CountDecoded(data)
 	}
@@ -412,18 +402,6 @@ func (p *planner) readStored(ctx context.Context, d ocispec.Descriptor) ([]byte,
 	}
 	return data, nil
 }
-
-// chosenPlatforms matches exactly the platforms that a plan chose. platforms.Only would also want lesser ones,
-// for example 386 on amd64, whose blobs are not there.
-type chosenPlatforms []ocispec.Platform
-
-func (c chosenPlatforms) Match(p ocispec.Platform) bool {
-	return slices.ContainsFunc(c, func(q ocispec.Platform) bool {
-		return platforms.FormatAll(platforms.Normalize(q)) == platforms.FormatAll(platforms.Normalize(p))
-	})
-}
-
-func (c chosenPlatforms) Less(ocispec.Platform, ocispec.Platform) bool { return false }
 
 // ImageBytes are the sums of the images of a plan, in their order, but for indexes between their own and their manifests, of
 // which there are hardly any. A blob that several need is moved for the first of them, and present for the others.

@@ -25,7 +25,7 @@ func TestStoredMetadataIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &planner{node: Node{Content: store}, archive: &Archive{Layout: &archive.Layout{}}}
+	p := &planner{Request: Request{Content: store}, archive: &Archive{Layout: &archive.Layout{}}}
 	reads := 0
 	for ; err == nil && reads < 100; reads++ {
 		_, err = p.fetchStored(ctx, d)
