@@ -3,11 +3,14 @@ package importer
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/internal/importer/cri"
@@ -77,17 +80,14 @@ func (i *Importer) ContentLost(ctx context.Context, held []Held) (losses []strin
 // its config is left out.
 func (i *Importer) NotVisible(ctx context.Context, held []Held) (names []string, unknown string, err error) {
 	ctx = i.in(ctx)
-	ids, configs := map[string]digest.Digest{}, map[digest.Digest]digest.Digest{}
+	ids := map[string]digest.Digest{}
 	for _, h := range held {
-		if _, ok := configs[h.Target.Digest]; !ok {
-			m, _, err := i.check.Manifest(ctx, h.Target)
-			if err != nil && !errdefs.IsNotFound(err) {
-				return nil, "", err
-			}
-			configs[h.Target.Digest] = m.Config.Digest
+		m, _, err := i.check.Manifest(ctx, h.Target)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return nil, "", err
 		}
-		if config := configs[h.Target.Digest]; config != "" {
-			ids[h.Name] = config
+		if err == nil {
+			ids[h.Name] = m.Config.Digest
 		}
 	}
 	names, unknown = i.notVisible(ctx, ids)
@@ -127,4 +127,42 @@ func (i *Importer) Newest(ctx context.Context) (what string, newest time.Time, e
 		later("lease "+l.ID, l.CreatedAt)
 	}
 	return what, newest, nil
+}
+
+// Watch calls changed with each name of an image that is deleted or updated, by whomever, and with "" for each snapshot
+// of a layer that is removed. It returns nil when ctx ends, and an error when containerd ends the stream. What happened
+// before it is connected is not reported, and blobs go without an event.
+func (i *Importer) Watch(ctx context.Context, changed func(name string)) error {
+	ctx, cancel := context.WithCancel(i.in(ctx))
+	defer cancel()
+	var filters []string
+	for _, topic := range []string{"/images/delete", "/images/update", "/snapshot/remove"} {
+		filters = append(filters, fmt.Sprintf("namespace==%q,topic==%q", i.options.Namespace, topic))
+	}
+	stream, failed := i.client.EventService().Subscribe(ctx, filters...)
+	for {
+		select {
+		case e := <-stream:
+			event, err := typeurl.UnmarshalAny(e.Event)
+			if err != nil {
+				continue
+			}
+			switch event := event.(type) {
+			case *events.ImageDelete:
+				changed(event.Name)
+			case *events.ImageUpdate:
+				changed(event.Name)
+			case *events.SnapshotRemove:
+				// Layers have their chain's digest for a name. Those of containers come and go all the time.
+				if strings.HasPrefix(event.Key, "sha256:") {
+					changed("")
+				}
+			}
+		case err := <-failed:
+			if ctx.Err() != nil {
+				return nil
+			}
+			return daemon.Error("watch containerd's events", err)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,13 +89,9 @@ type attempt struct {
 
 // begin opens a session, and starts what goes on beside the steps: the watch over the disk, and the unpacker.
 func (i *Importer) begin(ctx context.Context, src source.Blob, req Request) (a *attempt, _ context.Context, err error) {
-	a = &attempt{importer: i, src: src, req: req, progress: newReporter(req.Progress), memory: &share{of: i.memory}}
-	uid := req.Owner.UID
-	if uid == "" {
-		uid = importUID
-	}
+	a = &attempt{importer: i, src: src, req: req, progress: &reporter{report: req.Progress}, memory: &share{of: i.memory}}
 	ctx, a.cancel = context.WithCancelCause(ctx)
-	a.session, err = i.store.Open(ctx, store.Owner{UID: uid, Spec: req.Owner.SpecHash}, store.Hooks{
+	a.session, err = i.store.Open(ctx, store.Owner{UID: cmp.Or(req.Owner.UID, importUID), Spec: req.Owner.SpecHash}, store.Hooks{
 		Done: a.progress.done, Skipped: a.progress.skipped, Ready: a.ready.Add, Writing: &a.writing, Failed: func(err error) { a.cancel(err) },
 	})
 	if err != nil {
@@ -102,10 +99,10 @@ func (i *Importer) begin(ctx context.Context, src source.Blob, req Request) (a *
 		return nil, nil, err
 	}
 	a.content = a.session.Content()
-	if a.snapshotter, err = i.snapshotterFor(ctx, req); err != nil {
-		return nil, nil, a.end(ctx, err)
+	if a.snapshotter, err = i.snapshotterFor(ctx, req); err == nil {
+		err = a.watchDisk(ctx)
 	}
-	if err := a.watchDisk(ctx); err != nil {
+	if err != nil {
 		return nil, nil, a.end(ctx, err)
 	}
 	if req.Unpack {

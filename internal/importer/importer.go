@@ -12,6 +12,7 @@
 package importer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -125,12 +126,7 @@ func New(o Options) (*Importer, error) {
 		}
 		platform = platforms.Normalize(p)
 	}
-	if o.Namespace == "" {
-		o.Namespace = cri.Namespace
-	}
-	if o.Address == "" {
-		o.Address = defaults.DefaultAddress
-	}
+	o.Namespace, o.Address = cmp.Or(o.Namespace, cri.Namespace), cmp.Or(o.Address, defaults.DefaultAddress)
 	c, err := client.New(o.Address, client.WithDefaultNamespace(o.Namespace), client.WithTimeout(connectTimeout),
 		client.WithExtraDialOpts([]grpc.DialOption{grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout})}))
 	if err != nil {
@@ -140,17 +136,13 @@ func New(o Options) (*Importer, error) {
 }
 
 func newImporter(c *client.Client, o Options, platform ocispec.Platform) *Importer {
-	applies := int(o.Concurrency)
-	if applies == 0 {
-		applies = coresAndOne()
-	}
 	i := &Importer{
 		client:   c,
 		services: services{c.ContentStore(), c.ImageService(), c.LeasesService(), c.ContainerService()},
 		cri:      cri.New(c),
 		options:  o,
 		platform: platform,
-		applies:  semaphore.NewWeighted(int64(applies)),
+		applies:  semaphore.NewWeighted(int64(cmp.Or(int(o.Concurrency), coresAndOne()))),
 		memory:   newBudget(),
 	}
 	i.connect()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"runtime"
-	"sync"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -36,9 +35,7 @@ type share struct {
 	of     *budget
 	bytes  int64
 	window int64
-
-	mu    sync.Mutex
-	large bool
+	large  bool
 }
 
 // acquire waits until there is memory for so many blobs at a time, and for a decoder's window of so many bytes. It is called
@@ -54,8 +51,6 @@ func (s *share) acquire(ctx context.Context, blobs int, window int64) error {
 
 // acquireLarge waits until no other import has large metadata. It may be called again.
 func (s *share) acquireLarge(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.large {
 		return nil
 	}

@@ -13,27 +13,16 @@ const progressInterval = 100 * time.Millisecond
 // reporter passes progress on, at changes of phase and else at intervals.
 type reporter struct {
 	mu       sync.Mutex
-	report   func(Progress)
+	report   func(Progress) // nil for none
 	now      Progress
 	last     time.Time
 	position func() int64 // of a stream
-}
-
-func newReporter(report func(Progress)) *reporter {
-	if report == nil {
-		report = func(Progress) {}
-	}
-	return &reporter{report: report}
 }
 
 // phase reports the end of the last phase, else a bar would stay short, and the beginning of another.
 func (r *reporter) phase(p Phase) {
 	r.update(true, func(*Progress) {})
 	r.update(true, func(now *Progress) { now.Phase = p })
-}
-
-func (r *reporter) total(n int64) {
-	r.update(false, func(now *Progress) { now.Total = n })
 }
 
 // stream makes progress the place in src that was read last, until endStream: how many of its bytes are needed is
@@ -64,7 +53,7 @@ func (r *reporter) update(due bool, change func(*Progress)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	change(&r.now)
-	if r.now.Phase == "" || !due && time.Since(r.last) < progressInterval {
+	if r.report == nil || r.now.Phase == "" || !due && time.Since(r.last) < progressInterval {
 		return
 	}
 	r.last = time.Now()

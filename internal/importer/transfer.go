@@ -21,7 +21,7 @@ import (
 // transfer makes sure that every blob of the plan is below the session's lease, several at a time. Metadata goes first, so
 // that layers can be unpacked as they arrive; these follow in the order in which they are unpacked.
 func (a *attempt) transfer(ctx context.Context, p *Plan) error {
-	a.progress.total(p.Bytes.Total)
+	a.progress.update(false, func(now *Progress) { now.Total = p.Bytes.Total })
 	a.progress.phase(PhaseTransferring)
 	var atHand, members []PlannedBlob
 	for _, b := range p.Blobs {

@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -28,10 +29,7 @@ func (i *Importer) snapshotterName(ctx context.Context) (string, error) {
 			return name, nil
 		}
 	}
-	if label != "" {
-		return label, nil
-	}
-	return defaults.DefaultSnapshotter, nil
+	return cmp.Or(label, defaults.DefaultSnapshotter), nil
 }
 
 // snapshotterFor is the name of the snapshotter that a request needs: one that is there, if layers are to be unpacked into it;

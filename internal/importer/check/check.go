@@ -35,10 +35,7 @@ type Checker struct {
 // Missing returns what an image lacks on this platform.
 func (c Checker) Missing(ctx context.Context, target ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 	_, _, _, missing, err := images.Check(ctx, c.Content, target, platforms.Only(c.Platform))
-	if err != nil {
-		return nil, daemon.Error("check image "+target.Digest.String(), err)
-	}
-	return missing, nil
+	return missing, daemon.Error("check image "+target.Digest.String(), err)
 }
 
 // Lost says in words what an image lacks that was unpacked into a snapshotter, empty for none. It is empty for a whole one.
@@ -48,13 +45,12 @@ func (c Checker) Lost(ctx context.Context, target ocispec.Descriptor, snapshotte
 		return "", err
 	}
 	m, manifest, err := c.Manifest(ctx, target)
-	if errdefs.IsNotFound(err) && len(missing) == 0 { // it has gone since
+	switch noConfig := slices.ContainsFunc(missing, func(d ocispec.Descriptor) bool { return d.Digest == m.Config.Digest }); {
+	case errdefs.IsNotFound(err) && len(missing) == 0: // it has gone since
 		return "lacks " + target.Digest.String(), nil
-	}
-	if errdefs.IsNotFound(err) || slices.ContainsFunc(missing, func(d ocispec.Descriptor) bool { return d.Digest == m.Config.Digest }) {
+	case errdefs.IsNotFound(err), noConfig:
 		return "lacks " + missing[0].Digest.String(), nil
-	}
-	if err != nil {
+	case err != nil:
 		return "", err
 	}
 	unpacked := false
@@ -76,19 +72,13 @@ func (c Checker) Lost(ctx context.Context, target ocispec.Descriptor, snapshotte
 func (c Checker) Manifest(ctx context.Context, target ocispec.Descriptor) (ocispec.Manifest, digest.Digest, error) {
 	p := c.provider()
 	m, err := images.Manifest(ctx, p, target, platforms.Only(c.Platform))
-	if err != nil {
-		return m, "", daemon.Error("read manifest of "+target.Digest.String(), err)
-	}
-	return m, p.Manifest, nil
+	return m, p.Manifest, daemon.Error("read manifest of "+target.Digest.String(), err)
 }
 
 // DiffIDs are those of an image's layers.
 func (c Checker) DiffIDs(ctx context.Context, config ocispec.Descriptor) ([]digest.Digest, error) {
 	diffIDs, err := images.RootFS(ctx, c.provider(), config)
-	if err != nil {
-		return nil, daemon.Error("read config "+config.Digest.String(), err)
-	}
-	return diffIDs, nil
+	return diffIDs, daemon.Error("read config "+config.Digest.String(), err)
 }
 
 // Provider gives metadata to containerd's own code, and keeps which manifest that read last.
@@ -127,10 +117,8 @@ func ReadBlob(ctx context.Context, store content.Provider, d digest.Digest, limi
 		return nil, fmt.Errorf("blob %s has %d bytes, at most %d are read: %w", d, ra.Size(), limit, archive.ErrLimit)
 	}
 	var b bytes.Buffer
-	if _, err := io.Copy(&b, content.NewReader(ra)); err != nil {
-		return nil, daemon.Error("read blob "+d.String(), err)
-	}
-	return b.Bytes(), nil
+	_, err = io.Copy(&b, content.NewReader(ra))
+	return b.Bytes(), daemon.Error("read blob "+d.String(), err)
 }
 
 // holds says whether a manifest keeps a layer from being collected. Nodes that discard unpacked layers take that away
@@ -162,4 +150,66 @@ func (c Checker) unpacked(ctx context.Context, config ocispec.Descriptor, snapsh
 		return false, daemon.Error("look up snapshot", err)
 	}
 	return true, nil
+}
+
+// Usage is what of images is in use in a namespace.
+type Usage struct {
+	checker   Checker
+	names     map[string]bool // that containers were made with
+	snapshots map[string]bool // that theirs, and those of CRI's volumes, stand on
+}
+
+// Usage examines those snapshotters that containers use, and into these.
+func (c Checker) Usage(ctx context.Context, snapshotters ...string) (*Usage, error) {
+	u := &Usage{c, map[string]bool{}, map[string]bool{}}
+	list, err := c.Containers.List(ctx)
+	if err != nil {
+		return nil, daemon.Error("list containers", err)
+	}
+	for _, container := range list {
+		u.names[container.Image] = true
+		if container.SnapshotKey != "" {
+			snapshotters = append(snapshotters, container.Snapshotter)
+		}
+	}
+	slices.Sort(snapshotters)
+	for _, name := range slices.Compact(snapshotters) {
+		if name == "" {
+			continue
+		}
+		err := c.Snapshotter(name).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+			if info.Kind != snapshots.KindCommitted && !strings.HasPrefix(info.Name, snapshots.UnpackKeyPrefix+"-") {
+				// With a user namespace it stands on a copy of the image's, <chain>-<uid>-<gid>.
+				chain, _, _ := strings.Cut(info.Parent, "-")
+				u.snapshots[chain] = true
+			}
+			return nil
+		})
+		if err != nil && !errdefs.IsInvalidArgument(err) { // the snapshotter is not there any more
+			return nil, daemon.Error("list snapshots of "+name, err)
+		}
+	}
+	return u, nil
+}
+
+// Uses says whether a container uses an image, by one of these names of it, its digest, its id, or its snapshots.
+func (u *Usage) Uses(ctx context.Context, target ocispec.Descriptor, names []string) (bool, error) {
+	var config, chain string
+	m, _, err := u.checker.Manifest(ctx, target)
+	if err == nil {
+		config = m.Config.Digest.String()
+		var diffIDs []digest.Digest
+		if diffIDs, err = u.checker.DiffIDs(ctx, m.Config); len(diffIDs) > 0 {
+			chain = identity.ChainID(diffIDs).String()
+		}
+	}
+	if err != nil && !errdefs.IsNotFound(err) { // what is not there any more cannot be distinguished
+		return false, err
+	}
+	for name := range u.names {
+		if strings.HasSuffix(name, "@"+target.Digest.String()) || config != "" && name == config || slices.Contains(names, name) {
+			return true, nil
+		}
+	}
+	return chain != "" && u.snapshots[chain], nil
 }

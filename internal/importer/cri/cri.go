@@ -31,7 +31,8 @@ const Namespace = "k8s.io"
 
 const (
 	// startWait is how long CRI may take to be ready after containerd answers: it reads all containers first.
-	startWait = 3 * time.Second
+	startWait  = 3 * time.Second
+	startPause = 20 * time.Millisecond
 	// nameWait is how long a name may take to be known to CRI, after the one before. CRI reads containerd's events one
 	// after the other, each within milliseconds; an image that it could not read it tries again after a second.
 	nameWait = 3 * time.Second
@@ -64,38 +65,30 @@ func callError(doing string, err error) error {
 	return daemon.Error(doing, err)
 }
 
-// snapshotterRoot is the root of the snapshotter that CRI uses by default: CRI reports its place only.
-func (c Client) snapshotterRoot(ctx context.Context) (string, error) {
-	if c.Images == nil {
-		return "", ErrNotServed
-	}
-	for deadline, pause := time.Now().Add(startWait), 5*time.Millisecond; ; pause *= 2 {
-		resp, err := c.Images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
-		if err == nil {
-			if all := resp.GetImageFilesystems(); len(all) > 0 { // the default snapshotter's comes first
-				return all[0].GetFsId().GetMountpoint(), nil
-			}
-			return "", nil
-		}
-		if err = callError("ask CRI for its file systems", err); !errors.Is(err, daemon.ErrUnavailable) || time.Now().After(deadline) {
-			return "", err
-		}
-		select {
-		case <-ctx.Done():
-			return "", ctx.Err() //nolint:wrapcheck // the caller's own
-		case <-time.After(pause):
-		}
-	}
-}
-
 // Snapshotter is the name of the snapshotter that CRI uses unless a runtime class says otherwise; empty if CRI does not say.
 // It waits a few seconds for a CRI that is starting.
 func (c Client) Snapshotter(ctx context.Context) (string, error) {
+	if c.Images == nil {
+		return "", ErrNotServed
+	}
 	ctx, cancel := context.WithTimeout(ctx, 2*startWait)
 	defer cancel()
-	root, err := c.snapshotterRoot(ctx)
-	if err != nil || root == "" {
-		return "", err
+	var root string
+	for start := time.Now(); ; time.Sleep(startPause) {
+		info, err := c.Images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
+		if err == nil {
+			if all := info.GetImageFilesystems(); len(all) > 0 { // the default snapshotter's comes first
+				root = all[0].GetFsId().GetMountpoint()
+			}
+			break
+		}
+		err = callError("ask CRI for its file systems", err)
+		if !errors.Is(err, daemon.ErrUnavailable) || time.Since(start) > startWait || ctx.Err() != nil {
+			return "", err
+		}
+	}
+	if root == "" {
+		return "", nil
 	}
 	resp, err := c.Plugins.Plugins(ctx, fmt.Sprintf("type==%s", plugins.SnapshotPlugin))
 	if err != nil {
@@ -137,10 +130,7 @@ func (c Client) NotVisible(ctx context.Context, configs map[string]digest.Digest
 			return left, ""
 		}
 		names = left
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+		time.Sleep(pause)
 	}
 }
 

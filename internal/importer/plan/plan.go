@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -169,7 +170,7 @@ type planner struct {
 	resolver archive.Resolver
 	match    platforms.MatchComparer
 	targets  map[digest.Digest]*unpack.Image // by the digest of a target, nil for one without this platform
-	foreign  map[string]bool                 // other platforms, and whether the archive has one of their manifests
+	foreign  map[string]bool                 // platforms that the archive has, of images without this one
 	needed   map[digest.Digest]bool
 	plan     *Plan
 }
@@ -238,20 +239,18 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archi
 		platforms.FormatAll(p.Platform), ErrNoMatchingPlatform)
 }
 
-// addForeign notes the platforms of an image. It says whether the archive has the image for other platforms only, although its
+// addForeign notes the platforms that the archive has of an image. It says whether the archive has the image for other platforms only, although its
 // index may list this one, too: an archive of one platform keeps the index as it is. If it has a manifest that would serve
 // this node, a better one got lost.
 func (p *planner) addForeign(ctx context.Context, list []archive.PlatformManifest) bool {
 	ours, others := false, false
 	for _, m := range list {
-		there := p.inArchive(ctx, m.Descriptor)
-		if p.match.Match(*m.Platform) {
-			ours = ours || there
-		} else {
-			others = others || there
+		if !p.inArchive(ctx, m.Descriptor) {
+			continue
 		}
-		platform := platforms.FormatAll(*m.Platform)
-		p.foreign[platform] = p.foreign[platform] || there
+		ours = ours || p.match.Match(*m.Platform)
+		others = others || !p.match.Match(*m.Platform)
+		p.foreign[platforms.FormatAll(*m.Platform)] = true
 	}
 	return others && !ours
 }
@@ -265,24 +264,13 @@ func (p *planner) inArchive(ctx context.Context, d ocispec.Descriptor) bool {
 	return !errors.Is(err, archive.ErrMissing)
 }
 
-// noMatchingPlatform names the platforms that the archive has, or else those that its indexes list.
+// noMatchingPlatform names the platforms that the archive has.
 func (p *planner) noMatchingPlatform() error {
-	var listed, there []string
-	for platform, inArchive := range p.foreign {
-		if listed = append(listed, platform); inArchive {
-			there = append(there, platform)
-		}
-	}
-	if len(there) == 0 {
-		there = listed
-	}
-	slices.Sort(there)
 	names := "no platform"
-	if len(there) > 0 {
-		names = archive.Quoted(there) + " only"
+	if len(p.foreign) > 0 {
+		names = archive.Quoted(slices.Sorted(maps.Keys(p.foreign))) + " only"
 	}
-	return fmt.Errorf("the archive has images for %s, this node needs %q: %w",
-		names, platforms.FormatAll(p.Platform), ErrNoMatchingPlatform)
+	return fmt.Errorf("the archive has images for %s, this node needs %q: %w", names, platforms.FormatAll(p.Platform), ErrNoMatchingPlatform)
 }
 
 // addBlobs plans the blobs of one image: the indexes above its manifest, the manifest, its config and its layers.

@@ -72,10 +72,10 @@ type Unpacker struct {
 	ctx      context.Context // of all its work
 	feeding  sync.WaitGroup  // of images, into the group
 	group    errgroup.Group
-	started  map[digest.Digest]bool // manifests
-	counted  sync.Map               // blobs, by digest
-	locks    keyedLocks             // so that images of this import do not unpack the same layer twice
-	parallel func() bool            // whether layers can be applied in parallel
+	started  sync.Map    // manifests, by digest
+	counted  sync.Map    // blobs, by digest
+	locks    keyedLocks  // so that images of this import do not unpack the same layer twice
+	parallel func() bool // whether layers can be applied in parallel
 }
 
 // maxImages are unpacked at a time. They wait most of the time, each layer in a goroutine.
@@ -89,7 +89,7 @@ var silent = logrus.NewEntry(&logrus.Logger{Out: io.Discard, Formatter: &logrus.
 // Its locks are its own. One that imports shared would make each wait for the slowest: containerd's Unpacker holds the lock
 // of a layer while it waits for the blob. When two imports unpack the same layer, one snapshot stays.
 func New(ctx context.Context, o Options) *Unpacker {
-	u := &Unpacker{Options: o, ctx: log.WithLogger(ctx, silent), started: map[digest.Digest]bool{}}
+	u := &Unpacker{Options: o, ctx: log.WithLogger(ctx, silent)}
 	u.group.SetLimit(maxImages)
 	u.parallel = sync.OnceValue(func() bool { return u.supportsRebase(u.ctx) })
 	return u
@@ -102,30 +102,16 @@ func (u *Unpacker) Start(all []*Image, blobs []ocispec.Descriptor) {
 	if u == nil {
 		return
 	}
-	layers := map[digest.Digest]bool{}
-	var todo []*Image
-	for _, img := range all {
-		for _, l := range img.Layers {
-			layers[l.Digest] = true
-		}
-		if !u.started[img.Manifest.Digest] {
-			u.started[img.Manifest.Digest] = true
-			todo = append(todo, img)
-		}
-	}
 	for _, b := range blobs {
-		if !layers[b.Digest] {
+		if !images.IsLayerType(b.MediaType) {
 			u.count(b)
 		}
 	}
 	u.feeding.Go(func() {
-		for _, img := range todo {
-			u.group.Go(func() error {
-				if err := u.image(img); err != nil {
-					u.fail(img, err)
-				}
-				return nil
-			})
+		for _, img := range all {
+			if _, again := u.started.LoadOrStore(img.Manifest.Digest, true); !again {
+				u.group.Go(func() error { return u.fail(img, u.image(img)) })
+			}
 		}
 	})
 }
@@ -139,9 +125,12 @@ func (u *Unpacker) Wait() {
 	_ = u.group.Wait() // what fails is passed to Fail
 }
 
-// fail ends the import.
-func (u *Unpacker) fail(img *Image, err error) {
-	u.Fail(fmt.Errorf("image %q: %w", img.Name, unpackError(err)))
+// fail ends the import when something went wrong.
+func (u *Unpacker) fail(img *Image, err error) error {
+	if err != nil {
+		u.Fail(fmt.Errorf("image %q: %w", img.Name, unpackError(err)))
+	}
+	return err
 }
 
 // image unpacks one image, in parallel where that is right.
@@ -233,7 +222,7 @@ func (a applier) Apply(ctx context.Context, d ocispec.Descriptor, mounts []mount
 	case a.parallel && needsParent(err):
 		a.cancel(errNeedsParent)
 	case !errors.Is(context.Cause(ctx), errNeedsParent):
-		a.fail(a.img, err)
+		return applied, a.fail(a.img, err)
 	}
 	return applied, err
 }
@@ -256,6 +245,55 @@ func (a applier) apply(ctx context.Context, d ocispec.Descriptor, mounts []mount
 		return applied, &applyError{err}
 	}
 	return applied, nil
+}
+
+// keyedLocks are mutexes by key. They implement containerd's KeyedLocker. A key is remembered for as long as they are.
+type keyedLocks struct{ held sync.Map }
+
+// Lock waits until nobody holds the key.
+func (k *keyedLocks) Lock(ctx context.Context, key string) error {
+	lock, _ := k.held.LoadOrStore(key, make(chan struct{}, 1))
+	select {
+	case lock.(chan struct{}) <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err() //nolint:wrapcheck // the caller's own
+	}
+}
+
+// Unlock lets go of a key that is held.
+func (k *keyedLocks) Unlock(key string) {
+	lock, _ := k.held.Load(key)
+	<-lock.(chan struct{})
+}
+
+// ReadySet is a set of digests that can be waited for. The zero ReadySet is empty.
+type ReadySet struct{ digests sync.Map }
+
+type latch struct {
+	once  sync.Once
+	ready chan struct{} // closed when it is
+}
+
+func (r *ReadySet) latch(d digest.Digest) *latch {
+	l, _ := r.digests.LoadOrStore(d, &latch{ready: make(chan struct{})})
+	return l.(*latch)
+}
+
+// Add says that a digest is ready. A digest may be added again.
+func (r *ReadySet) Add(d digest.Digest) {
+	l := r.latch(d)
+	l.once.Do(func() { close(l.ready) })
+}
+
+// Wait returns when a digest is ready, or with the context's error.
+func (r *ReadySet) Wait(ctx context.Context, d digest.Digest) error {
+	select {
+	case <-r.latch(d).ready:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err() //nolint:wrapcheck // the caller's own
+	}
 }
 
 // compression is how many times larger than its blob a compressed layer is estimated to be. Layers of distributions and
