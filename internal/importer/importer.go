@@ -285,8 +285,9 @@ type Result struct {
 	CRI string
 }
 
-// Imported says whether an owner's import was published, and what it has lost since. No source is opened. The loss is empty
-// while all is whole; found is false when nothing of this owner and spec is there. Names that are gone are not in the result.
+// Imported says whether an owner's import was published, what it has lost since, and whether the kubelet finds it. No source is
+// opened. The loss is empty while all is complete; found is false when nothing of this owner and spec is there. Names that are
+// gone are not in the result.
 func (i *Importer) Imported(ctx context.Context, o Owner) (result Result, loss string, found bool, err error) {
 	p, err := i.ownership.Published(i.in(ctx), o)
 	if err != nil || p == nil {
@@ -294,10 +295,15 @@ func (i *Importer) Imported(ctx context.Context, o Owner) (result Result, loss s
 	}
 	r := p.Import
 	result = Result{Names: p.Names, Digest: r.Digest, IndexDigest: r.Index, Size: r.Size, Validator: r.Validator}
+	var held []Held
 	for _, n := range p.Tags {
 		result.Images = append(result.Images, Image{Name: n.Name, Digest: n.Target.Digest})
+		held = append(held, Held{Name: n.Name, Target: n.Target})
 	}
-	return result, p.Lost, true, nil
+	if p.Lost == "" {
+		result.NotVisible, result.CRI, err = i.NotVisible(ctx, held)
+	}
+	return result, p.Lost, true, err
 }
 
 // Repair gives names of an owner what they have lost and can get back without a source: the pin, the mark for the CRI,

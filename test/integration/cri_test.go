@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
+	"github.com/tarlift/tarlift/internal/archive"
 	"github.com/tarlift/tarlift/internal/importer"
 	"github.com/tarlift/tarlift/test/cluster"
 )
@@ -50,6 +51,19 @@ func TestImportSaysWhatTheKubeletFinds(t *testing.T) {
 	_, other := built(t, sample("cri.example/other:1", 7))
 	if foreign.code != 0 || foreign.CRI != "" || !strings.Contains(foreign.errOut, "the kubelet does not find") || !slices.Equal(foreign.NotVisible, want) {
 		t.Errorf("foreign platform: exit code %d, not visible %q, unknown %q: %s", foreign.code, foreign.NotVisible, foreign.CRI, foreign.errOut)
+	}
+	// The check of what an ImageArchive has imported finds the same.
+	i := r.importerWith(t, importer.Options{Platform: "linux/arm64"})
+	req := importer.Request{
+		Owner:     importer.Owner{Name: "foreign", UID: "foreign", SpecHash: "1"},
+		Selection: archive.Selection{Rename: []archive.Rename{{From: "cri.example/", To: "checked.example/"}}},
+	}
+	if _, err := i.Import(t.Context(), open(t, file), req); err != nil {
+		t.Fatal(err)
+	}
+	checked, loss, ok, err := i.Imported(t.Context(), req.Owner)
+	if err != nil || !ok || loss != "" || checked.CRI != "" || !slices.Equal(checked.NotVisible, []string{"checked.example/app:1"}) {
+		t.Errorf("the check: loss %q, %v, not visible %q, unknown %q, %v", loss, ok, checked.NotVisible, checked.CRI, err)
 	}
 	// Whoever imports into another namespace means it.
 	if o := r.agentImport(t, other, "--namespace", "other", "-"); o.code != 0 || o.NotVisible != nil || o.CRI != "" || o.errOut != "" {
