@@ -1,6 +1,7 @@
 package ownership
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,8 @@ type Claim struct {
 	Import Import
 	// Pin the images against the kubelet's garbage collection.
 	Pin bool
-	// Replace names that exist with another digest and belong to somebody else, instead of ErrNameConflict.
+	// Replace names that exist with another digest and belong to somebody else, instead of ErrNameConflict. Of two archives that
+	// both do so, the older one keeps the name.
 	Replace bool
 	// Owned are names that are known to have been published for this owner: those that somebody has given another digest
 	// since are taken back, whatever Replace says.
@@ -114,7 +116,7 @@ func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []
 		return nil, nil, err
 	}
 	p = &publishing{Ownership: o, Claim: c, record: newRecord(c.Owner, c.Import)}
-	p.record.Names, p.record.Pinned, p.record.Serial = len(c.Names), c.Pin, 1
+	p.record.Names, p.record.Pinned, p.record.Replace, p.record.Serial = len(c.Names), c.Pin, c.Replace, 1
 	if newest, _ := split(byOwner(list)[c.Owner.label()]); len(newest) > 0 {
 		r := newest[0].record
 		same := r.Spec == p.record.Spec && r.Index == p.record.Index && r.Names == p.record.Names
@@ -124,8 +126,6 @@ func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []
 		}
 		p.ownsAll = c.Owner.UID != "" && same
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, n := range c.Names {
 		change := Change{Name: n.Name, Change: NameNew}
 		if old, ok := list[n.Name]; ok {
@@ -190,7 +190,7 @@ func (o *Ownership) claimOnce(ctx context.Context, c Claim) error {
 }
 
 // conflict protects a name that stands for something else, unless nobody but this owner stands behind it. The id of an image
-// is no conflict: it means its config, which several manifests may share. It is called with the lock.
+// is no conflict: it means its config, which several manifests may share.
 func (p *publishing) conflict(old images.Image, n Name) error {
 	if old.Target.Digest == n.Target.Digest || n.Kind == KindID {
 		return nil
@@ -225,27 +225,21 @@ func (c claim) holder() string {
 	return fmt.Sprintf("ImageArchive %q", c.record.Archive)
 }
 
-// contest is a name that two archives want with different targets. The archives are in order.
-type contest struct{ name, a, b string }
-
-// maxContests is how often two archives may take a name from each other before the younger one is refused.
-const maxContests = 3
-
-func newContest(name string, label, other string) contest {
-	return contest{name, min(label, other), max(label, other)}
-}
-
-// contested refuses a name to the younger of two archives that have taken it from each other again and again.
+// contested refuses a name that an older archive has, which replaces others' names too: they would take it from each other for ever.
 func (p *publishing) contested(name string, rest []claim) error {
 	for _, c := range rest {
-		younger := p.record.Created > c.record.Created || p.record.Created == c.record.Created && p.record.Archive > c.record.Archive
-		if p.contests[newContest(name, p.Owner.label(), c.label)] >= maxContests && younger {
+		if c.record.Replace && c.record.older(p.record) {
 			return fmt.Errorf("name %q: this archive and %s, which is older, have different images of that name, "+
 				"and both replace the other's (spec.conflictPolicy: Replace): rename one (spec.images.rename): %w",
 				name, c.holder(), ErrNameConflict)
 		}
 	}
 	return nil
+}
+
+// older orders archives by when they were made, those of the same second by name.
+func (r record) older(than record) bool {
+	return cmp.Or(cmp.Compare(r.Created, than.Created), cmp.Compare(r.Archive, than.Archive)) < 0
 }
 
 // write reads a name, decides, and writes it, as one step. A write that has started is not cancelled, since nobody would
@@ -279,8 +273,7 @@ func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 		return images.Image{}, err
 	}
 	img := p.image(n, &old)
-	moved := old.Target.Digest != img.Target.Digest
-	if !moved { // written all the same: another process may have moved it since, and the record names this one
+	if old.Target.Digest == img.Target.Digest { // written all the same: another process may have moved it since, and the record names this one
 		img.Target = old.Target
 	}
 	switch err := p.update(ctx, img); {
@@ -288,11 +281,6 @@ func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
 		return img, errRaced
 	case err != nil:
 		return img, daemon.Error("update", err)
-	}
-	if moved {
-		for _, c := range others(old, p.Owner) {
-			p.contests[newContest(n.Name, p.Owner.label(), c.label)]++
-		}
 	}
 	return img, nil
 }

@@ -43,7 +43,7 @@ const (
 type Owner struct {
 	Name string
 	UID  string
-	// Created is when the ImageArchive was made. Of two that take a name from each other, the older one keeps it.
+	// Created is when the ImageArchive was made. Of two that both replace the other's name, the older one keeps it.
 	Created time.Time
 	// SpecHash identifies the part of the spec that decides what an import does.
 	SpecHash string
@@ -76,13 +76,12 @@ type Ownership struct {
 	check   check.Checker
 	collect func(context.Context) error
 
-	mu       sync.Mutex      // makes the look at a name and its change one step among all that this process does
-	contests map[contest]int // how often two archives have taken a name from each other
+	mu sync.Mutex // makes the look at a name and its change one step among all that this process does
 }
 
 // New makes one. It calls collect when names were deleted: what they held is to be gone then.
 func New(store images.Store, c check.Checker, collect func(context.Context) error) *Ownership {
-	return &Ownership{images: store, check: c, collect: collect, contests: map[contest]int{}}
+	return &Ownership{images: store, check: c, collect: collect}
 }
 
 // Kind is what a name is beside others of its image. A pull by the CRI leaves one of each.
@@ -116,6 +115,7 @@ type record struct {
 	Kind     Kind          `json:"kind,omitempty"`
 	Target   digest.Digest `json:"target"`
 	Pinned   bool          `json:"pinned,omitempty"`
+	Replace  bool          `json:"replace,omitempty"`  // the archive replaces names of others
 	Deletion Deletion      `json:"deletion,omitempty"` // empty for the default
 	Found    *found        `json:"found,omitempty"`
 	Import
