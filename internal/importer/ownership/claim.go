@@ -43,9 +43,6 @@ type Claim struct {
 	Owned []string
 }
 
-// errRaced is a name that somebody else has written at the same time.
-var errRaced = errors.New("the name was changed at the same time")
-
 // maxRaces bounds how often publishing begins again because of others. Each time somebody has written a name within the
 // milliseconds that it takes.
 const maxRaces = 5
@@ -53,9 +50,6 @@ const maxRaces = 5
 // raceWait and the number of the try bound the random pause before the next one, so that two who race do not do so for ever. To
 // publish 100 names takes less.
 const raceWait = 200 * time.Millisecond
-
-// writeTimeout bounds a write that must not be cancelled, which takes containerd milliseconds.
-const writeTimeout = 20 * time.Second
 
 // Claim publishes names, each with its target, its pin and its owner in one write. Before the first write it finds names that
 // must not be taken: ErrNameConflict. containerd's update is not conditional and other processes have locks of their own, so
@@ -72,6 +66,29 @@ func (o *Ownership) Claim(ctx context.Context, c Claim) error {
 		case <-time.After(rand.N(time.Duration(try) * raceWait)): //nolint:gosec // no secret
 		}
 	}
+}
+
+func (o *Ownership) claimOnce(ctx context.Context, c Claim) error {
+	p, _, err := o.prepare(ctx, c)
+	if err != nil {
+		return err
+	}
+	written := make([]string, len(c.Names))
+	for k, n := range c.Names {
+		if written[k], err = p.publish(ctx, n); err != nil {
+			return fmt.Errorf("publish %q: %w", n.Name, err)
+		}
+	}
+	for k, n := range c.Names {
+		img, err := o.images.Get(ctx, n.Name)
+		if errdefs.IsNotFound(err) || err == nil && p.mark(img.Target, img.Labels) != written[k] {
+			err = errRaced
+		}
+		if err != nil {
+			return fmt.Errorf("publish %q: %w", n.Name, daemon.Error("read back", err))
+		}
+	}
+	return nil
 }
 
 // Change is what Claim would do to a name.
@@ -103,21 +120,29 @@ func (o *Ownership) Changes(ctx context.Context, c Claim) ([]Change, error) {
 type publishing struct {
 	*Ownership
 	Claim
-	record record
+	record ownershipRecord // without what differs from name to name
 	// ownsAll: what is published now is what the owner's newest import published. Then all of these names have been its own,
 	// also those that somebody has given another digest since and that have lost their labels so.
 	ownsAll bool
 }
 
+// maxRecordedSource in bytes keeps the whole record below containerd's bound, even if each byte is escaped in six.
+const maxRecordedSource = 400
+
 // prepare reads all names before the first write. Its error is also the first conflict.
 func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []Change, conflict error) {
-	list, err := o.list(ctx)
+	names, owners, err := o.list(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	p = &publishing{Ownership: o, Claim: c, record: newRecord(c.Owner, c.Import)}
-	p.record.Names, p.record.Pinned, p.record.Replace, p.record.Serial = len(c.Names), c.Pin, c.Replace, 1
-	if newest, _ := split(byOwner(list)[c.Owner.label()]); len(newest) > 0 {
+	if len(c.Import.Source) > maxRecordedSource {
+		c.Import.Source = strings.ToValidUTF8(c.Import.Source[:maxRecordedSource], "")
+	}
+	p = &publishing{Ownership: o, Claim: c, record: ownershipRecord{
+		Archive: c.Owner.Name, Created: max(0, c.Owner.Created.Unix()), Spec: c.Owner.SpecHash, Serial: 1, Names: len(c.Names),
+		Pinned: c.Pin, Replace: c.Replace, Deletion: c.Owner.Deletion, Import: c.Import,
+	}}
+	if newest, _ := split(owners[c.Owner.label()]); len(newest) > 0 {
 		r := newest[0].record
 		same := r.Spec == p.record.Spec && r.Index == p.record.Index && r.Names == p.record.Names
 		p.record.Serial = r.Serial
@@ -128,18 +153,13 @@ func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []
 	}
 	for _, n := range c.Names {
 		change := Change{Name: n.Name, Change: NameNew}
-		if old, ok := list[n.Name]; ok {
-			refused := p.conflict(old, n)
-			if conflict == nil {
-				conflict = refused
-			}
-			switch change.Now = old.Target.Digest; {
-			case refused != nil:
-				change.Change = NameConflict
-			case change.Now != n.Target.Digest:
+		if now, ok := names[n.Name]; ok {
+			change.Change, change.Now = NameKept, now.Target.Digest
+			if change.Now != n.Target.Digest {
 				change.Change = NameMoved
-			default:
-				change.Change = NameKept
+			}
+			if err := p.conflict(now, n); err != nil {
+				change.Change, conflict = NameConflict, cmp.Or(conflict, err)
 			}
 		}
 		all = append(all, change)
@@ -147,74 +167,36 @@ func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []
 	return p, all, conflict
 }
 
-func (o *Ownership) list(ctx context.Context) (map[string]images.Image, error) {
-	list, err := o.images.List(ctx)
-	if err != nil {
-		return nil, daemon.Error("list images", err)
-	}
-	all := make(map[string]images.Image, len(list))
-	for _, img := range list {
-		all[img.Name] = img
-	}
-	return all, nil
-}
-
-func (o *Ownership) claimOnce(ctx context.Context, c Claim) error {
-	p, _, err := o.prepare(ctx, c)
-	if err != nil {
-		return err
-	}
-	label := c.Owner.label()
-	mark := func(img images.Image) string { return img.Target.Digest.String() + img.Labels[label] }
-	written := make([]string, len(c.Names))
-	for k, n := range c.Names {
-		if err := ctx.Err(); err != nil {
-			return err //nolint:wrapcheck // the caller's own
-		}
-		img, err := p.write(ctx, n)
-		if err != nil {
-			return fmt.Errorf("publish %q: %w", n.Name, err)
-		}
-		written[k] = mark(img)
-	}
-	for k, n := range c.Names {
-		img, err := o.images.Get(ctx, n.Name)
-		if err == nil && mark(img) != written[k] || errdefs.IsNotFound(err) {
-			err = errRaced
-		}
-		if err != nil {
-			return fmt.Errorf("publish %q: %w", n.Name, daemon.Error("read back", err))
-		}
-	}
-	return nil
-}
-
 // conflict protects a name that stands for something else, unless nobody but this owner stands behind it. The id of an image
 // is no conflict: it means its config, which several manifests may share.
-func (p *publishing) conflict(old images.Image, n Name) error {
-	if old.Target.Digest == n.Target.Digest || n.Kind == KindID {
+func (p *publishing) conflict(now images.Image, n Name) error {
+	if now.Target.Digest == n.Target.Digest || n.Kind == KindID {
 		return nil
 	}
-	rest := others(old, p.Owner)
-	if p.Replace {
-		return p.contested(n.Name, rest)
-	}
-	all := claims(old)
-	foreign := slices.ContainsFunc(all, func(c claim) bool { return c.record.Found != nil })
-	ours := len(all) > 0 || p.ownsAll || slices.Contains(p.Owned, n.Name)
-	if ours && !foreign && len(rest) == 0 {
-		return nil
-	}
-	whose := "was not published by Tarlift"
+	all := claims(now)
+	rival := slices.IndexFunc(all, func(c claim) bool {
+		return !c.succeededBy(p.Owner) && c.record.Target != n.Target.Digest && (!p.Replace || c.record.Replace && c.record.older(p.record))
+	})
+	var whose string
 	switch {
-	case len(rest) > 0:
-		whose = "belongs to " + rest[0].holder()
-	case foreign:
+	case rival >= 0 && p.Replace:
+		return fmt.Errorf("name %q: this archive and %s, which is older, have different images of that name, "+
+			"and both replace the other's (spec.conflictPolicy: Replace): rename one (spec.images.rename): %w",
+			n.Name, all[rival].holder(), ErrNameConflict)
+	case p.Replace:
+		return nil
+	case rival >= 0:
+		whose = "belongs to " + all[rival].holder()
+	case slices.ContainsFunc(all, claim.wasFound):
 		whose = "was there before"
+	case len(all) == 0 && !p.ownsAll && !slices.Contains(p.Owned, n.Name):
+		whose = "was not published by Tarlift"
+	default:
+		return nil
 	}
 	return fmt.Errorf("name %q stands for %s on this node and %s; the archive has %s: "+
 		"rename the image (spec.images.rename) or let it be replaced (spec.conflictPolicy: Replace): %w",
-		n.Name, old.Target.Digest, whose, n.Target.Digest, ErrNameConflict)
+		n.Name, now.Target.Digest, whose, n.Target.Digest, ErrNameConflict)
 }
 
 // holder names the owner of a claim.
@@ -225,124 +207,100 @@ func (c claim) holder() string {
 	return fmt.Sprintf("ImageArchive %q", c.record.Archive)
 }
 
-// contested refuses a name that an older archive has, which replaces others' names too: they would take it from each other for ever.
-func (p *publishing) contested(name string, rest []claim) error {
-	for _, c := range rest {
-		if c.record.Replace && c.record.older(p.record) {
-			return fmt.Errorf("name %q: this archive and %s, which is older, have different images of that name, "+
-				"and both replace the other's (spec.conflictPolicy: Replace): rename one (spec.images.rename): %w",
-				name, c.holder(), ErrNameConflict)
-		}
-	}
-	return nil
-}
+// wasFound says whether a name was there, and somebody else's, before the first claim on it.
+func (c claim) wasFound() bool { return c.record.Found != nil }
 
 // older orders archives by when they were made, those of the same second by name.
-func (r record) older(than record) bool {
+func (r ownershipRecord) older(than ownershipRecord) bool {
 	return cmp.Or(cmp.Compare(r.Created, than.Created), cmp.Compare(r.Archive, than.Archive)) < 0
 }
 
-// write reads a name, decides, and writes it, as one step. A write that has started is not cancelled, since nobody would
-// know whether it was done.
-func (p *publishing) write(ctx context.Context, n Name) (images.Image, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
-	defer cancel()
-	old, err := p.images.Get(ctx, n.Name)
-	switch {
-	case errdefs.IsNotFound(err):
-		img := p.image(n, nil)
-		if _, err = p.images.Create(ctx, img); errdefs.IsAlreadyExists(err) {
-			return img, errRaced
-		}
-		return img, daemon.Error("create", err)
-	case err != nil:
-		return images.Image{}, daemon.Error("look up", err)
-	}
-	if n.Kind == KindID && old.Target.Digest != n.Target.Digest && !p.broughtAlone(old) && p.hasConfig(ctx, old.Target, n.Name) {
-		lost, err := p.check.Lost(ctx, old.Target, p.Import.Snapshotter)
-		if err != nil {
-			return images.Image{}, err
-		}
-		if lost == "" { // else it would count as our loss, and each import would leave it so
-			n.Target = old.Target // as good as ours
-		}
-	}
-	if err := p.conflict(old, n); err != nil {
-		return images.Image{}, err
-	}
-	img := p.image(n, &old)
-	if old.Target.Digest == img.Target.Digest { // written all the same: another process may have moved it since, and the record names this one
-		img.Target = old.Target
-	}
-	switch err := p.update(ctx, img); {
-	case errdefs.IsNotFound(err):
-		return img, errRaced
-	case err != nil:
-		return img, daemon.Error("update", err)
-	}
-	return img, nil
-}
-
-// broughtAlone says whether nobody but this owner has brought a name with the target that it has: an id would else keep a
-// former version of the image, of which no other name is left.
-func (p *publishing) broughtAlone(old images.Image) bool {
-	all := claims(old)
-	return len(all) > 0 && !slices.ContainsFunc(all, func(c claim) bool {
-		return !c.succeededBy(p.Owner) || c.record.Target != old.Target.Digest || c.record.Found != nil
-	})
-}
-
-// image is how a name is to be written. Of the labels that are there only ours change: each of those in the result, to "" for
-// one that goes.
-func (p *publishing) image(n Name, old *images.Image) images.Image {
-	r := p.record
-	r.Name, r.Target, r.Kind = nameKey(n.Name), n.Target.Digest, n.Kind
-	img := images.Image{Name: n.Name, Target: n.Target, Labels: map[string]string{labelManaged: valueManaged}}
-	if p.Pin {
-		img.Labels[labelPinned] = valuePinned
-	}
-	if old != nil {
-		p.succeed(&img, &r, *old)
-	}
-	img.Labels[p.Owner.label()] = r.encode()
-	return img
-}
-
-// succeed takes over what is there of a name.
-func (p *publishing) succeed(img *images.Image, r *record, old images.Image) {
-	moved := old.Target.Digest != img.Target.Digest
-	stays := map[string]bool{} // labels of claims that go on
-	pinnedByUs, pinWanted := false, p.Pin
-	ours := false // somebody of us has published what is there
-	for _, c := range claims(old) {
-		pinnedByUs = pinnedByUs || c.record.Pinned
-		if !moved && !c.succeededBy(p.Owner) {
-			stays[c.label] = true
-			pinWanted = pinWanted || c.record.Pinned
-		}
-		if c.record.Target == old.Target.Digest {
-			ours = true
-			if r.Found == nil {
-				r.Found = c.record.Found
+// publish writes one name, and returns the mark of what it has written.
+func (p *publishing) publish(ctx context.Context, n Name) (mark string, err error) {
+	err = p.change(ctx, n.Name, func(now *images.Image) (*edit, error) {
+		if now != nil {
+			keeps, err := p.keepsID(ctx, n, *now)
+			if err != nil {
+				return nil, err
+			}
+			if keeps || now.Target.Digest == n.Target.Digest {
+				n.Target = now.Target // written all the same: another process may have moved it since, and the record names this one
+			}
+			if err := p.conflict(*now, n); err != nil {
+				return nil, err
 			}
 		}
+		e := p.edit(n, now)
+		mark = p.mark(e.target, e.labels)
+		return e, nil
+	})
+	return mark, err
+}
+
+// mark tells apart what this owner and others have written to a name.
+func (p *publishing) mark(target ocispec.Descriptor, labels map[string]string) string {
+	return target.Digest.String() + labels[p.Owner.label()]
+}
+
+// keepsID says whether an id stays with the image that it stands for, which somebody else has brought: it means the same and is
+// whole. One that has lost content would count as our loss, and each import would leave it so. An id that only this owner has
+// brought follows the archive: it would else keep a former version of the image, of which no other name is left.
+func (p *publishing) keepsID(ctx context.Context, n Name, now images.Image) (bool, error) {
+	if n.Kind != KindID || now.Target.Digest == n.Target.Digest || !p.hasConfig(ctx, now.Target, n.Name) {
+		return false, nil
 	}
-	pinned := old.Labels[labelPinned] == valuePinned
-	switch {
-	case moved:
-		r.Found = nil // what was replaced is not restored
-	case !ours:
-		r.Found = &found{Pinned: pinned && !pinnedByUs}
+	all := claims(now)
+	others := slices.ContainsFunc(all, func(c claim) bool {
+		return !c.succeededBy(p.Owner) || c.record.Target != now.Target.Digest || c.wasFound()
+	})
+	if len(all) > 0 && !others {
+		return false, nil
 	}
-	for k := range old.Labels {
-		if isLabel(k) && !stays[k] {
-			img.Labels[k] = ""
+	lost, err := p.check.Lost(ctx, now.Target, p.record.Snapshotter)
+	return err == nil && lost == "", err
+}
+
+// edit is how a name is to be written that is now so, nil for none. Claims of others end where the name moves away from their
+// targets. What was replaced is not restored.
+func (p *publishing) edit(n Name, now *images.Image) *edit {
+	r := p.record
+	r.Name, r.Target, r.Kind, r.Found = nameKey(n.Name), n.Target.Digest, n.Kind, nil
+	e := &edit{target: n.Target, labels: map[string]string{labelManaged: valueManaged}}
+	if now != nil {
+		e.replace(&r, *now, p.Owner)
+	}
+	if r.Pinned {
+		e.labels[labelPinned] = valuePinned
+	}
+	e.labels[p.Owner.label()] = r.encode()
+	return e
+}
+
+// replace takes over what is there of a name.
+func (e *edit) replace(r *ownershipRecord, now images.Image, owner Owner) {
+	moved, ours := now.Target.Digest != r.Target, false
+	for k := range now.Labels {
+		if isLabel(k) {
+			e.labels[k] = ""
 		}
 	}
-	if pinned && pinnedByUs && !pinWanted && (r.Found == nil || !r.Found.Pinned) {
-		img.Labels[labelPinned] = ""
+	all := claims(now)
+	staying := []claim{{record: *r}}
+	for _, c := range all {
+		if !c.succeededBy(owner) && (!moved || c.record.Target == r.Target) {
+			delete(e.labels, c.label)
+			staying = append(staying, c)
+		}
+		if !moved && c.record.Target == r.Target {
+			ours = true
+			r.Found = cmp.Or(r.Found, c.record.Found)
+		}
+	}
+	if !moved && !ours { // nobody of us has published what is there
+		r.Found = &found{Pinned: now.Labels[labelPinned] == valuePinned && !slices.ContainsFunc(all, claim.pinned)}
+	}
+	if unpins(all, staying, r.Found != nil && r.Found.Pinned) {
+		e.labels[labelPinned] = ""
 	}
 }
 

@@ -1,17 +1,20 @@
 // Package ownership says for whom an image's names are there, by labels on them: there is one a claim, so that archives may
-// share an image, and what becomes of it is decided when the last one ends.
+// share an image, and what becomes of it is decided when the last one is released.
 //
-// The methods follow a claim: [Ownership.Claim] publishes names, [Ownership.Published] finds them again and says what they have
-// lost, [Ownership.Repair] gives back what needs no source, and [Ownership.Sweep] ends the claims of owners that are gone.
-// A name is looked at and written under one lock, and each write leaves it complete, pinned and owned. There is no journal:
-// what comes in between leaves names that are owned, and a repetition writes the rest.
+//	err := o.Claim(ctx, c)                   // publishes names
+//	p, err := o.Published(ctx, owner)        // finds them again, and says what they have lost
+//	n, err := o.Repair(ctx, owner)           // gives back what needs no source
+//	all, err := o.Sweep(ctx, wanted, known)  // releases the claims of owners that are gone
+//
+// Each write of a name is one step under one lock ([Ownership.change]): read it, decide what it should be, write that. Each leaves
+// the name complete, pinned and owned. There is no journal: a failure in between leaves names that are owned, and a repetition
+// writes the rest.
 package ownership
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -19,9 +22,12 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tarlift/tarlift/internal/importer/check"
+	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
 
 const (
@@ -39,6 +45,20 @@ const (
 	valueManaged = "managed"
 )
 
+// Ownership of the images in one namespace of one containerd. Its methods may be called concurrently.
+type Ownership struct {
+	images  images.Store
+	check   check.Checker
+	collect func(context.Context) error
+
+	mu sync.Mutex // see change
+}
+
+// New makes one. It calls collect when names were deleted: what they held is to be gone then.
+func New(store images.Store, c check.Checker, collect func(context.Context) error) *Ownership {
+	return &Ownership{images: store, check: c, collect: collect}
+}
+
 // Owner is the ImageArchive that an import is made for. The zero Owner is `agent import`.
 type Owner struct {
 	Name string
@@ -52,6 +72,14 @@ type Owner struct {
 	Deletion Deletion
 }
 
+// label is the key of an owner's label.
+func (o Owner) label() string {
+	if o.UID == "" {
+		return labelImport
+	}
+	return labelPrefix + o.UID
+}
+
 // Deletion is what becomes of an image when its last owner goes.
 type Deletion string
 
@@ -62,26 +90,15 @@ const (
 	Delete Deletion = "Delete" // it goes, unless a container uses it: then it is unpinned
 )
 
-// recorded is the policy as it is recorded.
-func (d Deletion) recorded() Deletion {
-	if d == Unpin {
-		return ""
+// mildness orders policies by how much they leave.
+func (d Deletion) mildness() int {
+	switch d {
+	case Delete:
+		return 0
+	case Unpin, "":
+		return 1
 	}
-	return d
-}
-
-// Ownership of the images in one namespace of one containerd. Its methods may be called concurrently.
-type Ownership struct {
-	images  images.Store
-	check   check.Checker
-	collect func(context.Context) error
-
-	mu sync.Mutex // makes the look at a name and its change one step among all that this process does
-}
-
-// New makes one. It calls collect when names were deleted: what they held is to be gone then.
-func New(store images.Store, c check.Checker, collect func(context.Context) error) *Ownership {
-	return &Ownership{images: store, check: c, collect: collect}
+	return 2 // Retain, and what later versions may know
 }
 
 // Kind is what a name is beside others of its image. A pull by the CRI leaves one of each.
@@ -104,8 +121,8 @@ type Import struct {
 	Snapshotter string        `json:"snapshotter,omitempty"` // that the images were unpacked into, empty for none
 }
 
-// record is the value of an ownership label. containerd bounds a label to 4096 bytes.
-type record struct {
+// ownershipRecord is the value of an ownership label. containerd bounds a label to 4096 bytes.
+type ownershipRecord struct {
 	Name     string        `json:"name"` // see nameKey
 	Archive  string        `json:"archive,omitempty"`
 	Created  int64         `json:"created,omitempty"` // of the archive, in seconds since 1970
@@ -115,34 +132,20 @@ type record struct {
 	Kind     Kind          `json:"kind,omitempty"`
 	Target   digest.Digest `json:"target"`
 	Pinned   bool          `json:"pinned,omitempty"`
-	Replace  bool          `json:"replace,omitempty"`  // the archive replaces names of others
-	Deletion Deletion      `json:"deletion,omitempty"` // empty for the default
+	Replace  bool          `json:"replace,omitempty"` // the archive replaces names of others
+	Deletion Deletion      `json:"deletion,omitempty"`
 	Found    *found        `json:"found,omitempty"`
 	Import
 }
 
 // found is what a name was before the first claim on it, if it was there: somebody else's. It is handed on from owner to
-// owner, and given back when the last claim ends.
+// owner, and given back when the last claim is released.
 type found struct {
 	Pinned bool `json:"pinned,omitempty"`
 }
 
-// maxRecordedSource in bytes keeps the whole record below containerd's bound, even if each byte is escaped in six.
-const maxRecordedSource = 400
-
-func newRecord(o Owner, i Import) record {
-	r := record{Archive: o.Name, Spec: o.SpecHash, Deletion: o.Deletion.recorded(), Import: i}
-	if !o.Created.IsZero() {
-		r.Created = o.Created.Unix()
-	}
-	if len(r.Source) > maxRecordedSource {
-		r.Source = strings.ToValidUTF8(r.Source[:maxRecordedSource], "")
-	}
-	return r
-}
-
 // encode gives the text of the label.
-func (r record) encode() string {
+func (r ownershipRecord) encode() string {
 	var b strings.Builder
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false) // URLs would grow sixfold
@@ -153,21 +156,13 @@ func (r record) encode() string {
 // nameKey stands for a name in its record, which has no room for long ones.
 func nameKey(name string) string { return digest.FromString(name).Encoded()[:16] }
 
-// label is the key of an owner's label.
-func (o Owner) label() string {
-	if o.UID == "" {
-		return labelImport
-	}
-	return labelPrefix + o.UID
-}
-
 func isLabel(key string) bool { return key == labelImport || strings.HasPrefix(key, labelPrefix) }
 
 // claim is one claim on a name.
 type claim struct {
 	images.Image
 	label  string
-	record record
+	record ownershipRecord
 }
 
 // claims are those on an image's name, in the order of their labels. A label that was copied from another name, as `ctr
@@ -177,9 +172,9 @@ func claims(img images.Image) (all []claim) {
 		if !isLabel(k) {
 			continue
 		}
-		var r record
+		var r ownershipRecord
 		if json.Unmarshal([]byte(img.Labels[k]), &r) != nil {
-			r = record{Name: nameKey(img.Name), Pinned: true, Deletion: Retain, Target: img.Target.Digest}
+			r = ownershipRecord{Name: nameKey(img.Name), Pinned: true, Deletion: Retain, Target: img.Target.Digest}
 		}
 		if r.Name == nameKey(img.Name) {
 			all = append(all, claim{img, k, r})
@@ -190,11 +185,11 @@ func claims(img images.Image) (all []claim) {
 
 // owner is whose claim it is, as recorded.
 func (c claim) owner() Owner {
-	o := Owner{Name: c.record.Archive, SpecHash: c.record.Spec, Deletion: cmp.Or(c.record.Deletion, Unpin)}
-	if uid, ok := strings.CutPrefix(c.label, labelPrefix); ok {
-		o.UID = uid
+	uid, ok := strings.CutPrefix(c.label, labelPrefix)
+	if !ok {
+		uid = ""
 	}
-	return o
+	return Owner{Name: c.record.Archive, UID: uid, SpecHash: c.record.Spec, Deletion: c.record.Deletion}
 }
 
 // succeededBy says whether a claim is the owner's own, or one that it succeeds: that of an earlier object of its name, which
@@ -203,15 +198,31 @@ func (c claim) succeededBy(o Owner) bool {
 	return c.label == labelImport || c.label == o.label() || o.Name != "" && c.record.Archive == o.Name
 }
 
-// byOwner sorts the claims on all names by their labels, those of each owner by name.
-func byOwner(list map[string]images.Image) map[string][]claim {
-	all := map[string][]claim{}
-	for _, img := range sorted(list) {
+// pinned says whether a claim wants its name pinned.
+func (c claim) pinned() bool { return c.record.Pinned }
+
+// unpins says whether the pin of a name goes with some of its claims: it was set for these, those that stay do not want it, and it
+// was not there before.
+func unpins(released, staying []claim, before bool) bool {
+	return !before && slices.ContainsFunc(released, claim.pinned) && !slices.ContainsFunc(staying, claim.pinned)
+}
+
+// list returns all names, and the claims on them by their labels, each owner's in the order of the names.
+func (o *Ownership) list(ctx context.Context) (names map[string]images.Image, owners map[string][]claim, err error) {
+	list, err := o.images.List(ctx)
+	if err != nil {
+		return nil, nil, daemon.Error("list images", err)
+	}
+	names, owners = map[string]images.Image{}, map[string][]claim{}
+	for _, img := range list {
+		names[img.Name] = img
+	}
+	for _, img := range sorted(names) {
 		for _, c := range claims(img) {
-			all[c.label] = append(all[c.label], c)
+			owners[c.label] = append(owners[c.label], c)
 		}
 	}
-	return all
+	return names, owners, nil
 }
 
 // sorted returns the values in the order of their keys.
@@ -239,20 +250,59 @@ func split(mine []claim) (newest, earlier []claim) {
 	return newest, earlier
 }
 
-// others are the claims of other owners.
-func others(img images.Image, o Owner) []claim {
-	return slices.DeleteFunc(claims(img), func(c claim) bool { return c.succeededBy(o) })
+// edit is what is to be written of a name.
+type edit struct {
+	target ocispec.Descriptor // none: it stays
+	labels map[string]string  // only these change, "" for one that goes
+	remove bool               // all of the name
 }
 
-// lost says what the name itself lacks.
-func (c claim) lost() string {
-	switch {
-	case c.Target.Digest != c.record.Target:
-		return fmt.Sprintf("stands for %s instead of %s", c.Target.Digest, c.record.Target)
-	case c.record.Pinned && c.Labels[labelPinned] != valuePinned:
-		return "is not pinned"
-	case c.Labels[labelManaged] != valueManaged:
-		return "is not marked as complete for the CRI"
+// errRaced is a name that another process has written at the same time.
+var errRaced = errors.New("the name was changed at the same time")
+
+// writeTimeout bounds a write, which takes containerd milliseconds.
+const writeTimeout = 20 * time.Second
+
+// change reads a name, decides and writes it, as one step among all that this process does. decide gets nil for a name that is
+// not there, and returns nil to leave it as it is. A write that has started is not cancelled, since nobody would know whether it
+// was done.
+func (o *Ownership) change(ctx context.Context, name string, decide func(now *images.Image) (*edit, error)) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err //nolint:wrapcheck // the caller's own
 	}
-	return ""
+	img, err := o.images.Get(ctx, name)
+	now := &img
+	if errdefs.IsNotFound(err) {
+		now = nil
+	} else if err != nil {
+		return daemon.Error("look up", err)
+	}
+	e, err := decide(now)
+	if err != nil || e == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	img = images.Image{Name: name, Target: e.target, Labels: e.labels}
+	switch {
+	case now == nil:
+		_, err = o.images.Create(ctx, img)
+	case e.remove:
+		err = o.images.Delete(ctx, name, images.DeleteTarget(&now.Target))
+	default:
+		var paths []string
+		for _, k := range slices.Sorted(maps.Keys(e.labels)) {
+			paths = append(paths, "labels."+k)
+		}
+		if e.target.Digest != "" {
+			paths = append(paths, "target")
+		}
+		_, err = o.images.Update(ctx, img, paths...)
+	}
+	if errdefs.IsAlreadyExists(err) || errdefs.IsNotFound(err) {
+		return errRaced
+	}
+	return daemon.Error("write", err)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -16,7 +17,9 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins/snapshots/native"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/google/go-cmp/cmp"
@@ -42,15 +45,17 @@ type node struct {
 	ctx context.Context
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t *testing.T, snapshotters ...map[string]snapshots.Snapshotter) *node {
 	t.Helper()
-	n := &node{Containerd: inprocess.New(t), ctx: namespaces.WithNamespace(t.Context(), "k8s.io")}
+	n := &node{Containerd: inprocess.NewWith(t, append(snapshotters, nil)[0]), ctx: namespaces.WithNamespace(t.Context(), "k8s.io")}
 	n.Ownership = n.process(n.Images)
 	return n
 }
 
 func (n *node) process(store images.Store) *Ownership {
-	c := check.Checker{Content: n.Content, Containers: n.Containers, Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}}
+	c := check.Checker{
+		Content: n.Content, Containers: n.Containers, Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, Snapshotter: n.DB.Snapshotter,
+	}
 	return New(store, c, func(ctx context.Context) error {
 		_, err := n.DB.GarbageCollect(ctx)
 		return err
@@ -609,6 +614,29 @@ func TestTagsOfOneConfig(t *testing.T) {
 	}
 }
 
+// What an image has lost depends on where it was unpacked: it is said of each snapshotter, and once.
+func TestContentIsLostBySnapshotter(t *testing.T) {
+	layers, err := native.NewSnapshotter(filepath.Join(t.TempDir(), "native"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { layers.Close() })
+	n := newNode(t, map[string]snapshots.Snapshotter{"native": layers})
+	one := n.image(t, "one", "")
+	for name, snapshotter := range map[string]string{"a": "", "b": "native"} {
+		c := publishes(archive(name, Unpin), "registry.example/"+name+":1", one)
+		c.Import.Snapshotter = snapshotter
+		n.claim(t, c)
+	}
+	held, _, err := n.Held(n.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if losses, err := n.ContentLost(n.ctx, held); err != nil || len(losses) != 1 || !strings.HasSuffix(losses[0], " is not unpacked") {
+		t.Errorf("lost %q, %v", losses, err)
+	}
+}
+
 // failing fails each write but the first few.
 type failing struct {
 	images.Store
@@ -706,12 +734,16 @@ func TestConflictChangesNothing(t *testing.T) {
 func TestRecordsFit(t *testing.T) {
 	long := digest.Digest("sha512:" + strings.Repeat("f", 128))
 	o := Owner{Name: strings.Repeat("n", 253), UID: strings.Repeat("u", 36), SpecHash: strings.Repeat("5", 64), Deletion: Retain, Created: time.Unix(1<<40, 0)}
-	r := newRecord(o, Import{
+	n := newNode(t)
+	p, _, err := n.prepare(n.ctx, Claim{Owner: o, Pin: true, Replace: true, Import: Import{
 		Source: strings.Repeat("\x01", 1000), Validator: strings.Repeat("\x01", 64), Digest: long, Index: long, Size: 1 << 60,
 		Snapshotter: strings.Repeat("s", 76),
-	})
-	r.Name, r.Target, r.Kind, r.Serial, r.Names, r.Pinned, r.Replace = nameKey(app), long, KindDigest, 1<<60, 4096*3, true, true
-	r.Found = &found{Pinned: true}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := p.record
+	r.Name, r.Target, r.Kind, r.Serial, r.Names, r.Found = nameKey(app), long, KindDigest, 1<<60, 4096*3, &found{Pinned: true}
 	if text := r.encode(); len(o.label())+len(text) > 4096 {
 		t.Errorf("%d bytes", len(o.label())+len(text))
 	}

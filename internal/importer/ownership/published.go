@@ -3,18 +3,14 @@ package ownership
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/tarlift/tarlift/internal/importer/check"
-	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
 
 // Published is what an owner's newest publishing has left.
@@ -42,7 +38,7 @@ func (o *Ownership) Published(ctx context.Context, owner Owner) (*Published, err
 	if gone := r.Names - len(all); gone > 0 {
 		losses = append(losses, fmt.Sprintf("%d of %d names missing", gone, r.Names))
 	}
-	content := o.newContentCheck()
+	seen := map[imageKey]bool{}
 	for _, c := range all {
 		p.Names = append(p.Names, c.Name)
 		if c.record.Kind == KindTag {
@@ -51,13 +47,13 @@ func (o *Ownership) Published(ctx context.Context, owner Owner) (*Published, err
 			p.Tags = append(p.Tags, Name{Name: c.Name, Target: target})
 		}
 		c = o.sameID(ctx, c)
-		lost, again := c.lost(), false
+		lost := c.lost()
 		if lost == "" {
-			if lost, again, err = content.lost(ctx, c); err != nil {
+			if lost, err = o.contentLost(ctx, c, seen); err != nil {
 				return nil, err
 			}
 		}
-		if lost != "" && !again {
+		if lost != "" {
 			losses = append(losses, c.Name+" "+lost)
 		}
 	}
@@ -68,6 +64,19 @@ func (o *Ownership) Published(ctx context.Context, owner Owner) (*Published, err
 	return p, nil
 }
 
+// newest are the claims of an owner's newest publishing, none if that was of another spec.
+func (o *Ownership) newest(ctx context.Context, owner Owner) ([]claim, error) {
+	_, owners, err := o.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	newest, _ := split(owners[owner.label()])
+	if len(newest) > 0 && newest[0].record.Spec != owner.SpecHash {
+		return nil, nil
+	}
+	return newest, nil
+}
+
 // sameID is a claim on an id as if it had been made with the image that the id stands for, where that means the same.
 func (o *Ownership) sameID(ctx context.Context, c claim) claim {
 	if c.record.Kind == KindID && c.Target.Digest != c.record.Target && o.hasConfig(ctx, c.Target, c.Name) {
@@ -76,61 +85,41 @@ func (o *Ownership) sameID(ctx context.Context, c claim) claim {
 	return c
 }
 
-// newest are the claims of an owner's newest publishing, none if that was of another spec.
-func (o *Ownership) newest(ctx context.Context, owner Owner) ([]claim, error) {
-	list, err := o.list(ctx)
-	if err != nil {
-		return nil, err
+// lost says what the name itself lacks.
+func (c claim) lost() string {
+	switch {
+	case c.Target.Digest != c.record.Target:
+		return fmt.Sprintf("stands for %s instead of %s", c.Target.Digest, c.record.Target)
+	case c.record.Pinned && c.Labels[labelPinned] != valuePinned:
+		return "is not pinned"
+	case c.Labels[labelManaged] != valueManaged:
+		return "is not marked as complete for the CRI"
 	}
-	newest, _ := split(byOwner(list)[owner.label()])
-	if len(newest) > 0 && newest[0].record.Spec != owner.SpecHash {
-		return nil, nil
-	}
-	return newest, nil
+	return ""
 }
 
-// contentCheck examines the content and the snapshots of each image once.
-type contentCheck struct {
-	checker check.Checker
-	checked map[digest.Digest]string
+// imageKey is an image with where it was unpacked: claims by two snapshotters may have lost different things.
+type imageKey struct {
+	target      digest.Digest
+	snapshotter string
 }
 
-func (o *Ownership) newContentCheck() contentCheck {
-	return contentCheck{o.check, map[digest.Digest]string{}}
-}
-
-// lost says what the image behind a name lacks; again, that another name had the same image.
-func (k contentCheck) lost(ctx context.Context, c claim) (lost string, again bool, err error) {
-	if lost, again = k.checked[c.Target.Digest]; !again {
-		lost, err = k.checker.Lost(ctx, c.Target, c.record.Snapshotter)
-		k.checked[c.Target.Digest] = lost
+// contentLost says what the image behind a name lacks, content or snapshots, unless it has been seen by another name.
+func (o *Ownership) contentLost(ctx context.Context, c claim, seen map[imageKey]bool) (string, error) {
+	key := imageKey{c.Target.Digest, c.record.Snapshotter}
+	if seen[key] {
+		return "", nil
 	}
-	return lost, again, err
+	seen[key] = true
+	return o.check.Lost(ctx, c.Target, c.record.Snapshotter) //nolint:wrapcheck // it names the image
 }
 
 // Repair gives names of an owner what they have lost and can get back without a source: the pin, the mark for the CRI,
 // and the former target, if another of the owner's names has kept that whole. It returns how many names it wrote.
 func (o *Ownership) Repair(ctx context.Context, owner Owner) (repaired int, err error) {
 	all, err := o.newest(ctx, owner)
-	if err != nil {
-		return 0, err
-	}
-	whole := map[digest.Digest]ocispec.Descriptor{}
-	content := o.newContentCheck()
 	for _, c := range all {
-		if c.Target.Digest != c.record.Target {
-			continue
-		}
-		lost, _, err := content.lost(ctx, c)
-		if err != nil {
-			return 0, err
-		}
-		if lost == "" {
-			whole[c.Target.Digest] = c.Target
-		}
-	}
-	for _, c := range all {
-		wrote, err := o.repair(ctx, owner, c, whole)
+		wrote, err := o.repair(ctx, owner, o.sameID(ctx, c), all)
 		if err != nil {
 			return repaired, fmt.Errorf("repair %q: %w", c.Name, err)
 		}
@@ -138,68 +127,34 @@ func (o *Ownership) Repair(ctx context.Context, owner Owner) (repaired int, err 
 			repaired++
 		}
 	}
-	return repaired, nil
+	return repaired, err
 }
 
-// repair writes what one name has lost. The targets in whole are held by other names.
-func (o *Ownership) repair(ctx context.Context, owner Owner, c claim, whole map[digest.Digest]ocispec.Descriptor) (wrote bool, err error) {
-	err = o.rewrite(ctx, c.Image, []string{c.label}, func(now images.Image) error {
-		back := images.Image{Name: c.Name, Labels: map[string]string{}}
-		if c.record.Pinned && now.Labels[labelPinned] != valuePinned {
-			back.Labels[labelPinned] = valuePinned
+// repair publishes a name again as it was, if it has lost anything. It takes nothing from others.
+func (o *Ownership) repair(ctx context.Context, owner Owner, c claim, all []claim) (wrote bool, err error) {
+	n := Name{Name: c.Name, Target: c.Target, Kind: c.record.Kind}
+	if c.Target.Digest != c.record.Target {
+		k := slices.IndexFunc(all, func(other claim) bool { return other.Target.Digest == c.record.Target })
+		if k < 0 {
+			return false, nil
 		}
-		if now.Labels[labelManaged] != valueManaged {
-			back.Labels[labelManaged] = valueManaged
+		n.Target = all[k].Target
+		if lost, err := o.check.Lost(ctx, n.Target, c.record.Snapshotter); err != nil || lost != "" {
+			return false, err //nolint:wrapcheck // it names the image
 		}
-		if now.Target.Digest != c.record.Target && (c.record.Kind != KindID || !o.hasConfig(ctx, now.Target, c.Name)) {
-			var ok bool
-			if back.Target, ok = whole[c.record.Target]; !ok || c.record.Found != nil || wantedAsItIs(now, owner) {
-				return nil
-			}
-		} else if len(back.Labels) == 0 {
-			return nil
+	}
+	p := &publishing{Ownership: o, Claim: Claim{Owner: owner}, record: c.record}
+	err = o.change(ctx, c.Name, func(now *images.Image) (*edit, error) {
+		if !c.standsIn(now) || (claim{*now, c.label, c.record}).lost() == "" || p.conflict(*now, n) != nil {
+			return nil, nil
 		}
-		err := o.update(ctx, back)
-		wrote = err == nil
-		return err
+		wrote = true
+		return p.edit(n, now), nil
 	})
+	if errors.Is(err, errRaced) {
+		return false, nil
+	}
 	return wrote, err
-}
-
-// wantedAsItIs says whether another owner wants a name with the target that it has.
-func wantedAsItIs(img images.Image, o Owner) bool {
-	return slices.ContainsFunc(others(img, o), func(c claim) bool { return c.record.Target == img.Target.Digest })
-}
-
-// rewrite reads a name and changes it in one step among all that this process does, if it is still there and these labels
-// are still what they were.
-func (o *Ownership) rewrite(ctx context.Context, was images.Image, labels []string, write func(now images.Image) error) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	now, err := o.images.Get(ctx, was.Name)
-	if err == nil {
-		if slices.ContainsFunc(labels, func(label string) bool { return now.Labels[label] != was.Labels[label] }) {
-			return nil // it is being published again
-		}
-		err = write(now)
-	}
-	if err != nil && !errdefs.IsNotFound(err) {
-		return daemon.Error("change", err)
-	}
-	return nil
-}
-
-// update writes those labels of a name that are given, "" for one that goes, and its target if that is given.
-func (o *Ownership) update(ctx context.Context, img images.Image) error {
-	var paths []string
-	for _, k := range slices.Sorted(maps.Keys(img.Labels)) {
-		paths = append(paths, "labels."+k)
-	}
-	if img.Target.Digest != "" {
-		paths = append(paths, "target")
-	}
-	_, err := o.images.Update(ctx, img, paths...)
-	return err //nolint:wrapcheck // the caller adds the context
 }
 
 // Held is a name that was published, as its newest record says.
@@ -214,11 +169,11 @@ type Held struct {
 
 // Held lists the names that are there for anybody of us, sorted, and says how many more there were.
 func (o *Ownership) Held(ctx context.Context) (held []Held, gone int, err error) {
-	list, err := o.list(ctx)
+	_, owners, err := o.list(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
-	for _, mine := range byOwner(list) {
+	for _, mine := range sorted(owners) {
 		all, _ := split(mine)
 		if all[0].label != labelImport {
 			gone += max(all[0].record.Names-len(all), 0)
@@ -232,21 +187,19 @@ func (o *Ownership) Held(ctx context.Context) (held []Held, gone int, err error)
 			held = append(held, h)
 		}
 	}
-	slices.SortFunc(held, func(a, b Held) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.claim.label, b.claim.label))
-	})
+	slices.SortStableFunc(held, func(a, b Held) int { return cmp.Compare(a.Name, b.Name) })
 	return held, gone, nil
 }
 
 // ContentLost says of those names that have lost content or snapshots what, each image once.
 func (o *Ownership) ContentLost(ctx context.Context, held []Held) (losses []string, err error) {
-	content := o.newContentCheck()
+	seen := map[imageKey]bool{}
 	for _, h := range held {
-		lost, again, err := content.lost(ctx, h.claim)
+		lost, err := o.contentLost(ctx, h.claim, seen)
 		if err != nil {
 			return losses, err
 		}
-		if lost != "" && !again {
+		if lost != "" {
 			losses = append(losses, h.Name+" "+lost)
 		}
 	}

@@ -1,10 +1,12 @@
 package ownership
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
@@ -24,6 +26,87 @@ type Released struct {
 	Skipped  []string // keep this claim until the next call
 }
 
+// Sweep releases the claims of ImageArchives that are not wanted, distinguished by UID, each by the policy that it recorded. Of
+// wanted owners it releases the claims on names that their newest publishing no longer had, and records their policies.
+// `agent import` stays an owner. A wanted owner without a UID is one that is still to import, perhaps the same as before: who
+// has its name is skipped. Owners whose UID known does not say yes to are skipped, since nobody can say whether they are
+// wanted; nil for none. It returns who lost names, and who was skipped by name.
+func (o *Ownership) Sweep(ctx context.Context, wanted []Owner, known func(uid string) bool) ([]Released, error) {
+	_, owners, err := o.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var going []claim
+	var skipped []Released
+	var failures []error
+	for _, mine := range sorted(owners) {
+		owner := mine[0].owner()
+		if owner.UID == "" || known != nil && !known(owner.UID) {
+			continue
+		}
+		if k := slices.IndexFunc(wanted, func(w Owner) bool { return w.UID == owner.UID }); k >= 0 {
+			newest, earlier := split(mine)
+			if len(newest) < newest[0].record.Names { // until it is complete it may still want the others
+				newest, earlier = mine, nil
+			}
+			failures = append(failures, o.recordDeletion(ctx, newest, wanted[k].Deletion))
+			for _, c := range earlier {
+				c.record.Deletion = wanted[k].Deletion
+				going = append(going, c)
+			}
+			continue
+		}
+		var names []string
+		for _, c := range mine {
+			if !slices.ContainsFunc(wanted, func(w Owner) bool { return w.UID == "" && w.Name == c.record.Archive }) {
+				going = append(going, c)
+			} else if c.record.Kind != KindID {
+				names = append(names, c.Name)
+			}
+		}
+		if len(names) > 0 {
+			skipped = append(skipped, Released{Owner: owner, Skipped: names})
+		}
+	}
+	released, err := o.release(ctx, going)
+	return append(released, skipped...), errors.Join(append(failures, err)...)
+}
+
+// ReleaseFormer releases an archive's claims on names that its newest publishing no longer had. What `agent import` brought stays
+// until somebody else says.
+func (o *Ownership) ReleaseFormer(ctx context.Context, owner Owner) (Released, error) {
+	all, err := o.Sweep(ctx, []Owner{owner}, func(uid string) bool { return uid == owner.UID })
+	return append(all, Released{})[0], err
+}
+
+// recordDeletion writes a wanted owner's policy where another is recorded.
+func (o *Ownership) recordDeletion(ctx context.Context, mine []claim, policy Deletion) error {
+	for _, c := range mine {
+		if c.record.Deletion.mildness() == policy.mildness() {
+			continue
+		}
+		c.record.Deletion = policy
+		err := o.change(ctx, c.Name, func(now *images.Image) (*edit, error) {
+			if !c.standsIn(now) {
+				return nil, nil
+			}
+			return &edit{labels: map[string]string{c.label: c.record.encode()}}, nil
+		})
+		if err != nil && !errors.Is(err, errRaced) {
+			return fmt.Errorf("record the policy of %q: %w", c.Name, err)
+		}
+	}
+	return nil
+}
+
+// standsIn says whether a name still has a claim as it was listed. It is being published again otherwise.
+func (c claim) standsIn(now *images.Image) bool {
+	return now != nil && now.Labels[c.label] == c.Labels[c.label]
+}
+
+// maxFailures end a release, which goes on with what has not failed: each costs calls, and a line of text.
+const maxFailures = 10
+
 // outcome is what becomes of a name.
 type outcome string
 
@@ -35,6 +118,58 @@ const (
 	deleted   outcome = "deleted"
 )
 
+// release ends claims by the policies in their records, and tells what became of the names, by owner. Any step may be the last:
+// what is not done still has its labels, so that the next call finds it. Ids come last, since they go with the other names of
+// their images.
+func (o *Ownership) release(ctx context.Context, going []claim) ([]Released, error) {
+	names, ids := map[string][]claim{}, map[string][]claim{}
+	var snapshotters []string
+	for _, c := range going {
+		of := names
+		if c.record.Kind == KindID {
+			of = ids
+		}
+		of[c.Name] = append(of[c.Name], c)
+		snapshotters = append(snapshotters, c.record.Snapshotter)
+	}
+	usage := sync.OnceValues(func() (*check.Usage, error) { return o.check.Usage(ctx, snapshotters...) })
+	byOwner := map[string]*Released{}
+	var failures []error
+	failed := map[digest.Digest]bool{} // images of which a name has failed
+	collect := false
+	for _, of := range append(sorted(names), sorted(ids)...) {
+		name, isID := of[0].Image, of[0].record.Kind == KindID
+		if isID && failed[name.Target.Digest] {
+			continue // else it would stay for that name, and nobody's
+		}
+		became, err := o.releaseName(ctx, of, usage)
+		if err != nil {
+			failed[name.Target.Digest] = true
+			failures = append(failures, fmt.Errorf("release %q: %w", name.Name, err))
+			if ctx.Err() != nil || errors.Is(err, daemon.ErrUnavailable) || len(failures) == maxFailures {
+				break
+			}
+			continue
+		}
+		collect = collect || became == deleted
+		for _, c := range of {
+			if became != unchanged {
+				r := cmp.Or(byOwner[c.label], &Released{Owner: c.owner()})
+				byOwner[c.label] = r
+				r.add(c, became)
+			}
+		}
+	}
+	if collect {
+		failures = append(failures, o.collect(ctx))
+	}
+	var all []Released
+	for _, r := range sorted(byOwner) {
+		all = append(all, *r)
+	}
+	return all, errors.Join(failures...)
+}
+
 // add says what became of a name. Ids are left out.
 func (r *Released) add(c claim, o outcome) {
 	list := map[outcome]*[]string{retained: &r.Retained, unpinned: &r.Unpinned, inUse: &r.InUse, deleted: &r.Deleted}[o]
@@ -43,163 +178,56 @@ func (r *Released) add(c claim, o outcome) {
 	}
 }
 
-// ending are the claims on one name that end.
-type ending struct {
-	images.Image
-	claims []claim
-	labels []string // of the claims
-	isID   bool
-	policy Deletion // the mildest
-}
-
-// maxFailures end a release, which goes on with what has not failed: each costs calls, and a line of text.
-const maxFailures = 10
-
-// unrecoverable says that after these failures there is no use in going on with others.
-func unrecoverable(ctx context.Context, failures []error) bool {
-	return ctx.Err() != nil || len(failures) == maxFailures ||
-		slices.ContainsFunc(failures, func(err error) bool { return errors.Is(err, daemon.ErrUnavailable) })
-}
-
-// release ends claims by these policies, and tells what became of the names, by owner. Any step may be the last: what is not
-// done still has its labels, so that the next call finds it. Ids come last, since they go with the other names of their images.
-func (o *Ownership) release(ctx context.Context, ends []claim, policy func(claim) Deletion) ([]Released, error) {
-	r := &releasing{Ownership: o}
-	byName, byLabel := map[string]*ending{}, map[string]*Released{}
-	for _, c := range ends {
-		e := byName[c.Name]
-		if e == nil {
-			e = &ending{Image: c.Image, policy: Delete}
-			byName[c.Name] = e
+// releaseName ends these claims on a name.
+func (o *Ownership) releaseName(ctx context.Context, going []claim, usage func() (*check.Usage, error)) (became outcome, err error) {
+	err = o.change(ctx, going[0].Name, func(now *images.Image) (*edit, error) {
+		if slices.ContainsFunc(going, func(c claim) bool { return !c.standsIn(now) }) {
+			return nil, nil
 		}
-		e.claims, e.labels = append(e.claims, c), append(e.labels, c.label)
-		e.isID = e.isID || c.record.Kind == KindID
-		if p := policy(c); mildness(p) > mildness(e.policy) {
-			e.policy = p
+		e, removable := release(*now, going)
+		became = retained
+		if _, ok := e.labels[labelPinned]; ok {
+			became = unpinned
 		}
-		r.snapshotters = append(r.snapshotters, c.record.Snapshotter)
-	}
-	var names, ids []*ending
-	for _, e := range sorted(byName) {
-		if e.isID {
-			ids = append(ids, e)
-		} else {
-			names = append(names, e)
+		if !removable {
+			return e, nil
 		}
-	}
-	var failures []error
-	failed := map[digest.Digest]bool{} // images of which a name has failed
-	collect := false
-	for _, e := range append(names, ids...) {
-		if unrecoverable(ctx, failures) {
-			failures = append(failures, ctx.Err())
-			break
+		names, err := o.names(ctx, now.Target.Digest)
+		if err != nil || len(names) > 1 && going[0].record.Kind == KindID {
+			return e, err
 		}
-		if e.isID && failed[e.Target.Digest] {
-			continue // else it would stay for that name, and nobody's
-		}
-		became, err := r.end(ctx, e)
+		all, err := usage()
 		if err != nil {
-			failed[e.Target.Digest] = true
-			failures = append(failures, fmt.Errorf("end the claim on %q: %w", e.Name, err))
-			continue
+			return nil, err
 		}
-		collect = collect || became == deleted
-		for _, c := range e.claims {
-			if became == unchanged {
-				break
-			}
-			if byLabel[c.label] == nil {
-				byLabel[c.label] = &Released{Owner: c.owner()}
-			}
-			byLabel[c.label].add(c, became)
+		used, err := all.Uses(ctx, now.Target, names)
+		if became = inUse; !used {
+			became, e.remove = deleted, true
 		}
-	}
-	if collect {
-		failures = append(failures, o.collect(ctx))
-	}
-	var all []Released
-	for _, r := range sorted(byLabel) {
-		all = append(all, *r)
-	}
-	return all, errors.Join(failures...)
-}
-
-// mildness orders policies by how much they leave.
-func mildness(d Deletion) int {
-	switch d {
-	case Delete:
-		return 0
-	case Unpin:
-		return 1
-	}
-	return 2 // Retain, and what later versions may know
-}
-
-// releasing is one release. What is in use is asked once, when it matters first.
-type releasing struct {
-	*Ownership
-	snapshotters []string
-	usage        *check.Usage
-}
-
-// end does with one name what is to be done, in one step.
-func (r *releasing) end(ctx context.Context, e *ending) (became outcome, err error) {
-	err = r.rewrite(ctx, e.Image, e.labels, func(now images.Image) error {
-		if became, err = r.decide(ctx, e, now); err != nil {
-			return err
-		}
-		if became == deleted {
-			return r.images.Delete(ctx, e.Name, images.DeleteTarget(&now.Target))
-		}
-		img := images.Image{Name: e.Name, Labels: map[string]string{}}
-		for _, label := range e.labels {
-			img.Labels[label] = ""
-		}
-		if became != retained {
-			img.Labels[labelPinned] = ""
-		}
-		return r.update(ctx, img)
+		return e, err //nolint:wrapcheck // the caller adds the name
 	})
+	if errors.Is(err, errRaced) {
+		return unchanged, nil
+	}
 	return became, err
 }
 
-// decide says what becomes of a name as it is now. It changes nothing.
-func (r *releasing) decide(ctx context.Context, e *ending, now images.Image) (outcome, error) {
-	rest := slices.DeleteFunc(claims(now), func(c claim) bool { return slices.Contains(e.labels, c.label) })
-	stays := retained
-	if e.unpins(rest) {
-		stays = unpinned
+// release is how a name is to be written without some of its claims, by the mildest of their policies, and whether it may be
+// removed instead, when nothing uses it: an id whatever the policies, since it goes with the other names of its image.
+func release(now images.Image, going []claim) (e *edit, removable bool) {
+	e = &edit{labels: map[string]string{}}
+	mildest, before, ours := Delete.mildness(), false, true
+	for _, c := range going {
+		e.labels[c.label] = ""
+		mildest = max(mildest, c.record.Deletion.mildness())
+		before = before || c.wasFound() && c.record.Found.Pinned
+		ours = ours && !c.wasFound() && c.record.Target == now.Target.Digest
 	}
-	wasOurs := !slices.ContainsFunc(e.claims, func(c claim) bool { return c.record.Target != now.Target.Digest || c.record.Found != nil })
-	if len(rest) > 0 || !e.isID && (e.policy != Delete || !wasOurs) {
-		return stays, nil
+	staying := slices.DeleteFunc(claims(now), func(c claim) bool { _, goes := e.labels[c.label]; return goes })
+	if mildest < Retain.mildness() && unpins(going, staying, before) {
+		e.labels[labelPinned] = ""
 	}
-	names, err := r.names(ctx, now.Target.Digest)
-	if err != nil || e.isID && len(names) > 1 {
-		return stays, err
-	}
-	if r.usage == nil {
-		if r.usage, err = r.check.Usage(ctx, r.snapshotters...); err != nil {
-			return unchanged, err
-		}
-	}
-	used, err := r.usage.Uses(ctx, now.Target, names)
-	if err != nil {
-		return unchanged, err
-	}
-	if used {
-		return inUse, nil
-	}
-	return deleted, nil
-}
-
-// unpins says whether the pin goes: it was set for those who go, nobody else wants it, and it was not there before.
-func (e *ending) unpins(rest []claim) bool {
-	pinned := func(c claim) bool { return c.record.Pinned }
-	before := func(c claim) bool { return c.record.Found != nil && c.record.Found.Pinned }
-	return mildness(e.policy) < mildness(Retain) && slices.ContainsFunc(e.claims, pinned) && !slices.ContainsFunc(rest, pinned) &&
-		!slices.ContainsFunc(e.claims, before)
+	return e, len(staying) == 0 && (going[0].record.Kind == KindID || mildest == Delete.mildness() && ours)
 }
 
 // names are those that stand for an image.
