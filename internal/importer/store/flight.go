@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,14 +13,7 @@ import (
 // blob takes a slow disk some seconds, in which no bytes move.
 const stallTime = 10 * time.Second
 
-// flights are the blobs that are on their way in this process, each moved by one caller.
-type flights struct {
-	mu  sync.Mutex
-	all map[digest.Digest]*flight
-}
-
 type flight struct {
-	of      *flights
 	digest  digest.Digest
 	landed  chan struct{} // closed at its end
 	moved   atomic.Int64  // bytes
@@ -29,22 +21,24 @@ type flight struct {
 }
 
 // join returns when nobody else moves the blob, or whoever does makes no progress. The caller leaves the flight at its end.
-func (f *flights) join(ctx context.Context, d digest.Digest) (*flight, error) {
+func (s *Store) join(ctx context.Context, d digest.Digest) (*flight, error) {
+	own := &flight{digest: d, landed: make(chan struct{})}
 	var watched *flight
 	var moved int64
 	for {
-		f.mu.Lock()
-		other := f.all[d]
+		s.flightsMu.Lock()
+		other := s.flights[d]
 		if other == nil {
-			own := &flight{of: f, digest: d, landed: make(chan struct{})}
-			f.all[d] = own
-			f.mu.Unlock()
+			s.flights[d] = own
+		}
+		s.flightsMu.Unlock()
+		if other == nil {
 			return own, nil
 		}
-		f.mu.Unlock()
 		now := other.moved.Load()
 		if other == watched && now == moved {
-			return &flight{of: f, digest: d, landed: make(chan struct{}), stalled: true}, nil
+			own.stalled = true
+			return own, nil
 		}
 		watched, moved = other, now
 		select {
@@ -57,11 +51,11 @@ func (f *flights) join(ctx context.Context, d digest.Digest) (*flight, error) {
 }
 
 // leave lets those go on who wait for the blob.
-func (f *flight) leave() {
-	f.of.mu.Lock()
-	defer f.of.mu.Unlock()
-	if f.of.all[f.digest] == f {
-		delete(f.of.all, f.digest)
+func (s *Store) leave(f *flight) {
+	s.flightsMu.Lock()
+	defer s.flightsMu.Unlock()
+	if s.flights[f.digest] == f {
+		delete(s.flights, f.digest)
 	}
 	close(f.landed)
 }

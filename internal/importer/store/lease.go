@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,36 +15,41 @@ import (
 	"github.com/tarlift/tarlift/internal/importer/daemon"
 )
 
-// lease is one of a session's, with the calls that use it.
+// lease is one of a session's, with how many calls use it.
 type lease struct {
 	leases.Lease
-	users    int
-	replaced bool
+	users int
 }
 
 // Do makes a call of containerd below the session's lease, for what does not go through Content and Snapshotter.
 func (s *Session) Do(ctx context.Context, call func(context.Context) error) error {
-	held, _, release, err := s.hold(ctx)
+	l, err := s.hold(ctx)
 	if err != nil {
 		return err
 	}
-	defer release()
-	return call(held)
+	defer s.release(ctx, l)
+	return call(leases.WithLease(ctx, l.ID))
 }
 
-// hold returns a context below the session's lease, for one call or one open writer; release ends its use. A lease that is
-// older than its hand-over time is replaced by one that holds the same, and deleted when nothing uses it any more.
-func (s *Session) hold(ctx context.Context) (held context.Context, l *lease, release func(), err error) {
+// hold returns the session's lease, for one call or one open writer; release ends its use. A lease that is older than its
+// hand-over time is replaced by one that holds the same, and deleted when nothing uses it any more.
+func (s *Session) hold(ctx context.Context) (*lease, error) {
 	s.leaseMu.Lock()
 	defer s.leaseMu.Unlock()
 	if s.store.old(s.lease.Lease) {
-		if err := s.replaceLease(ctx); err != nil {
-			return nil, nil, nil, err
+		next, err := s.store.create(ctx, s.owner)
+		if err != nil {
+			return nil, err
 		}
+		if err := s.store.move(ctx, s.lease.Lease, next); err != nil {
+			return nil, errors.Join(err, cleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, next) }))
+		}
+		last := s.lease
+		s.lease = &lease{Lease: next}
+		s.endReplaced(ctx, last)
 	}
-	l = s.lease
-	l.users++
-	return leases.WithLease(ctx, l.ID), l, func() { s.release(ctx, l) }, nil
+	s.lease.users++
+	return s.lease, nil
 }
 
 // current says whether calls below a lease may go on.
@@ -57,20 +61,6 @@ func (s *Session) current(l *lease) bool {
 
 func (s *Store) old(l leases.Lease) bool { return time.Since(l.CreatedAt) > s.handOver }
 
-func (s *Session) replaceLease(ctx context.Context) error {
-	next, err := s.store.create(ctx, s.owner)
-	if err != nil {
-		return err
-	}
-	if err := s.store.move(ctx, s.lease.Lease, next); err != nil {
-		return errors.Join(err, cleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, next) }))
-	}
-	last := s.lease
-	s.lease, last.replaced = &lease{Lease: next}, true
-	s.endReplaced(ctx, last)
-	return nil
-}
-
 func (s *Session) release(ctx context.Context, l *lease) {
 	s.leaseMu.Lock()
 	defer s.leaseMu.Unlock()
@@ -78,10 +68,10 @@ func (s *Session) release(ctx context.Context, l *lease) {
 	s.endReplaced(ctx, l)
 }
 
-// endReplaced deletes a replaced lease that nothing uses, after what was done below it since is held by the next one. What
-// fails is left to its expiry.
+// endReplaced deletes a lease that was replaced and that nothing uses, after what was done below it since is held by the next
+// one. What fails is left to its expiry.
 func (s *Session) endReplaced(ctx context.Context, l *lease) {
-	if !l.replaced || l.users > 0 {
+	if l == s.lease || l.users > 0 {
 		return
 	}
 	_ = cleanUp(ctx, func(ctx context.Context) error {
@@ -91,6 +81,7 @@ func (s *Session) endReplaced(ctx context.Context, l *lease) {
 		// Not synchronously: other calls of the session wait for this one.
 		return daemon.Error("delete lease "+l.ID, s.store.leases.Delete(ctx, l.Lease))
 	})
+	s.store.active.Delete(l.ID)
 }
 
 // Held makes sure that what the session has written is still held. What else fails after its lease is gone, fails for
@@ -111,53 +102,65 @@ func (s *Session) Held(ctx context.Context) error {
 }
 
 // adopt returns a lease for a session: the one that an earlier session of this process has kept, else a new one. It takes
-// over what the leases of earlier sessions with the same spec hold. Those of other processes stay until they are old: their
-// processes may be at work.
-func (s *Store) adopt(ctx context.Context, o Owner) (leases.Lease, error) {
+// over what other leases with the same spec hold. Those that a session of this process works below stay, and those of other
+// processes until they are old: their processes may be at work.
+func (s *Store) adopt(ctx context.Context, o Owner) (lease leases.Lease, err error) {
 	earlier, err := s.list(ctx, o.UID)
 	if err != nil {
-		return leases.Lease{}, err
+		return lease, err
 	}
-	own := func(l leases.Lease) bool { return l.Labels[labelProcess] == s.process }
-	same := func(l leases.Lease) bool { return l.Labels[labelSpec] == o.Spec }
-	kept := slices.IndexFunc(earlier, func(l leases.Lease) bool { return own(l) && same(l) && !s.old(l) })
-	var lease leases.Lease
-	if kept >= 0 {
-		lease = earlier[kept]
-	} else if lease, err = s.create(ctx, o); err != nil {
-		return leases.Lease{}, err
+	for _, l := range earlier {
+		own, same := l.Labels[labelProcess] == s.process, l.Labels[labelSpec] == o.Spec
+		if own && same && !s.old(l) && s.activate(l.ID) {
+			lease = l
+			break
+		}
+	}
+	if lease.ID == "" {
+		if lease, err = s.create(ctx, o); err != nil {
+			return lease, err
+		}
 	}
 	for _, l := range earlier {
 		if l.ID == lease.ID {
 			continue
 		}
-		if same(l) {
-			if err := s.move(ctx, l, lease); err != nil && !errdefs.IsNotFound(err) { // it has expired meanwhile
-				return leases.Lease{}, err
+		if l.Labels[labelSpec] == o.Spec {
+			if err = s.move(ctx, l, lease); errdefs.IsNotFound(err) { // it has expired meanwhile
+				err = nil
 			}
 		}
-		if own(l) || s.old(l) {
-			if err := s.deleteLease(ctx, l); err != nil {
-				return leases.Lease{}, err
-			}
+		if err == nil && (s.old(l) || l.Labels[labelProcess] == s.process) && s.activate(l.ID) {
+			err = s.deleteLease(ctx, l)
+		}
+		if err != nil {
+			s.active.Delete(lease.ID)
+			return leases.Lease{}, err
 		}
 	}
 	return lease, nil
 }
 
-// create makes a lease; one whose creation was cancelled does not stay.
+// activate says whether no session of this process works below a lease, so that the caller may.
+func (s *Store) activate(id string) bool {
+	_, active := s.active.LoadOrStore(id, nil)
+	return !active
+}
+
+// create makes a lease for a session; one whose creation was cancelled does not stay.
 func (s *Store) create(ctx context.Context, o Owner) (leases.Lease, error) {
 	id := "tarlift-" + o.UID + "-" + rand.Text()
+	s.activate(id)
 	l, err := s.leases.Create(ctx, leases.WithID(id), leases.WithExpiration(leaseExpiry), leases.WithLabels(map[string]string{
 		labelUID: o.UID, labelSpec: o.Spec, labelProcess: s.process,
 	}))
-	if err != nil && ctx.Err() != nil {
-		_ = s.leases.Delete(context.WithoutCancel(ctx), leases.Lease{ID: id}) // most likely there is none
-	}
 	if err != nil {
-		return leases.Lease{}, daemon.Error("create lease", err)
+		s.active.Delete(id)
+		if ctx.Err() != nil {
+			_ = s.leases.Delete(context.WithoutCancel(ctx), leases.Lease{ID: id}) // most likely there is none
+		}
 	}
-	return l, nil
+	return l, daemon.Error("create lease", err)
 }
 
 // move lets one lease hold what another one holds. Of another process that is without its private ingests and the snapshots
@@ -196,7 +199,8 @@ func (s *Store) list(ctx context.Context, uid string) ([]leases.Lease, error) {
 
 // deleteLease collects what nothing else holds before it returns.
 func (s *Store) deleteLease(ctx context.Context, l leases.Lease) error {
-	if err := s.leases.Delete(ctx, l, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
+	defer s.active.Delete(l.ID)
+	if err := s.leases.Delete(ctx, l, leases.SynchronousDelete); !errdefs.IsNotFound(err) {
 		return daemon.Error("delete lease "+l.ID, err)
 	}
 	return nil
@@ -261,19 +265,20 @@ func (s *Store) Collect(ctx context.Context) error {
 	return s.deleteLease(ctx, l)
 }
 
-// cleanUp calls step even when ctx was cancelled, and again while containerd restarts.
+// cleanUp calls step even when ctx was cancelled, again while containerd restarts, and a few times whatever fails: the daemon may
+// still be writing for a call that was cancelled, which makes the removal of an ingest's directory fail.
 func cleanUp(ctx context.Context, step func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+	for pause := 2 * time.Millisecond; ; pause *= 2 {
 		err := step(ctx)
-		if err == nil || !errors.Is(daemon.Error("", err), daemon.ErrUnavailable) {
+		if err == nil || pause > time.Second && !errors.Is(err, daemon.ErrUnavailable) {
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(pause):
+		case <-time.After(min(pause, time.Second)):
 		}
 	}
 }

@@ -69,8 +69,11 @@ type Hooks struct {
 type Store struct {
 	content content.Store
 	leases  leases.Manager
-	process string // labels its leases
-	flights flights
+	process string   // labels its leases
+	active  sync.Map // ids of the leases that sessions of this process work below
+
+	flightsMu sync.Mutex
+	flights   map[digest.Digest]*flight // blobs that are on their way in this process, each moved by one caller
 
 	handOver time.Duration
 }
@@ -78,8 +81,7 @@ type Store struct {
 // New makes a store. A lease is replaced when it is older than handOver; 0 means DefaultHandOver.
 func New(c content.Store, l leases.Manager, handOver time.Duration) *Store {
 	return &Store{
-		content: c, leases: l, process: rand.Text(), flights: flights{all: map[digest.Digest]*flight{}},
-		handOver: cmp.Or(handOver, DefaultHandOver),
+		content: c, leases: l, process: rand.Text(), flights: map[digest.Digest]*flight{}, handOver: cmp.Or(handOver, DefaultHandOver),
 	}
 }
 
@@ -125,15 +127,15 @@ func (s *Session) Close(ctx context.Context, keep bool) error {
 	var failures []error
 	for ref := range s.refs {
 		if !keep || isPrivate(s.owner.UID, ref) {
-			failures = append(failures, cleanUp(ctx, func(ctx context.Context) error { return s.store.abort(ctx, ref) }))
+			failures = append(failures, s.store.abort(ctx, ref))
 		}
-	}
-	if keep {
-		return errors.Join(failures...)
 	}
 	s.leaseMu.Lock()
 	defer s.leaseMu.Unlock()
-	failures = append(failures, cleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, s.lease.Lease) }))
+	if !keep {
+		failures = append(failures, cleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, s.lease.Lease) }))
+	}
+	s.store.active.Delete(s.lease.ID)
 	return errors.Join(failures...)
 }
 
@@ -147,11 +149,11 @@ type Opener func(offset int64) (io.ReadCloser, error)
 // Errors: archive.ErrDigestMismatch, archive.ErrTruncated, archive.ErrInvalid (longer than its descriptor says), those of
 // open and of its reader, and those of package daemon.
 func (s *Session) EnsureBlob(ctx context.Context, d ocispec.Descriptor, open Opener) error {
-	f, err := s.store.flights.join(ctx, d.Digest)
+	f, err := s.store.join(ctx, d.Digest)
 	if err != nil {
 		return err
 	}
-	defer f.leave()
+	defer s.store.leave(f)
 	ref := s.ref(d.Digest.String())
 	if f.stalled {
 		ref = s.privateRef(ref)
@@ -162,12 +164,12 @@ func (s *Session) EnsureBlob(ctx context.Context, d ocispec.Descriptor, open Ope
 		case err == nil:
 			s.wrote(d.Digest, d.Size)
 			return nil
-		case errors.Is(err, errPresent):
+		case errdefs.IsAlreadyExists(err):
 			s.hooks.Skipped(d.Size)
 			s.hooks.Ready(d.Digest)
 			return nil
-		case errors.Is(err, errOvertaken): // it is there, but not below the lease yet
-		case errors.Is(err, errLocked): // by another process
+		case errors.Is(err, errOvertaken):
+		case errors.Is(err, errLocked):
 			ref = s.privateRef(ref)
 		case errors.Is(err, archive.ErrDigestMismatch):
 			// What is in the ingest will never match: a kill can leave bytes that were never synced, and every
@@ -202,14 +204,13 @@ const ingestRoot = "tarlift/"
 func ingestPrefix(uid string) string { return ingestRoot + uid + "/" }
 
 var (
-	errPresent   = errors.New("the blob is in the store")            // and now below the lease
-	errOvertaken = errors.New("the blob was committed by another")   //
-	errLocked    = errors.New("the ingest is in use by another one") //
+	errOvertaken = errors.New("the blob was committed by another")       // it is there, but not below the lease yet
+	errLocked    = errors.New("the ingest is in use by another process") //
 )
 
 // isOthers says whether a write has ended because somebody else moves the blob, or has moved it, while the ingest was opened
-// again: that is no failure.
-func isOthers(err error) bool { return errors.Is(err, errPresent) || errors.Is(err, errLocked) }
+// again: that is no failure. A blob that an ingest is opened for and that is there, is below the lease then.
+func isOthers(err error) bool { return errdefs.IsAlreadyExists(err) || errors.Is(err, errLocked) }
 
 // writeBlob opens an ingest, writes what it lacks, and commits it. It says whether the ingest had bytes before.
 func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descriptor, f *flight, open Opener) (resumed bool, err error) {
@@ -259,25 +260,19 @@ func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descripto
 // WriteUnnamed stores size bytes whose digest shows at their end.
 func (s *Session) WriteUnnamed(ctx context.Context, size int64, r io.Reader) (digest.Digest, error) {
 	ref := s.privateRef(s.ref("unnamed")) // what an earlier attempt left may be of another member
-	w, err := s.open(ctx, ref, ocispec.Descriptor{Size: size})
-	if err != nil {
-		return "", err
-	}
-	defer w.Close()
 	sum := digest.Canonical.Digester()
-	if err := s.copy(ctx, w, io.TeeReader(r, sum.Hash()), size, &flight{}); err != nil {
+	_, err := s.writeBlob(ctx, ref, ocispec.Descriptor{Size: size}, &flight{}, func(int64) (io.ReadCloser, error) {
+		return io.NopCloser(io.TeeReader(r, sum.Hash())), nil
+	})
+	switch {
+	case errors.Is(err, errOvertaken):
+		s.hooks.Ready(sum.Digest())
+	case err != nil:
 		return "", err
-	}
-	d := sum.Digest()
-	switch err := w.Commit(ctx, size, d); {
-	case err == nil:
-		s.wrote(d, size)
-	case errdefs.IsAlreadyExists(err):
-		s.hooks.Ready(d)
 	default:
-		return "", daemon.WriterError("commit", err)
+		s.wrote(sum.Digest(), size)
 	}
-	return d, nil
+	return sum.Digest(), nil
 }
 
 // wrote notes a blob that the session has committed.

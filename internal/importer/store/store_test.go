@@ -439,6 +439,48 @@ func TestAnotherSpecIsNotAdopted(t *testing.T) {
 	})
 }
 
+// Two sessions of one owner in one process do not end each other, of the same spec or another, also when an earlier one has kept
+// its lease.
+func TestTwoSessionsOfOneOwner(t *testing.T) {
+	for _, spec := range []string{archiveA.Spec, "another"} {
+		synctest.Test(t, func(t *testing.T) {
+			n := newNode(t)
+			store, ctx := n.process(), inNamespace(t)
+			if err := open(t, store, archiveA).Close(ctx, true); err != nil {
+				t.Fatal(err)
+			}
+			d, data := blob("b", 2)
+			first := open(t, store, archiveA)
+			if err := first.EnsureBlob(ctx, d, (&feed{data: data}).open); err != nil {
+				t.Fatal(err)
+			}
+			second := open(t, store, Owner{UID: archiveA.UID, Spec: spec})
+			again := &feed{data: data}
+			if err := second.EnsureBlob(ctx, d, again.open); err != nil || again.opened != nil {
+				t.Errorf("opened at %d, %v", again.opened, err)
+			}
+			for _, keep := range []bool{true, false} { // and the next one takes the kept lease
+				if err := second.Close(ctx, keep); err != nil {
+					t.Error(err)
+				}
+				if err := first.Held(ctx); err != nil || !n.has(t, d) {
+					t.Errorf("after the other's end with keep %v: %v, the blob is there: %v", keep, err, n.has(t, d))
+				}
+				if keep {
+					second = open(t, store, Owner{UID: archiveA.UID, Spec: spec})
+				}
+			}
+			if leaseIDs, _, _ := n.left(t); len(leaseIDs) != 1 {
+				t.Errorf("leases %q", leaseIDs)
+			}
+			if err := first.Close(ctx, false); err != nil {
+				t.Error(err)
+			}
+			n.nothingLeft(t)
+		})
+	}
+}
+
 // Two processes with one owner, in any order of their steps, do each other no harm: both have all blobs to their end, and
 // after it only what expires is left.
 func TestTwoProcessesOfOneOwner(t *testing.T) {

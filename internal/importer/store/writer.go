@@ -39,8 +39,9 @@ type writer struct {
 	close   func()
 }
 
-// open opens an ingest of the session's, waiting a little while another writer has it: errLocked. The error is errPresent
-// for a blob that is in the store. content.OpenWriter would wait for ever, and also for a daemon that is down.
+// open opens an ingest of the session's, waiting a little while another writer has it: errLocked. The error is
+// errdefs.ErrAlreadyExists for a blob that is in the store. content.OpenWriter would wait for ever, and also for a daemon that is
+// down.
 func (s *Session) open(ctx context.Context, ref string, d ocispec.Descriptor) (*writer, error) {
 	w := &writer{session: s, base: ctx, ref: ref, desc: d}
 	if err := w.open(lockWait); err != nil { //nolint:contextcheck // w has it
@@ -56,16 +57,11 @@ func (w *writer) open(wait time.Duration) error {
 	deadline := time.Now().Add(wait)
 	for pause := 2 * time.Millisecond; ; pause *= 2 {
 		err := w.openOnce()
-		locked := errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "locked")
-		switch {
-		case err == nil:
-			return nil
-		case errdefs.IsAlreadyExists(err):
-			return errPresent
-		case locked && time.Now().After(deadline):
-			return fmt.Errorf("%w: %w", errLocked, err)
+		switch locked := errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "locked"); {
 		case !locked:
 			return daemon.Error("open writer", err)
+		case time.Now().After(deadline):
+			return fmt.Errorf("%w: %w", errLocked, err)
 		}
 		select {
 		case <-w.base.Done():
@@ -78,19 +74,18 @@ func (w *writer) open(wait time.Duration) error {
 // openOnce opens the ingest below the present lease.
 func (w *writer) openOnce() error {
 	ctx, cancel := context.WithCancel(w.base) // a writer's stream ends with its context, not when it is closed
-	held, l, release, err := w.session.hold(ctx)
+	l, err := w.session.hold(ctx)
 	if err != nil {
 		cancel()
 		return err
 	}
-	opened, err := w.session.store.content.Writer(held, content.WithRef(w.ref), content.WithDescriptor(w.desc))
+	end := func() { cancel(); w.session.release(ctx, l) }
+	opened, err := w.session.store.content.Writer(leases.WithLease(ctx, l.ID), content.WithRef(w.ref), content.WithDescriptor(w.desc))
 	if err != nil {
-		cancel()
-		release()
+		end()
 		return err //nolint:wrapcheck // open says what failed
 	}
-	w.Writer, w.lease = opened, l
-	w.close = func() { cancel(); release() }
+	w.Writer, w.lease, w.close = opened, l, end
 	st, err := opened.Status()
 	if err != nil {
 		w.Close()                                            //nolint:gosec // nothing was written
@@ -139,19 +134,14 @@ func (w *writer) Close() error {
 	return err
 }
 
-// abort removes an ingest. The daemon may still be writing for a call that was cancelled, which makes the removal of the
-// ingest's directory fail: that takes it milliseconds.
+// abort removes an ingest.
 func (s *Store) abort(ctx context.Context, ref string) error {
-	for pause := 2 * time.Millisecond; ; pause *= 2 {
-		err := s.content.Abort(ctx, ref)
-		if err == nil || errdefs.IsNotFound(err) {
-			return nil
-		}
-		if pause > time.Second || ctx.Err() != nil {
+	return cleanUp(ctx, func(ctx context.Context) error {
+		if err := s.content.Abort(ctx, ref); !errdefs.IsNotFound(err) {
 			return daemon.Error("abort ingest "+ref, err)
 		}
-		time.Sleep(pause)
-	}
+		return nil
+	})
 }
 
 // Partial is how many bytes of blobs earlier attempts of the owner have left in ingests.
@@ -215,9 +205,6 @@ func (c sessionContent) Writer(ctx context.Context, opts ...content.WriterOpt) (
 		}
 	}
 	w, err := c.session.open(ctx, c.session.privateRef(c.session.ref(o.Ref)), o.Desc)
-	if err == errPresent { //nolint:errorlint // open's own
-		return nil, fmt.Errorf("content %s: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)
-	}
 	if err != nil {
 		return nil, err
 	}
