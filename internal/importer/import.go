@@ -142,20 +142,20 @@ func (a *attempt) end(ctx context.Context, err error) error {
 func claim(p *Plan, req Request, rec ownership.Import) ownership.Claim {
 	c := ownership.Claim{Owner: req.Owner, Import: rec, Pin: req.Pin, Replace: req.Replace, Owned: req.Owned}
 	seen := map[string]bool{"": true}
-	add := func(name string, kind ownership.Kind, img PlannedImage) {
+	add := func(name string, img PlannedImage) {
 		if !seen[name] {
 			seen[name] = true
-			c.Names = append(c.Names, ownership.Name{Name: name, Target: img.Target, Kind: kind})
+			c.Names = append(c.Names, ownership.Name{Name: name, Target: img.Target})
 		}
 	}
 	for _, img := range p.Images {
-		add(img.Name, ownership.KindTag, img)
+		add(img.Name, img)
 	}
 	for _, img := range p.Images {
-		add(img.DigestReference, ownership.KindDigest, img)
+		add(img.DigestReference, img)
 	}
 	for _, img := range p.Images {
-		add(img.ID, ownership.KindID, img)
+		add(img.ID, img)
 	}
 	return c
 }

@@ -25,7 +25,6 @@ var ErrNameConflict = errors.New("name exists with another digest")
 type Name struct {
 	Name   string
 	Target ocispec.Descriptor
-	Kind   Kind
 }
 
 // Claim is what is to be published for an owner.
@@ -142,8 +141,8 @@ func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []
 		Archive: c.Owner.Name, Created: max(0, c.Owner.Created.Unix()), Spec: c.Owner.SpecHash, Serial: 1, Names: len(c.Names),
 		Pinned: c.Pin, Replace: c.Replace, Deletion: c.Owner.Deletion, Import: c.Import,
 	}}
-	if newest, _ := split(owners[c.Owner.label()]); len(newest) > 0 {
-		r := newest[0].record
+	if before := owners[c.Owner.label()]; before != nil {
+		r := before.newest[0].record
 		same := r.Spec == p.record.Spec && r.Index == p.record.Index && r.Names == p.record.Names
 		p.record.Serial = r.Serial
 		if !same { // a repetition that fails on its way, or two at a time, add to what is there
@@ -170,7 +169,7 @@ func (o *Ownership) prepare(ctx context.Context, c Claim) (p *publishing, all []
 // conflict protects a name that stands for something else, unless nobody but this owner stands behind it. The id of an image
 // is no conflict: it means its config, which several manifests may share.
 func (p *publishing) conflict(now images.Image, n Name) error {
-	if now.Target.Digest == n.Target.Digest || n.Kind == KindID {
+	if now.Target.Digest == n.Target.Digest || isID(n.Name) {
 		return nil
 	}
 	all := claims(now)
@@ -246,7 +245,7 @@ func (p *publishing) mark(target ocispec.Descriptor, labels map[string]string) s
 // whole. One that has lost content would count as our loss, and each import would leave it so. An id that only this owner has
 // brought follows the archive: it would else keep a former version of the image, of which no other name is left.
 func (p *publishing) keepsID(ctx context.Context, n Name, now images.Image) (bool, error) {
-	if n.Kind != KindID || now.Target.Digest == n.Target.Digest || !p.hasConfig(ctx, now.Target, n.Name) {
+	if !isID(n.Name) || now.Target.Digest == n.Target.Digest || !p.hasConfig(ctx, now.Target, n.Name) {
 		return false, nil
 	}
 	all := claims(now)
@@ -264,44 +263,39 @@ func (p *publishing) keepsID(ctx context.Context, n Name, now images.Image) (boo
 // targets. What was replaced is not restored.
 func (p *publishing) edit(n Name, now *images.Image) *edit {
 	r := p.record
-	r.Name, r.Target, r.Kind, r.Found = nameKey(n.Name), n.Target.Digest, n.Kind, nil
+	r.Name, r.Target, r.Found = nameKey(n.Name), n.Target.Digest, nil
 	e := &edit{target: n.Target, labels: map[string]string{labelManaged: valueManaged}}
 	if now != nil {
-		e.replace(&r, *now, p.Owner)
+		moved, ours := now.Target.Digest != r.Target, false
+		for k := range now.Labels {
+			if isLabel(k) {
+				e.labels[k] = ""
+			}
+		}
+		all := claims(*now)
+		staying := []claim{{record: r}}
+		for _, c := range all {
+			if !c.succeededBy(p.Owner) && (!moved || c.record.Target == r.Target) {
+				delete(e.labels, c.label)
+				staying = append(staying, c)
+			}
+			if !moved && c.record.Target == r.Target {
+				ours = true
+				r.Found = cmp.Or(r.Found, c.record.Found)
+			}
+		}
+		if !moved && !ours { // nobody of us has published what is there
+			r.Found = &found{Pinned: now.Labels[labelPinned] == valuePinned && !slices.ContainsFunc(all, claim.pinned)}
+		}
+		if unpins(all, staying, r.Found != nil && r.Found.Pinned) {
+			e.labels[labelPinned] = ""
+		}
 	}
 	if r.Pinned {
 		e.labels[labelPinned] = valuePinned
 	}
 	e.labels[p.Owner.label()] = r.encode()
 	return e
-}
-
-// replace takes over what is there of a name.
-func (e *edit) replace(r *ownershipRecord, now images.Image, owner Owner) {
-	moved, ours := now.Target.Digest != r.Target, false
-	for k := range now.Labels {
-		if isLabel(k) {
-			e.labels[k] = ""
-		}
-	}
-	all := claims(now)
-	staying := []claim{{record: *r}}
-	for _, c := range all {
-		if !c.succeededBy(owner) && (!moved || c.record.Target == r.Target) {
-			delete(e.labels, c.label)
-			staying = append(staying, c)
-		}
-		if !moved && c.record.Target == r.Target {
-			ours = true
-			r.Found = cmp.Or(r.Found, c.record.Found)
-		}
-	}
-	if !moved && !ours { // nobody of us has published what is there
-		r.Found = &found{Pinned: now.Labels[labelPinned] == valuePinned && !slices.ContainsFunc(all, claim.pinned)}
-	}
-	if unpins(all, staying, r.Found != nil && r.Found.Pinned) {
-		e.labels[labelPinned] = ""
-	}
 }
 
 // hasConfig says whether an image has this config.

@@ -101,16 +101,6 @@ func (d Deletion) mildness() int {
 	return 2 // Retain, and what later versions may know
 }
 
-// Kind is what a name is beside others of its image. A pull by the CRI leaves one of each.
-type Kind string
-
-// The kinds of names.
-const (
-	KindTag    Kind = ""       // what people call it
-	KindDigest Kind = "digest" // name@digest, for pods that are pinned by digest
-	KindID     Kind = "id"     // sha256:<config digest>, which the kubelet asks for to mount an image as a volume
-)
-
 // Import is what is recorded of an import, so that it need not be repeated, nor its source be asked again.
 type Import struct {
 	Source      string        `json:"source,omitempty"`      // its name
@@ -129,7 +119,6 @@ type ownershipRecord struct {
 	Spec     string        `json:"spec,omitempty"`
 	Serial   int64         `json:"serial"` // of the owner's publishings, ascending
 	Names    int           `json:"names"`  // of this publishing
-	Kind     Kind          `json:"kind,omitempty"`
 	Target   digest.Digest `json:"target"`
 	Pinned   bool          `json:"pinned,omitempty"`
 	Replace  bool          `json:"replace,omitempty"` // the archive replaces names of others
@@ -152,6 +141,10 @@ func (r ownershipRecord) encode() string {
 	_ = e.Encode(r)        // texts and numbers can always be written to memory
 	return strings.TrimSuffix(b.String(), "\n")
 }
+
+// isID says whether a name is an image's id, sha256:<config digest>, which the kubelet asks for to mount an image as a volume. A
+// pull by the CRI leaves one beside the tag and the digest reference.
+func isID(name string) bool { return digest.Digest(name).Validate() == nil }
 
 // nameKey stands for a name in its record, which has no room for long ones.
 func nameKey(name string) string { return digest.FromString(name).Encoded()[:16] }
@@ -207,19 +200,33 @@ func unpins(released, staying []claim, before bool) bool {
 	return !before && slices.ContainsFunc(released, claim.pinned) && !slices.ContainsFunc(staying, claim.pinned)
 }
 
-// list returns all names, and the claims on them by their labels, each owner's in the order of the names.
-func (o *Ownership) list(ctx context.Context) (names map[string]images.Image, owners map[string][]claim, err error) {
+// publishings are an owner's claims, in the order of the names: those of its newest publishing that are left, and of earlier ones. Of
+// `agent import`, each run of which adds to the same label, the newest publishing is the latest run.
+type publishings struct{ newest, earlier []claim }
+
+// list returns all names, and the claims on them by their labels.
+func (o *Ownership) list(ctx context.Context) (names map[string]images.Image, owners map[string]*publishings, err error) {
 	list, err := o.images.List(ctx)
 	if err != nil {
 		return nil, nil, daemon.Error("list images", err)
 	}
-	names, owners = map[string]images.Image{}, map[string][]claim{}
+	names, owners = map[string]images.Image{}, map[string]*publishings{}
 	for _, img := range list {
 		names[img.Name] = img
 	}
 	for _, img := range sorted(names) {
 		for _, c := range claims(img) {
-			owners[c.label] = append(owners[c.label], c)
+			p := owners[c.label]
+			switch {
+			case p == nil:
+				owners[c.label] = &publishings{newest: []claim{c}}
+			case c.record.Serial > p.newest[0].record.Serial:
+				p.newest, p.earlier = []claim{c}, append(p.earlier, p.newest...)
+			case c.record.Serial < p.newest[0].record.Serial:
+				p.earlier = append(p.earlier, c)
+			default:
+				p.newest = append(p.newest, c)
+			}
 		}
 	}
 	return names, owners, nil
@@ -231,23 +238,6 @@ func sorted[V any](m map[string]V) (list []V) {
 		list = append(list, m[k])
 	}
 	return list
-}
-
-// split finds what an owner's newest publishing has left, and what is left of earlier ones. Of `agent import`, each run of
-// which adds to the same label, the newest publishing is the latest run.
-func split(mine []claim) (newest, earlier []claim) {
-	serial := int64(0)
-	for _, c := range mine {
-		serial = max(serial, c.record.Serial)
-	}
-	for _, c := range mine {
-		if c.record.Serial == serial {
-			newest = append(newest, c)
-		} else {
-			earlier = append(earlier, c)
-		}
-	}
-	return newest, earlier
 }
 
 // edit is what is to be written of a name.

@@ -108,8 +108,8 @@ func publishes(o Owner, name string, img image) Claim {
 	repository, _, _ := strings.Cut(name, ":")
 	return Claim{Owner: o, Pin: true, Import: Import{Index: img.target.Digest, Size: -1}, Names: []Name{
 		{Name: name, Target: img.target},
-		{Name: repository + "@" + img.target.Digest.String(), Target: img.target, Kind: KindDigest},
-		{Name: img.config.String(), Target: img.target, Kind: KindID},
+		{Name: repository + "@" + img.target.Digest.String(), Target: img.target},
+		{Name: img.config.String(), Target: img.target},
 	}}
 }
 
@@ -743,7 +743,7 @@ func TestRecordsFit(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := p.record
-	r.Name, r.Target, r.Kind, r.Serial, r.Names, r.Found = nameKey(app), long, KindDigest, 1<<60, 4096*3, &found{Pinned: true}
+	r.Name, r.Target, r.Serial, r.Names, r.Found = nameKey(app), long, 1<<60, 4096*3, &found{Pinned: true}
 	if text := r.encode(); len(o.label())+len(text) > 4096 {
 		t.Errorf("%d bytes", len(o.label())+len(text))
 	}

@@ -41,7 +41,7 @@ func (o *Ownership) Published(ctx context.Context, owner Owner) (*Published, err
 	seen := map[imageKey]bool{}
 	for _, c := range all {
 		p.Names = append(p.Names, c.Name)
-		if c.record.Kind == KindTag {
+		if !isID(c.Name) && !strings.Contains(c.Name, "@") {
 			target := c.Target
 			target.Digest = c.record.Target
 			p.Tags = append(p.Tags, Name{Name: c.Name, Target: target})
@@ -70,16 +70,15 @@ func (o *Ownership) newest(ctx context.Context, owner Owner) ([]claim, error) {
 	if err != nil {
 		return nil, err
 	}
-	newest, _ := split(owners[owner.label()])
-	if len(newest) > 0 && newest[0].record.Spec != owner.SpecHash {
-		return nil, nil
+	if p := owners[owner.label()]; p != nil && p.newest[0].record.Spec == owner.SpecHash {
+		return p.newest, nil
 	}
-	return newest, nil
+	return nil, nil
 }
 
 // sameID is a claim on an id as if it had been made with the image that the id stands for, where that means the same.
 func (o *Ownership) sameID(ctx context.Context, c claim) claim {
-	if c.record.Kind == KindID && c.Target.Digest != c.record.Target && o.hasConfig(ctx, c.Target, c.Name) {
+	if isID(c.Name) && c.Target.Digest != c.record.Target && o.hasConfig(ctx, c.Target, c.Name) {
 		c.record.Target = c.Target.Digest
 	}
 	return c
@@ -132,7 +131,7 @@ func (o *Ownership) Repair(ctx context.Context, owner Owner) (repaired int, err 
 
 // repair publishes a name again as it was, if it has lost anything. It takes nothing from others.
 func (o *Ownership) repair(ctx context.Context, owner Owner, c claim, all []claim) (wrote bool, err error) {
-	n := Name{Name: c.Name, Target: c.Target, Kind: c.record.Kind}
+	n := Name{Name: c.Name, Target: c.Target}
 	if c.Target.Digest != c.record.Target {
 		k := slices.IndexFunc(all, func(other claim) bool { return other.Target.Digest == c.record.Target })
 		if k < 0 {
@@ -173,12 +172,11 @@ func (o *Ownership) Held(ctx context.Context) (held []Held, gone int, err error)
 	if err != nil {
 		return nil, 0, err
 	}
-	for _, mine := range sorted(owners) {
-		all, _ := split(mine)
-		if all[0].label != labelImport {
-			gone += max(all[0].record.Names-len(all), 0)
+	for _, p := range sorted(owners) {
+		if p.newest[0].label != labelImport {
+			gone += max(p.newest[0].record.Names-len(p.newest), 0)
 		}
-		for _, c := range all {
+		for _, c := range p.newest {
 			c = o.sameID(ctx, c)
 			h := Held{Name: c.Name, Target: c.Target, claim: c}
 			if h.Unpinned = c.record.Pinned && c.Labels[labelPinned] != valuePinned; !h.Unpinned {

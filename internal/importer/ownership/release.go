@@ -39,33 +39,32 @@ func (o *Ownership) Sweep(ctx context.Context, wanted []Owner, known func(uid st
 	var going []claim
 	var skipped []Released
 	var failures []error
-	for _, mine := range sorted(owners) {
-		owner := mine[0].owner()
+	for _, p := range sorted(owners) {
+		owner := p.newest[0].owner()
 		if owner.UID == "" || known != nil && !known(owner.UID) {
 			continue
 		}
 		if k := slices.IndexFunc(wanted, func(w Owner) bool { return w.UID == owner.UID }); k >= 0 {
-			newest, earlier := split(mine)
-			if len(newest) < newest[0].record.Names { // until it is complete it may still want the others
-				newest, earlier = mine, nil
+			if len(p.newest) < p.newest[0].record.Names { // until it is complete it may still want the others
+				p.newest, p.earlier = append(p.newest, p.earlier...), nil
 			}
-			failures = append(failures, o.recordDeletion(ctx, newest, wanted[k].Deletion))
-			for _, c := range earlier {
+			failures = append(failures, o.recordDeletion(ctx, p.newest, wanted[k].Deletion))
+			for _, c := range p.earlier {
 				c.record.Deletion = wanted[k].Deletion
 				going = append(going, c)
 			}
 			continue
 		}
 		var names []string
-		for _, c := range mine {
+		for _, c := range append(p.newest, p.earlier...) {
 			if !slices.ContainsFunc(wanted, func(w Owner) bool { return w.UID == "" && w.Name == c.record.Archive }) {
 				going = append(going, c)
-			} else if c.record.Kind != KindID {
+			} else if !isID(c.Name) {
 				names = append(names, c.Name)
 			}
 		}
 		if len(names) > 0 {
-			skipped = append(skipped, Released{Owner: owner, Skipped: names})
+			skipped = append(skipped, Released{Owner: owner, Skipped: slices.Sorted(slices.Values(names))})
 		}
 	}
 	released, err := o.release(ctx, going)
@@ -125,11 +124,11 @@ func (o *Ownership) release(ctx context.Context, going []claim) ([]Released, err
 	names, ids := map[string][]claim{}, map[string][]claim{}
 	var snapshotters []string
 	for _, c := range going {
-		of := names
-		if c.record.Kind == KindID {
-			of = ids
+		if isID(c.Name) {
+			ids[c.Name] = append(ids[c.Name], c)
+		} else {
+			names[c.Name] = append(names[c.Name], c)
 		}
-		of[c.Name] = append(of[c.Name], c)
 		snapshotters = append(snapshotters, c.record.Snapshotter)
 	}
 	usage := sync.OnceValues(func() (*check.Usage, error) { return o.check.Usage(ctx, snapshotters...) })
@@ -138,8 +137,8 @@ func (o *Ownership) release(ctx context.Context, going []claim) ([]Released, err
 	failed := map[digest.Digest]bool{} // images of which a name has failed
 	collect := false
 	for _, of := range append(sorted(names), sorted(ids)...) {
-		name, isID := of[0].Image, of[0].record.Kind == KindID
-		if isID && failed[name.Target.Digest] {
+		name := of[0].Image
+		if isID(name.Name) && failed[name.Target.Digest] {
 			continue // else it would stay for that name, and nobody's
 		}
 		became, err := o.releaseName(ctx, of, usage)
@@ -173,7 +172,7 @@ func (o *Ownership) release(ctx context.Context, going []claim) ([]Released, err
 // add says what became of a name. Ids are left out.
 func (r *Released) add(c claim, o outcome) {
 	list := map[outcome]*[]string{retained: &r.Retained, unpinned: &r.Unpinned, inUse: &r.InUse, deleted: &r.Deleted}[o]
-	if c.record.Kind != KindID {
+	if !isID(c.Name) {
 		*list = append(*list, c.Name)
 	}
 }
@@ -193,7 +192,7 @@ func (o *Ownership) releaseName(ctx context.Context, going []claim, usage func()
 			return e, nil
 		}
 		names, err := o.names(ctx, now.Target.Digest)
-		if err != nil || len(names) > 1 && going[0].record.Kind == KindID {
+		if err != nil || len(names) > 1 && isID(now.Name) {
 			return e, err
 		}
 		all, err := usage()
@@ -227,7 +226,7 @@ func release(now images.Image, going []claim) (e *edit, removable bool) {
 	if mildest < Retain.mildness() && unpins(going, staying, before) {
 		e.labels[labelPinned] = ""
 	}
-	return e, len(staying) == 0 && (going[0].record.Kind == KindID || mildest == Delete.mildness() && ours)
+	return e, len(staying) == 0 && (isID(now.Name) || mildest == Delete.mildness() && ours)
 }
 
 // names are those that stand for an image.
