@@ -41,8 +41,8 @@ func (s *Session) hold(ctx context.Context) (*lease, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := s.store.move(ctx, s.lease.Lease, next); err != nil {
-			return nil, errors.Join(err, cleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, next) }))
+		if err := s.store.move(ctx, s.lease.Lease, next, true); err != nil {
+			return nil, errors.Join(err, s.store.deleteLease(ctx, next))
 		}
 		last := s.lease
 		s.lease = &lease{Lease: next}
@@ -75,7 +75,7 @@ func (s *Session) endReplaced(ctx context.Context, l *lease) {
 		return
 	}
 	_ = cleanUp(ctx, func(ctx context.Context) error {
-		if err := s.store.move(ctx, l.Lease, s.lease.Lease); err != nil {
+		if err := s.store.move(ctx, l.Lease, s.lease.Lease, true); err != nil {
 			return err
 		}
 		// Not synchronously: other calls of the session wait for this one.
@@ -101,56 +101,38 @@ func (s *Session) Held(ctx context.Context) error {
 	return nil
 }
 
-// adopt returns a lease for a session: the one that an earlier session of this process has kept, else a new one. It takes
-// over what other leases with the same spec hold. Those that a session of this process works below stay, and those of other
-// processes until they are old: their processes may be at work.
-func (s *Store) adopt(ctx context.Context, o Owner) (lease leases.Lease, err error) {
-	earlier, err := s.list(ctx, o.UID)
+// adopt returns a new lease for a session, which holds what others with the same spec hold. Those of earlier sessions go then; those
+// that a session of this process works below stay, and those of other processes until they are old: they may be at work.
+func (s *Store) adopt(ctx context.Context, o Owner) (leases.Lease, error) {
+	earlier, err := s.list(ctx)
 	if err != nil {
-		return lease, err
+		return leases.Lease{}, err
 	}
+	lease, err := s.create(ctx, o)
 	for _, l := range earlier {
-		own, same := l.Labels[labelProcess] == s.process, l.Labels[labelSpec] == o.Spec
-		if own && same && !s.old(l) && s.activate(l.ID) {
-			lease = l
-			break
-		}
-	}
-	if lease.ID == "" {
-		if lease, err = s.create(ctx, o); err != nil {
-			return lease, err
-		}
-	}
-	for _, l := range earlier {
-		if l.ID == lease.ID {
+		if l.Labels[labelUID] != o.UID {
 			continue
 		}
-		if l.Labels[labelSpec] == o.Spec {
-			if err = s.move(ctx, l, lease); errdefs.IsNotFound(err) { // it has expired meanwhile
+		if err == nil && l.Labels[labelSpec] == o.Spec {
+			if err = s.move(ctx, l, lease, false); errdefs.IsNotFound(err) { // it has expired meanwhile
 				err = nil
 			}
 		}
-		if err == nil && (s.old(l) || l.Labels[labelProcess] == s.process) && s.activate(l.ID) {
+		_, active := s.active.Load(l.ID)
+		if err == nil && !active && (l.Labels[labelProcess] == s.process || s.old(l)) {
 			err = s.deleteLease(ctx, l)
 		}
-		if err != nil {
-			s.active.Delete(lease.ID)
-			return leases.Lease{}, err
-		}
 	}
-	return lease, nil
-}
-
-// activate says whether no session of this process works below a lease, so that the caller may.
-func (s *Store) activate(id string) bool {
-	_, active := s.active.LoadOrStore(id, nil)
-	return !active
+	if err != nil && lease.ID != "" {
+		err = errors.Join(err, s.deleteLease(ctx, lease))
+	}
+	return lease, err
 }
 
 // create makes a lease for a session; one whose creation was cancelled does not stay.
 func (s *Store) create(ctx context.Context, o Owner) (leases.Lease, error) {
 	id := "tarlift-" + o.UID + "-" + rand.Text()
-	s.activate(id)
+	s.active.Store(id, nil)
 	l, err := s.leases.Create(ctx, leases.WithID(id), leases.WithExpiration(leaseExpiry), leases.WithLabels(map[string]string{
 		labelUID: o.UID, labelSpec: o.Spec, labelProcess: s.process,
 	}))
@@ -163,18 +145,17 @@ func (s *Store) create(ctx context.Context, o Owner) (leases.Lease, error) {
 	return l, daemon.Error("create lease", err)
 }
 
-// move lets one lease hold what another one holds. Of another process that is without its private ingests and the snapshots
-// that a layer is being unpacked into: their names are made up anew by each attempt, so that nobody would find them again.
-// A lease that is gone is not found.
-func (s *Store) move(ctx context.Context, from, to leases.Lease) error {
+// move lets one lease hold what another one holds, without private ingests and the snapshots that a layer is being unpacked into
+// unless those are wanted: their names are made up anew by each session, so that no other would find them. A lease that is gone is
+// not found.
+func (s *Store) move(ctx context.Context, from, to leases.Lease, private bool) error {
 	resources, err := s.leases.ListResources(ctx, from)
 	if err != nil {
 		return daemon.Error("list resources of lease "+from.ID, err)
 	}
 	for _, r := range resources {
 		unpacking := strings.HasPrefix(r.Type, "snapshots/") && strings.HasPrefix(r.ID, snapshots.UnpackKeyPrefix+"-")
-		private := r.Type == "ingests" && isPrivate(from.Labels[labelUID], r.ID)
-		if (unpacking || private) && from.Labels[labelProcess] != s.process {
+		if !private && (unpacking || r.Type == "ingests" && isPrivate(from.Labels[labelUID], r.ID)) {
 			continue
 		}
 		if err := s.leases.AddResource(ctx, to, r); err != nil {
@@ -184,36 +165,31 @@ func (s *Store) move(ctx context.Context, from, to leases.Lease) error {
 	return nil
 }
 
-// list returns the leases of one UID, empty for all of ours.
-func (s *Store) list(ctx context.Context, uid string) ([]leases.Lease, error) {
-	filter := fmt.Sprintf("labels.%q", labelUID)
-	if uid != "" {
-		filter += fmt.Sprintf("==%q", uid)
-	}
-	list, err := s.leases.List(ctx, filter)
-	if err != nil {
-		return nil, daemon.Error("list leases", err)
-	}
-	return list, nil
+// list returns all leases of ours.
+func (s *Store) list(ctx context.Context) ([]leases.Lease, error) {
+	list, err := s.leases.List(ctx, fmt.Sprintf("labels.%q", labelUID))
+	return list, daemon.Error("list leases", err)
 }
 
 // deleteLease collects what nothing else holds before it returns.
 func (s *Store) deleteLease(ctx context.Context, l leases.Lease) error {
 	defer s.active.Delete(l.ID)
-	if err := s.leases.Delete(ctx, l, leases.SynchronousDelete); !errdefs.IsNotFound(err) {
-		return daemon.Error("delete lease "+l.ID, err)
-	}
-	return nil
+	return cleanUp(ctx, func(ctx context.Context) error {
+		if err := s.leases.Delete(ctx, l, leases.SynchronousDelete); !errdefs.IsNotFound(err) {
+			return daemon.Error("delete lease "+l.ID, err)
+		}
+		return nil
+	})
 }
 
 // Release deletes the leases of those UIDs that unwanted says yes to. What no image holds is collected before it returns.
 func (s *Store) Release(ctx context.Context, unwanted func(uid string) bool) error {
-	list, err := s.list(ctx, "")
-	if err != nil {
-		return err
-	}
-	var failures []error
+	list, err := s.list(ctx)
+	failures := []error{err}
 	for _, l := range list {
+		if ctx.Err() != nil {
+			return errors.Join(append(failures, ctx.Err())...)
+		}
 		if unwanted(l.Labels[labelUID]) {
 			failures = append(failures, s.deleteLease(ctx, l))
 		}
@@ -233,7 +209,7 @@ type Leftovers struct {
 // Leftovers finds them.
 func (s *Store) Leftovers(ctx context.Context) (Leftovers, error) {
 	var all Leftovers
-	list, err := s.list(ctx, "")
+	list, err := s.list(ctx)
 	if err != nil {
 		return all, err
 	}
@@ -256,11 +232,9 @@ func (s *Store) Leftovers(ctx context.Context) (Leftovers, error) {
 
 // Collect has containerd collect its garbage.
 func (s *Store) Collect(ctx context.Context) error {
-	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(time.Minute), leases.WithLabels(map[string]string{
-		labelUID: "collect", // it is ours, should we be killed before it is deleted
-	}))
+	l, err := s.create(ctx, Owner{UID: "collect"}) // should we be killed now, it is nobody's who is wanted
 	if err != nil {
-		return daemon.Error("create lease", err)
+		return err
 	}
 	return s.deleteLease(ctx, l)
 }

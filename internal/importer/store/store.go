@@ -133,7 +133,7 @@ func (s *Session) Close(ctx context.Context, keep bool) error {
 	s.leaseMu.Lock()
 	defer s.leaseMu.Unlock()
 	if !keep {
-		failures = append(failures, cleanUp(ctx, func(ctx context.Context) error { return s.store.deleteLease(ctx, s.lease.Lease) }))
+		failures = append(failures, s.store.deleteLease(ctx, s.lease.Lease))
 	}
 	s.store.active.Delete(s.lease.ID)
 	return errors.Join(failures...)
@@ -224,37 +224,34 @@ func (s *Session) writeBlob(ctx context.Context, ref string, d ocispec.Descripto
 	}
 	resumed = w.offset > 0
 	s.hooks.Done(w.offset)
+	defer func() {
+		if isOthers(err) || errors.Is(err, errOvertaken) || errors.Is(err, archive.ErrDigestMismatch) {
+			s.hooks.Done(-w.offset)
+		}
+	}()
 	if w.offset < d.Size {
 		r, err := open(w.offset)
 		if err != nil {
 			return resumed, fmt.Errorf("open: %w", err)
 		}
 		err = s.copy(ctx, w, r, d.Size-w.offset, f)
-		if err == nil {
-			err = atEnd(r)
-		}
 		if closeErr := r.Close(); err == nil && closeErr != nil {
 			err = fmt.Errorf("close: %w", closeErr)
-		}
-		if isOthers(err) {
-			s.hooks.Done(-w.offset)
 		}
 		if err != nil {
 			return resumed, err
 		}
 	}
-	switch err := w.Commit(ctx, d.Size, d.Digest); {
-	case err == nil:
-		return resumed, nil
+	err = w.Commit(ctx, d.Size, d.Digest)
+	switch {
 	case errdefs.IsAlreadyExists(err):
-		s.hooks.Done(-d.Size)
-		return resumed, errOvertaken
+		err = errOvertaken
 	case errdefs.IsFailedPrecondition(err):
-		s.hooks.Done(-d.Size)
-		return resumed, fmt.Errorf("the bytes have another digest: %w", archive.ErrDigestMismatch)
+		err = fmt.Errorf("the bytes have another digest: %w", archive.ErrDigestMismatch)
 	default:
-		return resumed, daemon.WriterError("commit", err)
+		err = daemon.WriterError("commit", err)
 	}
+	return resumed, err
 }
 
 // WriteUnnamed stores size bytes whose digest shows at their end.
@@ -284,14 +281,18 @@ func (s *Session) wrote(d digest.Digest, size int64) {
 }
 
 // copy moves exactly n bytes; errors of reading are the source's, errors of writing containerd's. The source is read while
-// containerd writes.
+// containerd writes, and to its end: one that was changed meanwhile says so there, and its bytes must not be taken for a damaged
+// archive's.
 func (s *Session) copy(ctx context.Context, w *writer, r io.Reader, n int64, f *flight) error {
 	s.hooks.Writing.Add(1)
 	defer s.hooks.Writing.Add(-1)
-	ahead := transfer.ReadAhead(io.LimitReader(r, n))
+	ahead := transfer.ReadAhead(io.LimitReader(r, n+1))
 	defer ahead.Stop()
 	for {
 		piece, err := ahead.Next()
+		if int64(len(piece)) > n {
+			return fmt.Errorf("read: longer than its descriptor says: %w", archive.ErrInvalid)
+		}
 		if len(piece) > 0 {
 			if _, err := w.Write(piece); err != nil { //nolint:contextcheck // w has it
 				err = daemon.WriterError("write", err)
@@ -307,7 +308,7 @@ func (s *Session) copy(ctx context.Context, w *writer, r io.Reader, n int64, f *
 		switch {
 		case err == nil:
 			continue
-		case n == 0:
+		case n == 0 && errors.Is(err, io.EOF):
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err() //nolint:wrapcheck // the caller's own
@@ -316,17 +317,4 @@ func (s *Session) copy(ctx context.Context, w *writer, r io.Reader, n int64, f *
 		}
 		return fmt.Errorf("read: %d bytes short: %w", n, err)
 	}
-}
-
-// atEnd reads on after the last byte: a source that was changed meanwhile says so there, and its bytes must not be taken for
-// a damaged archive's.
-func atEnd(r io.Reader) error {
-	n, err := r.Read(make([]byte, 1))
-	switch {
-	case n > 0:
-		return fmt.Errorf("read: longer than its descriptor says: %w", archive.ErrInvalid)
-	case err != nil && !errors.Is(err, io.EOF):
-		return fmt.Errorf("read: %w", err)
-	}
-	return nil
 }
