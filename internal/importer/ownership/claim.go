@@ -200,10 +200,7 @@ func (p *publishing) conflict(now images.Image, n Name) error {
 
 // holder names the owner of a claim.
 func (c claim) holder() string {
-	if c.record.Archive == "" {
-		return "the owner of label " + c.label
-	}
-	return fmt.Sprintf("ImageArchive %q", c.record.Archive)
+	return fmt.Sprintf("ImageArchive %q", cmp.Or(c.record.Archive, c.owner().UID))
 }
 
 // wasFound says whether a name was there, and somebody else's, before the first claim on it.

@@ -282,6 +282,37 @@ func TestMovedNameHasOurPin(t *testing.T) {
 	}
 }
 
+// A name that two archives share, and that somebody has given another target, is given back to both by either.
+func TestSharedNameIsTakenBack(t *testing.T) {
+	n, a, b := newNode(t), archive("a", Unpin), archive("b", Unpin)
+	one, two := n.image(t, "one", ""), n.image(t, "two", "")
+	for _, o := range []Owner{a, b} {
+		n.claim(t, publishes(o, app, one))
+	}
+	for name, take := range map[string]func(){
+		"by a repair": func() {
+			if repaired, err := n.Repair(n.ctx, a); repaired != 1 || err != nil {
+				t.Errorf("repaired %d, %v", repaired, err)
+			}
+		},
+		"by an import": func() { n.claim(t, publishes(b, app, one)) },
+	} {
+		if _, err := n.Images.Update(n.ctx, images.Image{Name: app, Target: two.target}, "target"); err != nil {
+			t.Fatal(err)
+		}
+		take()
+		for _, o := range []Owner{a, b} {
+			n.whole(t, app, o, one)
+			if loss := n.loss(t, o); loss != "" {
+				t.Errorf("%s: %s lost %q", name, o.Name, loss)
+			}
+		}
+	}
+	if repaired, err := n.Repair(n.ctx, a); repaired != 0 || err != nil {
+		t.Errorf("repaired %d of nothing, %v", repaired, err)
+	}
+}
+
 // k3s imports its own images again and again, and replaces all labels by its pin. What we publish after that is theirs too.
 func TestPinOfAReimportSurvives(t *testing.T) {
 	for _, policy := range []Deletion{Unpin, Delete} {

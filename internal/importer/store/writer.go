@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"maps"
 	"regexp"
 	"strings"
 	"time"
@@ -162,7 +161,8 @@ func (s *Session) Partial(ctx context.Context) (map[digest.Digest]int64, error) 
 // its own.
 //
 // It adds labels that hold content, and replaces none: containerd numbers the children of an index anew for each platform,
-// so that the import of one would let go of what another import of the same index holds.
+// so that the import of one would let go of what another import of the same index holds. Its callers give the labels that they set,
+// and nothing else.
 func (s *Session) Content() content.Store { return sessionContent{s.store.content, s} }
 
 type sessionContent struct {
@@ -173,25 +173,18 @@ type sessionContent struct {
 // labelGCContent and a suffix make the labels by which a blob keeps others from being collected.
 const labelGCContent = "containerd.io/gc.ref.content."
 
-func (c sessionContent) Update(ctx context.Context, info content.Info, paths ...string) (content.Info, error) {
+func (c sessionContent) Update(ctx context.Context, info content.Info, _ ...string) (content.Info, error) {
 	now, err := c.Info(ctx, info.Digest)
 	if err != nil {
 		return now, err //nolint:wrapcheck // a transparent wrapper
 	}
-	labels := maps.Clone(info.Labels)
+	labels, paths := map[string]string{}, []string{}
 	for k, v := range info.Labels {
-		held := now.Labels[k]
-		if !strings.HasPrefix(k, labelGCContent) || held == "" || held == v {
-			continue
+		if held := now.Labels[k]; strings.HasPrefix(k, labelGCContent) && held != "" && held != v {
+			k += "." + digest.Digest(v).Encoded()[:12]
 		}
-		free := k + "." + digest.Digest(v).Encoded()[:12]
-		delete(labels, k)
-		labels[free] = v
-		for n, p := range paths {
-			if p == "labels."+k {
-				paths[n] = "labels." + free
-			}
-		}
+		labels[k] = v
+		paths = append(paths, "labels."+k)
 	}
 	info.Labels = labels
 	return c.Store.Update(ctx, info, paths...) //nolint:wrapcheck // as above
