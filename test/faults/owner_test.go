@@ -94,7 +94,7 @@ func (s *scenario) released(t *testing.T) node.State {
 		case strings.Contains(claim, `"found":`):
 			lines = append(lines, rest)
 			stay[fields[1]] = true
-		case strings.Contains(claim, `"kind":"id"`):
+		case strings.HasPrefix(line, "sha256:"):
 			ids = append(ids, rest)
 		}
 	}

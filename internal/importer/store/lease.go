@@ -123,8 +123,8 @@ func (s *Store) adopt(ctx context.Context, o Owner) (leases.Lease, error) {
 			err = s.deleteLease(ctx, l)
 		}
 	}
-	if err != nil && lease.ID != "" {
-		err = errors.Join(err, s.deleteLease(ctx, lease))
+	if err != nil { // what it holds already is for the next attempt
+		s.active.Delete(lease.ID)
 	}
 	return lease, err
 }

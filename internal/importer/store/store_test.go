@@ -419,6 +419,48 @@ func TestKilledProcessIsSucceeded(t *testing.T) {
 	})
 }
 
+// failingLeases cannot say what the second lease holds that is asked about.
+type failingLeases struct {
+	leases.Manager
+	asked *int
+}
+
+func (f failingLeases) ListResources(ctx context.Context, l leases.Lease) ([]leases.Resource, error) {
+	if *f.asked++; *f.asked == 2 {
+		return nil, errInjected
+	}
+	return f.Manager.ListResources(ctx, l)
+}
+
+// A session that cannot begin loses nothing of what earlier ones have kept, in whatever order it looks at their leases.
+func TestFailedOpenKeepsAll(t *testing.T) {
+	for range 10 {
+		synctest.Test(t, func(t *testing.T) {
+			n := newNode(t)
+			ctx := inNamespace(t)
+			open(t, n.process(), archiveA) // another process
+			store := n.process()
+			d, data := blob("b", 2)
+			session := open(t, store, archiveA)
+			if err := errors.Join(session.EnsureBlob(ctx, d, (&feed{data: data}).open), session.Close(ctx, true)); err != nil {
+				t.Fatal(err)
+			}
+			store.leases = failingLeases{n.Leases, new(int)}
+			if _, err := store.Open(ctx, archiveA, noHooks); !errors.Is(err, errInjected) {
+				t.Errorf("error %v", err)
+			}
+			n.Collect(t)
+			session = open(t, store, archiveA)
+			if leaseIDs, _, _ := n.left(t); !n.has(t, d) || len(leaseIDs) != 2 {
+				t.Errorf("the blob is there: %v; leases %q", n.has(t, d), leaseIDs)
+			}
+			if err := session.Close(ctx, false); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // What was moved for another spec is of no use to a session, and goes with its lease.
 func TestAnotherSpecIsNotAdopted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
