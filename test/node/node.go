@@ -108,15 +108,15 @@ func StateOf(ctx context.Context, c *client.Client) (State, error) {
 
 // Line is an image's in a State.
 func Line(i images.Image) string {
-	return fmt.Sprint(i.Name, " ", i.Target.Digest, " ", labels(i.Labels))
+	return fmt.Sprint(i.Name, " ", i.Target.Digest, " ", labels(i))
 }
 
 // labels leaves out which import wrote a name, and where it had the archive from.
-func labels(l map[string]string) string {
+func labels(i images.Image) string {
 	var out []string
-	for _, k := range slices.Sorted(maps.Keys(l)) {
-		v := ofImport.ReplaceAllString(l[k], "")
-		if strings.Contains(v, `"kind":"id"`) { // an id that the CRI, or an import before, has left without an owner
+	for _, k := range slices.Sorted(maps.Keys(i.Labels)) {
+		v := ofImport.ReplaceAllString(i.Labels[k], "")
+		if strings.HasPrefix(i.Name, "sha256:") { // an id that the CRI, or an import before, has left without an owner
 			v = strings.Replace(v, `,"found":{}`, "", 1)
 		}
 		out = append(out, k+"="+v)
