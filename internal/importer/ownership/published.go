@@ -110,7 +110,7 @@ func (o *Ownership) contentLost(ctx context.Context, c claim, seen map[imageKey]
 		return "", nil
 	}
 	seen[key] = true
-	return o.check.Lost(ctx, c.Target, c.record.Snapshotter) //nolint:wrapcheck // it names the image
+	return o.check.Lost(ctx, c.Target, c.record.Snapshotter)
 }
 
 // Repair gives names of an owner what they have lost and can get back without a source: the pin, the mark for the CRI,
@@ -139,7 +139,7 @@ func (o *Ownership) repair(ctx context.Context, owner Owner, c claim, all []clai
 		}
 		n.Target = all[k].Target
 		if lost, err := o.check.Lost(ctx, n.Target, c.record.Snapshotter); err != nil || lost != "" {
-			return false, err //nolint:wrapcheck // it names the image
+			return false, err
 		}
 	}
 	p := &publishing{Ownership: o, Claim: Claim{Owner: owner}, record: c.record}

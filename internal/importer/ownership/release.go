@@ -203,7 +203,7 @@ func (o *Ownership) releaseName(ctx context.Context, going []claim, usage func()
 		if became = inUse; !used {
 			became, e.remove = deleted, true
 		}
-		return e, err //nolint:wrapcheck // the caller adds the name
+		return e, err
 	})
 	if errors.Is(err, errRaced) {
 		return unchanged, nil

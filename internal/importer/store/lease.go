@@ -92,13 +92,10 @@ func (s *Session) Held(ctx context.Context) error {
 	s.leaseMu.Lock()
 	defer s.leaseMu.Unlock()
 	left, err := s.store.leases.List(ctx, fmt.Sprintf("id==%q", s.lease.ID))
-	if err != nil {
-		return daemon.Error("look for the lease", err)
-	}
-	if len(left) == 0 {
+	if err == nil && len(left) == 0 {
 		return ErrLeaseLost
 	}
-	return nil
+	return daemon.Error("look for the lease", err)
 }
 
 // adopt returns a new lease for a session, which holds what others with the same spec hold. Those of earlier sessions go then; those
@@ -210,24 +207,18 @@ type Leftovers struct {
 func (s *Store) Leftovers(ctx context.Context) (Leftovers, error) {
 	var all Leftovers
 	list, err := s.list(ctx)
-	if err != nil {
-		return all, err
-	}
 	for _, l := range list {
 		all.Leases++
 		if all.Oldest.IsZero() || l.CreatedAt.Before(all.Oldest) {
 			all.Oldest = l.CreatedAt
 		}
 	}
-	ingests, err := s.content.ListStatuses(ctx, fmt.Sprintf("ref~=%q", "^"+ingestRoot))
-	if err != nil {
-		return all, daemon.Error("list ingests", err)
-	}
+	ingests, ingestsErr := s.content.ListStatuses(ctx, fmt.Sprintf("ref~=%q", "^"+ingestRoot))
 	for _, st := range ingests {
 		all.Ingests++
 		all.Bytes += st.Offset
 	}
-	return all, nil
+	return all, errors.Join(err, daemon.Error("list ingests", ingestsErr))
 }
 
 // Collect has containerd collect its garbage.

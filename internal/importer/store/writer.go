@@ -147,14 +147,11 @@ func (s *Store) abort(ctx context.Context, ref string) error {
 func (s *Session) Partial(ctx context.Context) (map[digest.Digest]int64, error) {
 	prefix := ingestPrefix(s.owner.UID)
 	list, err := s.store.content.ListStatuses(ctx, fmt.Sprintf("ref~=%q", "^"+regexp.QuoteMeta(prefix)))
-	if err != nil {
-		return nil, daemon.Error("list ingests", err)
-	}
 	partial := map[digest.Digest]int64{}
 	for _, st := range list {
 		partial[digest.Digest(strings.TrimPrefix(st.Ref, prefix))] = st.Offset
 	}
-	return partial, nil
+	return partial, daemon.Error("list ingests", err)
 }
 
 // Content is the content store as the session may use it: what is written lies below its lease, with ingest references of
