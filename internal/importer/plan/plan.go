@@ -239,9 +239,9 @@ func (p *planner) choose(ctx context.Context, target ocispec.Descriptor) (*archi
 		platforms.FormatAll(p.Platform), ErrNoMatchingPlatform)
 }
 
-// addForeign notes the platforms that the archive has of an image. It says whether the archive has the image for other platforms only, although its
-// index may list this one, too: an archive of one platform keeps the index as it is. If it has a manifest that would serve
-// this node, a better one got lost.
+// addForeign notes the platforms that the archive has of an image. It says whether these are others only, although the index
+// may list this one, too: an archive of one platform keeps the index as it is. If it has a manifest that would serve this
+// node, a better one got lost.
 func (p *planner) addForeign(ctx context.Context, list []archive.PlatformManifest) bool {
 	ours, others := false, false
 	for _, m := range list {
