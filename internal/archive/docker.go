@@ -105,10 +105,7 @@ func (l *Layout) dockerConfig(ctx context.Context, img dockerImage) (d ocispec.D
 	if err != nil {
 		return d, cfg, err
 	}
-	cfg, err = decodeConfig(data)
-	if err == nil {
-		err = cfg.checkArchitecture()
-	}
+	cfg, err = decodeOwnConfig(data)
 	if n := len(cfg.RootFS.DiffIDs); err == nil && n != len(img.Layers) {
 		err = fmt.Errorf("rootfs.diff_ids: %d of them for %d layers: %w", n, len(img.Layers), ErrInvalid)
 	}
@@ -160,14 +157,11 @@ func (l *Layout) member(p string) (string, error) {
 	return name, nil
 }
 
-// makeManifest has the fields in containerd's order.
+// makeManifest makes a manifest whose fields are in containerd's order.
 func (l *Layout) makeManifest(ctx context.Context, config ocispec.Descriptor, layers []ocispec.Descriptor) (ocispec.Descriptor, error) {
-	data, err := json.Marshal(struct {
-		SchemaVersion int                  `json:"schemaVersion"`
-		MediaType     string               `json:"mediaType"`
-		Config        ocispec.Descriptor   `json:"config"`
-		Layers        []ocispec.Descriptor `json:"layers"`
-	}{2, mediaTypeDockerManifest, config, layers})
+	data, err := json.Marshal(ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: mediaTypeDockerManifest, Config: config, Layers: layers,
+	})
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("make manifest: %w", err)
 	}

@@ -313,12 +313,13 @@ func checkContainerd(data []byte) error {
 	return fmt.Errorf("%s: want a time such as \"2026-01-31T12:00:00Z\": %s: %w", field, reason(err), ErrInvalid)
 }
 
-// checkArchitecture is for images whose platform only the config has.
-func (c config) checkArchitecture() error {
-	if c.Architecture == "" {
-		return fmt.Errorf("architecture: missing: %w", ErrInvalid)
+// decodeOwnConfig is decodeConfig of an image whose platform only the config has.
+func decodeOwnConfig(data []byte) (config, error) {
+	c, err := decodeConfig(data)
+	if err == nil && c.Architecture == "" {
+		err = fmt.Errorf("architecture: missing: %w", ErrInvalid)
 	}
-	return nil
+	return c, err
 }
 
 // checkImage checks that it is the config of an image's manifest for a platform.

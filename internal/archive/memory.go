@@ -18,13 +18,9 @@ type MemorySink struct {
 	kept     int64 // bytes in metadata
 }
 
-const (
-	// statementHead is where an in-toto statement shows its type. Statements are JSON too, but never needed, and those
-	// about the packages in an image are as large as all metadata together may be.
-	statementHead = 64
-	// jsonSpace is what may stand before a JSON object (RFC 8259, section 2).
-	jsonSpace = " \t\r\n"
-)
+// statementHead is where an in-toto statement shows its type. Statements are JSON too, but never needed, and those about
+// the packages in an image are as large as all metadata together may be.
+const statementHead = 64
 
 // NewMemorySink makes an empty sink.
 func NewMemorySink() *MemorySink {
@@ -45,7 +41,7 @@ func (m *MemorySink) Put(_ context.Context, claimed digest.Digest, size int64, r
 	}
 	var kept bytes.Buffer
 	to := io.Discard
-	object := bytes.HasPrefix(bytes.TrimLeft(head, jsonSpace), []byte("{")) && !bytes.Contains(head, []byte(`"_type"`))
+	object := bytes.HasPrefix(bytes.TrimSpace(head), []byte("{")) && !bytes.Contains(head, []byte(`"_type"`))
 	if object && size <= MaxConfigBytes {
 		if m.kept += size; m.kept > MaxMetadataBytes {
 			return "", fmt.Errorf("more than %d bytes of metadata: %w", int64(MaxMetadataBytes), ErrLimit)

@@ -43,10 +43,15 @@ func ReadTree(ctx context.Context, r Random, size int64) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.complete && s.in.off < size {
-		return t, checkPadding(ctx, r, s.in.off, size-s.in.off)
+	if !s.complete || s.in.off == size {
+		return t, nil
 	}
-	return t, nil
+	padding, err := r.Section(ctx, s.in.off, size-s.in.off)
+	if err != nil {
+		return nil, err
+	}
+	defer padding.Close()
+	return t, expectZeros(padding)
 }
 
 // StreamTree reads a tar to the end of r in one pass. It keeps control files such as index.json in memory, and puts all
@@ -141,16 +146,6 @@ func (t *Tree) putMember(ctx context.Context, s *scanner, e entry) (member, erro
 		return m, s.fault(err)
 	}
 	return m, nil
-}
-
-// checkPadding reads the n bytes from off, behind the end marker of the tar.
-func checkPadding(ctx context.Context, r Random, off, n int64) error {
-	rc, err := r.Section(ctx, off, n)
-	if err != nil {
-		return err
-	}
-	defer rc.Close()
-	return expectZeros(rc)
 }
 
 // expectZeros reads r to its end, which is behind the tar's.

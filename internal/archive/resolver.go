@@ -29,6 +29,10 @@ type Resolver struct {
 	repeated  int64 // bytes of the documents that were visited again
 	indexes   map[document][]ocispec.Descriptor
 	platforms map[document]*ocispec.Platform // of manifests and configs, nil if it is not an image's
+
+	// of the target that is resolved now
+	found  []PlatformManifest
+	visits int
 }
 
 // document is the part of a descriptor that decides how its document is read.
@@ -59,23 +63,16 @@ func (r *Resolver) PlatformManifests(ctx context.Context, target ocispec.Descrip
 	if r.visited == nil {
 		r.visited, r.indexes, r.platforms = map[digest.Digest]bool{}, map[document][]ocispec.Descriptor{}, map[document]*ocispec.Platform{}
 	}
-	one := resolution{Resolver: r}
-	err := one.visit(ctx, target, nil)
-	return one.found, err
+	r.found, r.visits = nil, 0
+	err := r.visit(ctx, target, nil)
+	return r.found, err
 }
 
-// resolution is the state of resolving one target.
-type resolution struct {
-	*Resolver
-	found []PlatformManifest
-	count int // of visits
-}
-
-func (r *resolution) visit(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
+func (r *Resolver) visit(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
 	if err := ctx.Err(); err != nil {
 		return err //nolint:wrapcheck // the caller's own
 	}
-	if r.count++; r.count > MaxDescriptors {
+	if r.visits++; r.visits > MaxDescriptors {
 		return fmt.Errorf("more than %d manifests and indexes: %w", MaxDescriptors, ErrLimit)
 	}
 	if err := checkDescriptor("target", d); err != nil {
@@ -114,7 +111,7 @@ func (r *Resolver) countVisit(d ocispec.Descriptor) error {
 	return nil
 }
 
-func (r *resolution) visitIndex(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
+func (r *Resolver) visitIndex(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
 	if isReferrer(d) {
 		return nil
 	}
@@ -151,7 +148,7 @@ func (r *Resolver) readChildren(ctx context.Context, d ocispec.Descriptor) ([]oc
 	return idx.Manifests, err
 }
 
-func (r *resolution) visitManifest(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
+func (r *Resolver) visitManifest(ctx context.Context, d ocispec.Descriptor, parents []ocispec.Descriptor) error {
 	if isReferrer(d) {
 		return nil
 	}
@@ -186,10 +183,7 @@ func (r *Resolver) readPlatform(ctx context.Context, d ocispec.Descriptor) (*oci
 
 // decodePlatform returns the platform of a config that alone has it, nil of an attestation's.
 func decodePlatform(data []byte) (*ocispec.Platform, error) {
-	c, err := decodeConfig(data)
-	if err == nil {
-		err = c.checkArchitecture()
-	}
+	c, err := decodeOwnConfig(data)
 	p := platforms.Normalize(c.Platform)
 	if err != nil || p.OS == unknown || p.Architecture == unknown {
 		return nil, err
