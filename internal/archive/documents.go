@@ -24,7 +24,7 @@ type Fetch func(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
 
 // read fetches a document of at most limit bytes and decodes it.
 func read[T any](
-	ctx context.Context, fetch Fetch, kind string, d ocispec.Descriptor, limit int64, decode func([]byte) (T, error),
+	ctx context.Context, fetch Fetch, kind string, d ocispec.Descriptor, limit int64, decode func(data []byte, mediaType string) (T, error),
 ) (v T, err error) {
 	if d.Size > limit {
 		return v, fmt.Errorf("blob %s: size: %d in its descriptor, at most %d bytes are read: %w", d.Digest, d.Size, limit, ErrLimit)
@@ -33,7 +33,7 @@ func read[T any](
 	if err != nil {
 		return v, err
 	}
-	if v, err = decode(data); err != nil {
+	if v, err = decode(data, d.MediaType); err != nil {
 		return v, fmt.Errorf("read %s %s: %w", kind, d.Digest, err)
 	}
 	return v, nil
@@ -41,23 +41,19 @@ func read[T any](
 
 // ReadIndex fetches an index and checks it.
 func ReadIndex(ctx context.Context, fetch Fetch, d ocispec.Descriptor) (ocispec.Index, error) {
-	return read(ctx, fetch, "index", d, MaxManifestBytes, func(data []byte) (ocispec.Index, error) {
-		return decodeIndex(data, d.MediaType)
-	})
+	return read(ctx, fetch, "index", d, MaxManifestBytes, decodeIndex)
 }
 
 // ReadReferrer fetches any manifest, also an attestation's or an artifact's: its config and layers may be of any type.
 func ReadReferrer(ctx context.Context, fetch Fetch, d ocispec.Descriptor) (ocispec.Manifest, error) {
-	return read(ctx, fetch, "manifest", d, MaxManifestBytes, func(data []byte) (ocispec.Manifest, error) {
-		return decodeManifest(data, d.MediaType)
-	})
+	return read(ctx, fetch, "manifest", d, MaxManifestBytes, decodeManifest)
 }
 
 // ReadManifest fetches an image's manifest and checks it: only media types that containerd can unpack, and at most
 // MaxLayers layers.
 func ReadManifest(ctx context.Context, fetch Fetch, d ocispec.Descriptor) (ocispec.Manifest, error) {
-	return read(ctx, fetch, "manifest", d, MaxManifestBytes, func(data []byte) (ocispec.Manifest, error) {
-		m, err := decodeManifest(data, d.MediaType)
+	return read(ctx, fetch, "manifest", d, MaxManifestBytes, func(data []byte, mediaType string) (ocispec.Manifest, error) {
+		m, err := decodeManifest(data, mediaType)
 		if err == nil {
 			err = checkImage(m)
 		}
@@ -68,7 +64,7 @@ func ReadManifest(ctx context.Context, fetch Fetch, d ocispec.Descriptor) (ocisp
 // ReadConfig fetches the config of an image for a platform and returns the diffIDs of its layers. The config must be
 // one that containerd can read, be of the same platform, and have a diffID for each layer.
 func ReadConfig(ctx context.Context, fetch Fetch, m ocispec.Manifest, platform ocispec.Platform) ([]digest.Digest, error) {
-	return read(ctx, fetch, "config", m.Config, MaxConfigBytes, func(data []byte) ([]digest.Digest, error) {
+	return read(ctx, fetch, "config", m.Config, MaxConfigBytes, func(data []byte, _ string) ([]digest.Digest, error) {
 		c, err := decodeConfig(data)
 		if err == nil {
 			err = checkContainerd(data)

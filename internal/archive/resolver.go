@@ -182,7 +182,7 @@ func (r *Resolver) readPlatform(ctx context.Context, d ocispec.Descriptor) (*oci
 }
 
 // decodePlatform returns the platform of a config that alone has it, nil of an attestation's.
-func decodePlatform(data []byte) (*ocispec.Platform, error) {
+func decodePlatform(data []byte, _ string) (*ocispec.Platform, error) {
 	c, err := decodeOwnConfig(data)
 	p := platforms.Normalize(c.Platform)
 	if err != nil || p.OS == unknown || p.Architecture == unknown {
