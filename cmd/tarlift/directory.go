@@ -62,7 +62,7 @@ func (dir layoutDirectory) read(ctx context.Context, name string, limit int64) (
 	if file.Size() > limit {
 		return nil, fmt.Errorf("file %q has %d bytes, at most %d are read: %w", name, file.Size(), limit, archive.ErrLimit)
 	}
-	return io.ReadAll(io.NewSectionReader(file, 0, file.Size()))
+	return io.ReadAll(io.NewSectionReader(file, 0, file.Size())) //nolint:wrapcheck // the file names itself
 }
 
 // blobFile is the path of a blob in the directory.

@@ -231,7 +231,7 @@ func openBeneath(dir, path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("archive directory %q: %w", dir, fileFault(err))
 	}
-	defer func() { at.Close() }()
+	defer func() { at.Close() }() //nolint:gosec // only looked up in
 	var info fs.FileInfo
 	for name := range strings.SplitSeq(filepath.Clean(path), "/") {
 		fd, err := 0, error(unix.EINTR) // a signal came between
@@ -244,7 +244,7 @@ func openBeneath(dir, path string) (*os.File, error) {
 		at.Close() //nolint:gosec // only looked up in
 		at = os.NewFile(uintptr(fd), name)
 		if info, err = at.Stat(); err != nil {
-			return nil, err
+			return nil, err //nolint:wrapcheck // the same
 		}
 		if info.Mode()&fs.ModeSymlink != 0 { // O_PATH opens the link itself
 			return nil, fmt.Errorf("a symbolic link lies on the way, and links are not followed; mount or hard-link the file: %w", ErrInvalid)
@@ -254,5 +254,6 @@ func openBeneath(dir, path string) (*os.File, error) {
 	if err := requireRegular(info); err != nil {
 		return nil, err
 	}
-	return os.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd())) // that file, whatever lies at its path by now
+	// That file, whatever lies at its path by now.
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd())) //nolint:wrapcheck // the same
 }
