@@ -207,8 +207,25 @@ func TestSweepLeavesImagesInUse(t *testing.T) {
 		if (len(s.Content) > 0) != tc.inUse || (n.image(t, config) != nil) != tc.inUse {
 			t.Errorf("container of %q: state %v", tc.image, s)
 		}
-		if tc.inUse && n.image(t, appName).Labels[labelPinned] != "" {
+		if !tc.inUse {
+			continue
+		}
+		if n.image(t, appName).Labels[labelPinned] != "" {
 			t.Errorf("container of %q: still pinned", tc.image)
+		}
+		// Later calls say nothing of it, until the container is gone.
+		if again := n.sweep(t); len(again) > 0 {
+			t.Errorf("container of %q: again %q", tc.image, again)
+		}
+		if err := n.services.containers.Delete(ctx, c.ID); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"1 retained 0 unpinned 0 deleted 2 in use 0"}, n.sweep(t)); diff != "" {
+			t.Errorf("container of %q is gone (-want +got):\n%s", tc.image, diff)
+		}
+		foreign := tc.image == "foreign.example/x:1" // whose id it is, too
+		if n.image(t, appName) != nil || n.image(t, config) != nil != foreign {
+			t.Errorf("container of %q is gone: state %v", tc.image, n.state(t))
 		}
 	}
 }

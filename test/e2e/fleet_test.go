@@ -362,6 +362,13 @@ func inUse(t *testing.T, e *env) {
 		}
 		return fmt.Sprintf("no Event tells of an image in use: %s %v", events, err)
 	})
+	// It goes when no container uses it any more.
+	if _, err := e.Run(t.Context(), "kubectl", "delete", "daemonset", "user", "--wait"); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range e.Nodes {
+		has(t, n, stage.Greeter+":1.0", "nothing")
+	}
 }
 
 // agents lets the node agents run, or removes them from all nodes.

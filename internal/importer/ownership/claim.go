@@ -272,7 +272,7 @@ func (p *publishing) edit(n Name, now *images.Image) *edit {
 		all := claims(*now)
 		staying := []claim{{record: r}}
 		for _, c := range all {
-			if !c.succeededBy(p.Owner) && (!moved || c.record.Target == r.Target) {
+			if !c.succeededBy(p.Owner) && !c.record.Released && (!moved || c.record.Target == r.Target) {
 				delete(e.labels, c.label)
 				staying = append(staying, c)
 			}

@@ -123,6 +123,7 @@ type ownershipRecord struct {
 	Pinned   bool          `json:"pinned,omitempty"`
 	Replace  bool          `json:"replace,omitempty"` // the archive replaces names of others
 	Deletion Deletion      `json:"deletion,omitempty"`
+	Released bool          `json:"released,omitempty"` // the name goes once no container uses its image
 	Found    *found        `json:"found,omitempty"`
 	Import
 }

@@ -22,7 +22,7 @@ type Released struct {
 	Retained []string // stay as they are: by its policy, or for other owners
 	Unpinned []string // stay until the kubelet wants their room
 	Deleted  []string
-	InUse    []string // were to be deleted, and are unpinned: containers use them
+	InUse    []string // are unpinned since containers use them, and deleted by a later call when none does
 	Skipped  []string // keep this claim until the next call
 }
 
@@ -191,8 +191,8 @@ func (o *Ownership) releaseName(ctx context.Context, going []claim, usage func()
 		if !removable {
 			return e, nil
 		}
-		names, err := o.names(ctx, now.Target.Digest)
-		if err != nil || len(names) > 1 && isID(now.Name) {
+		names, waiting, err := o.names(ctx, now.Target.Digest)
+		if err != nil || len(names) > 1 && isID(now.Name) && !waiting {
 			return e, err
 		}
 		all, err := usage()
@@ -200,8 +200,17 @@ func (o *Ownership) releaseName(ctx context.Context, going []claim, usage func()
 			return nil, err
 		}
 		used, err := all.Uses(ctx, now.Target, names)
-		if became = inUse; !used {
+		switch {
+		case !used:
 			became, e.remove = deleted, true
+		case !slices.ContainsFunc(going, func(c claim) bool { return !c.record.Released }):
+			became, e = unchanged, nil // until a later call
+		default:
+			became = inUse
+			for _, c := range going {
+				c.record.Released, c.record.Pinned = true, false
+				e.labels[c.label] = c.record.encode()
+			}
 		}
 		return e, err
 	})
@@ -229,14 +238,15 @@ func release(now images.Image, going []claim) (e *edit, removable bool) {
 	return e, len(staying) == 0 && (isID(now.Name) || mildest == Delete.mildness() && ours)
 }
 
-// names are those that stand for an image.
-func (o *Ownership) names(ctx context.Context, target digest.Digest) (all []string, err error) {
+// names are those that stand for an image. It is waiting for containers to end if one of them is to go then.
+func (o *Ownership) names(ctx context.Context, target digest.Digest) (all []string, waiting bool, err error) {
 	list, err := o.images.List(ctx, fmt.Sprintf("target.digest==%q", target))
 	if err != nil {
-		return nil, daemon.Error("list images", err)
+		return nil, false, daemon.Error("list images", err)
 	}
 	for _, img := range list {
 		all = append(all, img.Name)
+		waiting = waiting || !isID(img.Name) && slices.ContainsFunc(claims(img), func(c claim) bool { return c.record.Released })
 	}
-	return all, nil
+	return all, waiting, nil
 }
