@@ -3,12 +3,13 @@
 //
 // An import goes one way, and no step reaches back:
 //
-//	source -> archive index -> plan -> content -> labels -> unpack -> verify -> publish
+//	source -> archive index -> plan -> content -> Client.Import -> verify -> unpack -> publish
 //
 // The plan says which images serve this node's platform, under which names, and which of their blobs are
 // absent. Only absent blobs are transferred, some at a time, each written under its digest, all of them below one
-// lease; those that have arrived are unpacked meanwhile. containerd's own handlers then link them with labels, and names
-// are written when every image has been found complete and unpacked.
+// lease; those that have arrived are unpacked meanwhile. containerd's own Client.Import then assembles the images from
+// the content store, but the names that it would write are held back until every image has been found complete and
+// unpacked.
 package importer
 
 import (

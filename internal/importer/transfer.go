@@ -5,16 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"runtime"
-	"slices"
 
-	"github.com/containerd/containerd/v2/core/images"
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/tarlift/tarlift/internal/importer/daemon"
 	"github.com/tarlift/tarlift/internal/source"
 )
 
@@ -66,24 +60,6 @@ func (a *attempt) ensureBlob(ctx context.Context, b PlannedBlob) error {
 		return fmt.Errorf("blob %s: %w", b.Digest, err)
 	}
 	return nil
-}
-
-// assemble links each image's blobs with the labels that containerd's garbage collection follows. containerd's own handlers do
-// it, as in a pull and in Client.Import. Other platforms' manifests are left out, though some may be there.
-func (a *attempt) assemble(ctx context.Context, p *Plan) error {
-	a.progress.phase(PhaseImporting)
-	needed, targets := map[digest.Digest]bool{}, map[digest.Digest]ocispec.Descriptor{}
-	for _, b := range p.Blobs {
-		needed[b.Digest] = true
-	}
-	for _, img := range p.Images {
-		targets[img.Digest] = img.Target
-	}
-	link := images.SetChildrenLabels(a.content, func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		children, err := images.Children(ctx, a.content, d)
-		return slices.DeleteFunc(children, func(d ocispec.Descriptor) bool { return !needed[d.Digest] }), err
-	})
-	return daemon.Error("link the images' blobs", images.Walk(ctx, link, slices.Collect(maps.Values(targets))...))
 }
 
 // verify checks every image the way the CRI will look at it: the best manifest for this platform, and nothing of it missing.
