@@ -46,8 +46,8 @@ cluster: cluster-tools ## Start a cluster of three nodes and a shell in it (need
 	go build -o bin/ ./test/cluster/cmd/cluster
 	bin/cluster
 
-generate: tool-controller-gen ## Generate deep copies, apply configurations, CRDs (also the chart's) and the page of values
-	bin/tools/controller-gen object crd applyconfiguration paths=./api/... output:crd:dir=config/crd
+generate: tool-controller-gen ## Generate deep copies, CRDs (also the chart's) and the page of values
+	bin/tools/controller-gen object crd paths=./api/... output:crd:dir=config/crd
 	mkdir -p charts/tarlift/files/crds
 	cp config/crd/*.yaml charts/tarlift/files/crds/
 	go run ./hack/values <charts/tarlift/values.yaml >docs/values.md

@@ -2,8 +2,6 @@
 // NodeImageState says what one node has of them.
 //
 // +kubebuilder:object:generate=true
-// +kubebuilder:ac:generate=true
-// +kubebuilder:ac:output:package=applyconfiguration
 // +groupName=tarlift.dev
 package v1alpha1
 

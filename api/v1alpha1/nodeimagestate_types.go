@@ -62,8 +62,6 @@ type Admission struct {
 	Generation int64 `json:"generation"`
 	// time of the admission. The agent repeats it as admittedTime in what it reports under this admission.
 	Time metav1.Time `json:"time"`
-	// +optional
-	Expired bool `json:"expired,omitempty"`
 }
 
 // MaxArchives is how many archives a node reports; the other ones are counted in omitted.

@@ -41,6 +41,8 @@ const (
 	// syncTimeout is how long a process waits for an API server that does not answer, or lacks the CRDs. If the process
 	// ended earlier, the kubelet's backoff would only delay it.
 	syncTimeout = 24 * time.Hour
+	// leaseDuration and renewDeadline leave a leader its Lease while the API server of a large fleet is busy.
+	leaseDuration, renewDeadline = 30 * time.Second, 20 * time.Second
 )
 
 // controllerFlags are the flags of `agent controller`.
@@ -77,7 +79,6 @@ func runController(ctx context.Context, f controllerFlags) error {
 	if err != nil {
 		return err
 	}
-	server.Wrap(fleet.Reconnect)
 	mgr, err := newControllerManager(server, f)
 	if err != nil {
 		return err
@@ -109,8 +110,8 @@ func newControllerManager(server *rest.Config, f controllerFlags) (ctrl.Manager,
 		HealthProbeBindAddress:        f.listen.health,
 		LeaderElection:                f.leaderElect,
 		LeaderElectionReleaseOnCancel: true,
-		LeaseDuration:                 ptr.To(fleet.LeaseDuration),
-		RenewDeadline:                 ptr.To(fleet.RenewDeadline),
+		LeaseDuration:                 ptr.To(leaseDuration),
+		RenewDeadline:                 ptr.To(renewDeadline),
 		GracefulShutdownTimeout:       ptr.To(shutdownTimeout),
 		Controller:                    config.Controller{CacheSyncTimeout: syncTimeout},
 		Cache:                         fleet.Cache(),

@@ -27,16 +27,18 @@ var (
 // without user, password and query string of any URL, and not too long. The packages below keep to most of that
 // themselves; this is for the libraries under them.
 func ErrorText(err error) string {
-	s := strings.ToValidUTF8(err.Error(), "\uFFFD")
-	s = strings.Map(func(r rune) rune {
+	s := urlUserinfo.ReplaceAllString(OneLine(err.Error()), "$1")
+	return Clip(urlQuery.ReplaceAllString(s, "$1"))
+}
+
+// OneLine is a text without control characters, in valid UTF-8.
+func OneLine(s string) string {
+	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
 			return ' '
 		}
 		return r
-	}, s)
-	s = urlUserinfo.ReplaceAllString(s, "$1")
-	s = urlQuery.ReplaceAllString(s, "$1")
-	return Clip(s)
+	}, strings.ToValidUTF8(s, "\uFFFD"))
 }
 
 func Clip(s string) string {

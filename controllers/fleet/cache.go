@@ -13,23 +13,23 @@ import (
 	"github.com/tarlift/tarlift/controllers/condition"
 )
 
-// Cache is what the manager of an Reconciler may cache: all ImageArchives and NodeImageStates, and of
-// Nodes the metadata. Of the latter two, of which there are thousands, only what is counted.
+// Cache is what the manager of a Reconciler may cache: all ImageArchives and NodeImageStates, and of Nodes the metadata. Of
+// the latter two, of which there are thousands, only what is used.
 func Cache() cache.Options {
-	kept := &texts{known: map[string]string{}}
+	k := newInterner()
 	return cache.Options{
 		ReaderFailOnMissingInformer: true,
 		DefaultTransform:            cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
 			&v1alpha1.NodeImageState{}: {Transform: func(o any) (any, error) {
 				if state, ok := o.(*v1alpha1.NodeImageState); ok {
-					kept.thinState(state)
+					k.trimState(state)
 				}
 				return o, nil
 			}},
 			nodeMetadata(): {Transform: func(o any) (any, error) {
 				if node, ok := o.(*metav1.PartialObjectMetadata); ok {
-					kept.thinNode(node)
+					k.trimNode(node)
 				}
 				return o, nil
 			}},
@@ -37,92 +37,80 @@ func Cache() cache.Options {
 	}
 }
 
-// texts keeps one copy of each text that thousands of objects have in common.
-type texts struct {
+// interner keeps one copy of each string that thousands of objects have in common.
+type interner struct {
 	mu    sync.Mutex
 	known map[string]string
 }
 
-// maxTexts bounds what is remembered of texts. The names and digests of all archives of a large cluster are some
-// hundred; what is forgotten only takes its space again.
-const maxTexts = 10_000
+func newInterner() *interner { return &interner{known: map[string]string{}} }
 
-func (k *texts) one(text *string) {
+// maxInterned bounds what is remembered. The names and digests of all archives of a large cluster are some hundred; a
+// string that is forgotten only takes its space again.
+const maxInterned = 10_000
+
+func (k *interner) intern(texts ...*string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if same, ok := k.known[*text]; ok {
-		*text = same
-		return
+	for _, text := range texts {
+		if same, ok := k.known[*text]; ok {
+			*text = same
+			continue
+		}
+		if len(k.known) >= maxInterned {
+			clear(k.known)
+		}
+		k.known[*text] = *text
 	}
-	if len(k.known) >= maxTexts {
-		clear(k.known)
-	}
-	k.known[*text] = *text
 }
 
-// thinState leaves of a NodeImageState what the roll-up and rollouts read. It may get the same object twice.
-func (k *texts) thinState(s *v1alpha1.NodeImageState) {
-	s.Labels, s.Annotations, s.Status.Containerd, s.Status.Summary = nil, nil, nil, ""
-	s.Kind, s.APIVersion = "", ""
-	k.thinManagedFields(s)
+// trimState leaves of a NodeImageState what is aggregated and what rollouts use. It may get the same object twice.
+func (k *interner) trimState(s *v1alpha1.NodeImageState) {
+	s.TypeMeta, s.Labels, s.Annotations, s.ManagedFields = metav1.TypeMeta{}, nil, nil, nil
+	s.Status.Containerd, s.Status.Summary, s.Status.AgentVersion = nil, "", ""
 	for i := range s.OwnerReferences {
 		o := &s.OwnerReferences[i]
-		k.one(&o.APIVersion)
-		k.one(&o.Kind)
+		k.intern(&o.APIVersion, &o.Kind)
 		o.Name, o.Controller, o.BlockOwnerDeletion = "", nil, nil
 	}
 	for i := range s.Spec.Admitted {
 		x := &s.Spec.Admitted[i]
-		k.one(&x.Archive)
-		k.one((*string)(&x.UID))
+		k.intern(&x.Archive, (*string)(&x.UID))
 	}
 	for i := range s.Status.Archives {
-		k.thinEntry(&s.Status.Archives[i])
+		k.trimEntry(&s.Status.Archives[i])
 	}
 }
 
-func (k *texts) thinEntry(e *v1alpha1.ArchiveState) {
-	e.StartTime, e.CompletionTime = nil, nil
-	for _, text := range []*string{&e.Name, (*string)(&e.UID), &e.Digest, &e.IndexDigest} {
-		k.one(text)
+func (k *interner) trimEntry(e *v1alpha1.ArchiveState) {
+	e.StartTime, e.CompletionTime, e.NextAttemptTime = nil, nil, nil
+	k.intern(&e.Name, (*string)(&e.UID), &e.Digest, &e.IndexDigest)
+	for i := range e.Images {
+		k.intern(&e.Images[i].Name, &e.Images[i].Digest)
 	}
-	ready := condition.IsTrue(e.Conditions, v1alpha1.ConditionReady)
-	if ready {
-		e.Bytes = nil
+	if e.Ready {
+		e.Bytes, e.Conditions, e.LastError = nil, nil, nil
 	}
 	for i := range e.Conditions {
 		c := &e.Conditions[i]
-		if c.Type == v1alpha1.ConditionReady || e.LastError != nil {
-			c.Message = "" // what failed, LastError tells
+		if e.LastError != nil || c.Type == v1alpha1.ConditionReady && c.Reason != v1alpha1.ReasonNotVisible {
+			c.Message = "" // what failed is in LastError or Stalled
 		}
 		c.Message = condition.ClipTo(c.Message, condition.MaxSample)
-		for _, text := range []*string{&c.Type, (*string)(&c.Status), &c.Reason, &c.Message} {
-			k.one(text)
-		}
+		k.intern(&c.Type, (*string)(&c.Status), &c.Reason, &c.Message)
 	}
 	if e.LastError != nil {
 		e.LastError.Message = condition.ClipTo(e.LastError.Message, condition.MaxSample)
-		k.one(&e.LastError.Reason)
-		k.one(&e.LastError.Message)
+		k.intern(&e.LastError.Reason, &e.LastError.Message)
 	}
 }
 
-// thinManagedFields leaves when the status was last written; the API server notes that by its own clock.
-func (k *texts) thinManagedFields(s *v1alpha1.NodeImageState) {
-	last := reportTime(s)
-	s.ManagedFields = nil
-	if !last.IsZero() {
-		s.ManagedFields = []metav1.ManagedFieldsEntry{{Subresource: "status", Time: &metav1.Time{Time: last}}}
-	}
-}
-
-// thinNode leaves a Node's name, UID and labels.
-func (k *texts) thinNode(n *metav1.PartialObjectMetadata) {
+// trimNode leaves a Node's name, UID and labels.
+func (k *interner) trimNode(n *metav1.PartialObjectMetadata) {
 	n.Annotations, n.ManagedFields, n.OwnerReferences, n.Finalizers = nil, nil, nil, nil
 	labels := make(map[string]string, len(n.Labels))
 	for key, value := range n.Labels {
-		k.one(&key)
-		k.one(&value)
+		k.intern(&key, &value)
 		labels[key] = value
 	}
 	n.Labels = labels

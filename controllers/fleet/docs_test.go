@@ -25,7 +25,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		}
 	}
 	registry := prometheus.NewRegistry()
-	newFleetMetrics(registry)
+	newMetrics(registry)
 	descs := make(chan *prometheus.Desc)
 	go func() {
 		defer close(descs)

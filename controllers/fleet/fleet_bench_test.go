@@ -16,8 +16,8 @@ import (
 )
 
 // largeFleet is what a controller knows of this many nodes with this many archives each, as its cache keeps it.
-func largeFleet(nodes, archives int, k *texts) *fleet {
-	f := &fleet{states: map[string]*v1alpha1.NodeImageState{}}
+func largeFleet(nodes, archives int, k *interner) *snapshot {
+	f := &snapshot{states: map[string]*v1alpha1.NodeImageState{}}
 	digest := "sha256:" + strings.Repeat("0", 64)
 	for i := range nodes {
 		name := fmt.Sprintf("node-%d.plant.example", i)
@@ -37,14 +37,15 @@ func largeFleet(nodes, archives int, k *texts) *fleet {
 				Digest: strings.Clone(digest), IndexDigest: strings.Clone(digest), Size: 1 << 30, ImageCount: 4,
 				Bytes: &v1alpha1.ArchiveBytes{Total: 1 << 30}, StartTime: condition.Timestamp(epoch), CompletionTime: condition.Timestamp(epoch), Attempts: 1,
 			}
-			e.Conditions = condition.Merge(nil, 1, epoch, condition.New("Ready", "True", "Imported", fmt.Sprintf("%d images complete", 4)))
+			e.Ready, e.Bytes, e.StartTime = true, nil, nil
 			if i%10 == 0 {
+				e.Ready = false
 				saysRetrying(&e)
 			}
 			state.Status.Archives = append(state.Status.Archives, e)
 		}
-		k.thinState(state)
-		k.thinNode(&node)
+		k.trimState(state)
+		k.trimNode(&node)
 		f.nodes, f.states[name] = append(f.nodes, node), state
 	}
 	return f
@@ -59,13 +60,13 @@ func BenchmarkLargeFleet(b *testing.B) {
 		return float64(m.HeapAlloc) / (1 << 20)
 	}
 	before := heap()
-	f := largeFleet(5000, 20, &texts{known: map[string]string{}})
+	f := largeFleet(5000, 20, newInterner())
 	size := heap() - before
 	a := newArchive("archive-19", 0)
-	b.Run("rollup", func(b *testing.B) {
+	b.Run("aggregate", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			rollUp(a, f.nodes, f.states, standing{}, epoch)
+			aggregated(a, f.nodes, f.states, 0)
 		}
 		b.ReportMetric(size, "MiB-cached")
 	})
@@ -74,11 +75,10 @@ func BenchmarkLargeFleet(b *testing.B) {
 	b.Run("rollout", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			ro.follow(a, epoch)
-			members := f.members(a)
-			ro.tidy(a, members, f.strays(a.Name, members), epoch)
-			ro.count(a, members, epoch)
-			ro.admit(a, members, epoch)
+			nodes, _ := f.selected(a)
+			f.unselected(a.Name, nodes)
+			ro.observe(a, nodes, epoch, epoch)
+			ro.decide(a, nodes, epoch)
 		}
 	})
 	runtime.KeepAlive(f)

@@ -20,29 +20,29 @@ func TestKstatus(t *testing.T) {
 		why     string
 		edit    func(*v1alpha1.ImageArchive)
 		sayings []saying
-		stand   standing
+		failed  int
 		want    status.Status
 		health  string
 	}{
-		{"no node", nil, nil, standing{}, status.CurrentStatus, "Healthy"},
-		{"all ready", nil, []saying{saysReady, saysReady}, standing{}, status.CurrentStatus, "Healthy"},
-		{"ready and suspended", suspended, []saying{saysReady}, standing{}, status.CurrentStatus, "Healthy"},
-		{"a silent node", nil, []saying{saysReady, nil}, standing{}, status.InProgressStatus, "Progressing"},
-		{"pending", nil, []saying{saysPending}, standing{}, status.InProgressStatus, "Progressing"},
-		{"importing", nil, []saying{saysImporting}, standing{}, status.InProgressStatus, "Progressing"},
-		{"tried again", nil, []saying{saysReady, saysRetrying}, standing{}, status.InProgressStatus, "Progressing"},
-		{"suspended", suspended, []saying{saysSuspended}, standing{}, status.InProgressStatus, "Suspended"},
-		{"stalled", nil, []saying{saysReady, saysStalled}, standing{}, status.FailedStatus, "Degraded"},
-		{"lost, and not to be healed", nil, []saying{saysReady, saysLost}, standing{}, status.FailedStatus, "Degraded"},
-		{"stalled and suspended", suspended, []saying{saysReady, saysStalled}, standing{}, status.FailedStatus, "Degraded"},
+		{"no node", nil, nil, 0, status.InProgressStatus, "Progressing"},
+		{"all ready", nil, []saying{saysReady, saysReady}, 0, status.CurrentStatus, "Healthy"},
+		{"ready and suspended", suspended, []saying{saysReady}, 0, status.CurrentStatus, "Healthy"},
+		{"a silent node", nil, []saying{saysReady, nil}, 0, status.InProgressStatus, "Progressing"},
+		{"pending", nil, []saying{saysPending}, 0, status.InProgressStatus, "Progressing"},
+		{"importing", nil, []saying{saysImporting}, 0, status.InProgressStatus, "Progressing"},
+		{"tried again", nil, []saying{saysReady, saysRetrying}, 0, status.InProgressStatus, "Progressing"},
+		{"suspended", suspended, []saying{saysSuspended}, 0, status.InProgressStatus, "Suspended"},
+		{"stalled", nil, []saying{saysReady, saysStalled}, 0, status.FailedStatus, "Degraded"},
+		{"lost, and not to be healed", nil, []saying{saysReady, saysLost}, 0, status.FailedStatus, "Degraded"},
+		{"stalled and suspended", suspended, []saying{saysReady, saysStalled}, 0, status.FailedStatus, "Degraded"},
 		{"a selector that selects nothing by mistake", func(a *v1alpha1.ImageArchive) {
 			a.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"not a key": ""}}
-		}, []saying{saysReady}, standing{}, status.FailedStatus, "Degraded"},
-		{"waiting for the rollout", rollout, []saying{saysReady, saysWaiting}, standing{}, status.InProgressStatus, "Progressing"},
-		{"a failure that a rollout bears", rollout, []saying{saysStalled, saysWaiting}, standing{failed: 1, maxFailed: 1}, status.InProgressStatus, "Progressing"},
-		{"only failures are left", rollout, []saying{saysStalled, saysReady}, standing{failed: 1, maxFailed: 1}, status.FailedStatus, "Degraded"},
-		{"a rollout that stopped", rollout, []saying{saysStalled, saysWaiting}, standing{stopped: true, failed: 1}, status.FailedStatus, "Degraded"},
-		{"a rollout that is done", rollout, []saying{saysReady}, standing{}, status.CurrentStatus, "Healthy"},
+		}, []saying{saysReady}, 0, status.FailedStatus, "Degraded"},
+		{"waiting for the rollout", rollout, []saying{saysReady, saysWaiting}, 0, status.InProgressStatus, "Progressing"},
+		{"a failure that a rollout bears", rollout, []saying{saysStalled, saysWaiting}, 1, status.InProgressStatus, "Progressing"},
+		{"only failures are left", rollout, []saying{saysStalled, saysReady}, 1, status.FailedStatus, "Degraded"},
+		{"a rollout that stopped", rollout, []saying{saysStalled, saysWaiting}, 2, status.FailedStatus, "Degraded"},
+		{"a rollout that is done", rollout, []saying{saysReady}, 0, status.CurrentStatus, "Healthy"},
 	} {
 		a := newArchive("a", 0)
 		if test.edit != nil {
@@ -56,7 +56,7 @@ func TestKstatus(t *testing.T) {
 			t.Errorf("%s, fresh: %s for Argo CD", test.why, got)
 		}
 		nodes, states := cluster(test.sayings...)
-		a.Status = *rollUp(a, nodes, states, test.stand, epoch)
+		a.Status = *aggregated(a, nodes, states, test.failed)
 		if got := kstatusOf(t, a); got != test.want {
 			t.Errorf("%s: %s, want %s; %s", test.why, got, test.want, short(a.Status.Conditions))
 		}

@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"hash/fnv"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
@@ -15,327 +15,196 @@ import (
 	"github.com/tarlift/tarlift/controllers/condition"
 )
 
-const (
-	// expiryGrace is how long an agent may take to stop an import when it sees that its time ran out, or does not hear from
-	// the API server any more.
-	expiryGrace = 10 * time.Second
-	// speakTime is how long all nodes are given to be heard after this process was not able to hear them: thousands of
-	// agents come back to an API server spread over more than a minute.
-	speakTime = 2 * time.Minute
-)
+// retryAfter is how long a node that failed is not admitted again.
+const retryAfter = 10 * time.Minute
 
-// standing is how a rollout stands, for the status.
-type standing struct {
-	failed    int  // nodes whose failures count
-	maxFailed int  // how many may
-	stopped   bool // more have
-}
+// maxAdmitted is how many admissions a NodeImageState may have.
+const maxAdmitted = 256
 
 // decision is one change of a node's admissions.
 type decision struct {
-	verdict verdict
-	node    string
-	// admission takes the place of the archive's entry, except with remove.
-	admission v1alpha1.Admission
+	verdict   verdict
+	node      string
+	admission v1alpha1.Admission // the new one with admitted and renewed; else only its archive is given
 }
 
-type verdict int
+type verdict string
 
 const (
-	remove verdict = iota // it has ended, or must not be
-	expire                // no progress for too long
-	renew                 // another generation
-	admit
-	verdicts = iota
+	ended    verdict = "ended"   // the slot is free
+	expired  verdict = "expired" // so it is, after no progress for progressDeadline
+	renewed  verdict = "renewed" // for another generation
+	admitted verdict = "admitted"
 )
 
-func (v verdict) String() string { return [...]string{"ended", "expired", "renewed", "admitted"}[v] }
+func (d *decision) frees() bool { return d.verdict == ended || d.verdict == expired }
 
 // apply returns a node's admissions as they shall be.
-func (d *decision) apply(admitted []v1alpha1.Admission) []v1alpha1.Admission {
-	list := slices.DeleteFunc(slices.Clone(admitted), func(x v1alpha1.Admission) bool { return x.Archive == d.admission.Archive })
-	if d.verdict != remove {
-		list = append(list, d.admission)
+func (d *decision) apply(list []v1alpha1.Admission) []v1alpha1.Admission {
+	list = slices.DeleteFunc(slices.Clone(list), func(x v1alpha1.Admission) bool { return x.Archive == d.admission.Archive })
+	if d.frees() {
+		return list
 	}
-	slices.SortFunc(list, func(x, y v1alpha1.Admission) int { return strings.Compare(x.Archive, y.Archive) })
-	return list
+	return append(list, d.admission)
 }
 
-// rollout decides who of an archive's nodes may import. How many do is counted from the admissions that the API server
-// has, and from nothing else. What is remembered here is only since when a node is silent and which failures are
-// known: a process that begins anew is a little later with its decisions, never too early.
+// rollout decides which nodes may import one generation of an archive. A slot is taken while a NodeImageState has an
+// admission; what is remembered here is what the API server does not hold. A process that begins anew gives every node
+// its whole progressDeadline.
 type rollout struct {
-	uid        types.UID
-	generation int64
-	requested  string    // the value of AnnotationReconcileRequestedAt that has been heeded
-	since      time.Time // when this process began, or last found the API server away
-	traces     map[string]*trace
+	requested string              // the value of AnnotationReconcileRequestedAt that was observed
+	progress  map[string]progress // of admitted nodes
+	failures  map[string]failure  // of nodes that are not ready
 }
 
-// follow begins with an archive, or goes on with another generation of it.
-func (r *rollout) follow(a *v1alpha1.ImageArchive, now time.Time) {
+// progress is how far a node has come under an admission.
+type progress struct {
+	admitted int64                  // time of the admission
+	entry    *v1alpha1.ArchiveState // the latest report
+	bytes    int64                  // the most so far
+	since    time.Time              // when progress was seen, by this process' own clock
+}
+
+// next compares a report with the former one. A node that has failed makes progress only by more bytes than before. No time
+// before started counts as time without progress.
+func (p progress) next(n *selectedNode, started, now time.Time) progress {
+	if at := n.admission.Time.Unix(); p.admitted != at {
+		p = progress{admitted: at, since: now}
+	}
+	var bytes int64
+	if n.entry != nil && n.entry.Bytes != nil {
+		bytes = n.entry.Bytes.Done + n.entry.Bytes.Skipped
+	}
+	if bytes > p.bytes || n.entry != nil && n.entry.LastError == nil && !equality.Semantic.DeepEqual(n.entry, p.entry) {
+		p.since = now
+	}
+	if p.since.Before(started) {
+		p.since = started
+	}
+	p.entry, p.bytes = n.entry, max(bytes, p.bytes)
+	return p
+}
+
+// failure is the latest one of a node.
+type failure struct {
+	admitted int64     // time of the admission under which it failed
+	timedOut bool      // it made no progress for progressDeadline; else it reports an error
+	since    time.Time // by this process' own clock; zero: somebody has asked to go on in spite of it
+}
+
+// observe notes progress and failures. An error before any attempt speaks against the node, not the archive.
+func (r *rollout) observe(a *v1alpha1.ImageArchive, nodes []selectedNode, started, now time.Time) {
 	requested := a.Annotations[v1alpha1.AnnotationReconcileRequestedAt]
-	switch {
-	case r.uid != a.UID, r.traces == nil:
-		*r = rollout{uid: a.UID, requested: requested, since: now, traces: map[string]*trace{}}
-	case r.generation != a.Generation:
-		r.requested = requested
-		clear(r.traces)
+	goOn := requested != "" && requested != r.requested
+	moves, failures := map[string]progress{}, map[string]failure{}
+	for i := range nodes {
+		n := &nodes[i]
+		if n.admission != nil {
+			moves[n.name] = r.progress[n.name].next(n, started, now)
+		}
+		f, failed := r.failures[n.name]
+		switch reports := n.entry != nil && n.entry.LastError != nil && n.entry.Attempts > 0; {
+		case reports && (!failed || f.admitted != n.admittedTime()):
+			f, failed = failure{admitted: n.admittedTime(), since: now}, true
+		case !reports && !f.timedOut:
+			failed = false
+		}
+		if !failed || n.ready() {
+			continue
+		}
+		if goOn {
+			f.since = time.Time{}
+		}
+		failures[n.name] = f
 	}
-	r.generation = a.Generation
+	r.requested, r.progress, r.failures = requested, moves, failures
 }
 
-// tidy decides about the admissions that there are. It also returns when it will have to be asked again, 0 for unknown.
-func (r *rollout) tidy(a *v1alpha1.ImageArchive, members []member, strays []string, now time.Time) ([]decision, time.Duration) {
-	var list []decision
-	var wait time.Duration
-	left := a.Spec.Rollout.Places(len(members))
-	gone := v1alpha1.Admission{Archive: a.Name}
-	for _, name := range strays {
-		list = append(list, decision{remove, name, gone})
+// failed is how many nodes count against maxFailed.
+func (r *rollout) failed() (n int) {
+	for _, f := range r.failures {
+		if !f.since.IsZero() {
+			n++
+		}
 	}
-	var renewable []decision
-	for i := range members {
-		m := &members[i]
-		x := m.admission
+	return n
+}
+
+// decide returns what to write, admissions last, since they count on the slots that the others free; and when there will be
+// more to decide, 0 for unknown.
+func (r *rollout) decide(a *v1alpha1.ImageArchive, nodes []selectedNode, now time.Time) (list []decision, wait time.Duration) {
+	var outdated []*selectedNode
+	end := func(v verdict, n *selectedNode) {
+		list = append(list, decision{v, n.name, v1alpha1.Admission{Archive: a.Name}})
+	}
+	kept, failed, slots := 0, r.failed(), a.Spec.Rollout.Places(len(nodes))
+	for i := range nodes {
+		n := &nodes[i]
+		x := n.admission
 		if x == nil {
 			continue
 		}
-		switch v, keep, later := r.judge(a, m, now); {
-		case keep:
-			wait = sooner(wait, later)
-			if !x.Expired {
-				left--
-			}
-		case v == renew:
-			renewable = append(renewable, decision{renew, m.name, newAdmission(a, now)})
-		case v == expire:
-			expired := *x
-			expired.Expired, expired.Time = true, *condition.Timestamp(now)
-			list = append(list, decision{expire, m.name, expired})
-		default:
-			list = append(list, decision{remove, m.name, gone})
-		}
-	}
-	for i, d := range renewable {
-		if i >= left { // the new spec has fewer places
-			d = decision{remove, d.node, gone}
-		}
-		list = append(list, d)
-	}
-	return list, wait
-}
-
-// judge decides about one admission: that it be kept, until it is worth another look, or what else becomes of it.
-func (r *rollout) judge(a *v1alpha1.ImageArchive, m *member, now time.Time) (v verdict, keep bool, wait time.Duration) {
-	x := m.admission
-	t := r.trace(m, now)
-	switch {
-	case a.Spec.Rollout == nil, x.UID != a.UID:
-		return remove, false, 0
-	case x.Generation > a.Generation:
-		return 0, true, 0 // the archive that was looked at is an old one
-	case m.ready(), x.Generation != a.Generation && x.Expired:
-		return remove, false, 0
-	case x.Expired:
-		return 0, true, 0
-	case a.Spec.Suspend:
-		t.moved = now
-		return 0, true, 0
-	case x.Generation != a.Generation:
-		return renew, false, 0
-	case t.ended(m):
-		return remove, false, 0
-	}
-	limit := a.Spec.Rollout.Deadline()
-	if left := max(t.moved.Add(limit).Sub(now), r.since.Add(min(limit, speakTime)).Sub(now)); left > 0 {
-		return 0, true, left
-	}
-	return expire, false, 0
-}
-
-// trace looks after a node that is admitted or has failed. One that this process sees for the first time has made its
-// latest progress when it last reported anything, or was admitted.
-func (r *rollout) trace(m *member, now time.Time) *trace {
-	t := r.traces[m.name]
-	s := signOf(m.entry)
-	var moved int64
-	if m.entry != nil && m.entry.Bytes != nil {
-		moved = m.entry.Bytes.Done + m.entry.Bytes.Skipped
-	}
-	reported := reportTime(m.state)
-	switch {
-	case t == nil:
-		t = &trace{sign: s, still: s, most: moved, moved: reported}
-		if m.admission != nil && m.admission.Time.After(t.moved) {
-			t.moved = m.admission.Time.Time
-		}
-		if m.waits() {
-			t.still = sign{} // it seems to know that its time ran out, so it lives
-		}
-		if f := m.flaw(r.generation); f.wrong() && f.since.Before(requestTime(r.requested)) {
-			t.excused = &f // somebody has asked to go on in spite of it, if only an earlier process
-		}
-		r.traces[m.name] = t
-	case s != t.sign || moved > t.most:
-		if reported.Before(t.moved) {
-			reported = now // clocks differ
-		}
-		t.sign, t.most, t.moved = s, max(t.most, moved), reported
-	}
-	if t.moved.After(now) {
-		t.moved = now
-	}
-	return t
-}
-
-// reportTime is when a node's agent last wrote its report, by the API server's clock.
-func reportTime(state *v1alpha1.NodeImageState) time.Time {
-	var last time.Time
-	if state == nil {
-		return last
-	}
-	for i := range state.ManagedFields {
-		if f := &state.ManagedFields[i]; f.Subresource == "status" && f.Time != nil && f.Time.After(last) {
-			last = f.Time.Time
-		}
-	}
-	return last
-}
-
-// ended says whether a node's admitted attempt has failed for good. A report that it had stalled already before it was
-// let in does not say so; in doubt the place stays taken until the deadline.
-func (t *trace) ended(m *member) bool {
-	f := m.flaw(m.admission.Generation)
-	if f.stalled.IsZero() {
-		return false
-	}
-	if t.before == nil {
-		return !f.stalled.Before(m.admission.Time.Time)
-	}
-	return f.reason != t.before.reason || f.message != t.before.message || !f.stalled.Equal(t.before.stalled)
-}
-
-// count brings the known failures up to date and says how many nodes' failures count.
-func (r *rollout) count(a *v1alpha1.ImageArchive, members []member, now time.Time) standing {
-	s := standing{maxFailed: int(ptr.Deref(a.Spec.Rollout.MaxFailed, 1))}
-	requested := a.Annotations[v1alpha1.AnnotationReconcileRequestedAt]
-	goOn := requested != "" && requested != r.requested
-	r.requested = requested
-	known := make(map[string]*trace, len(r.traces))
-	for i := range members {
-		m := &members[i]
-		f := m.flaw(a.Generation)
-		if m.ready() || !f.wrong() && m.admission == nil {
-			continue
-		}
-		t := r.trace(m, now)
-		known[m.name] = t
+		left := r.timeLeft(a, n, now)
 		switch {
-		case !f.wrong():
-			t.failed = time.Time{}
-		case t.failed.IsZero():
-			t.failed = now
-		}
-		if f.wrong() && goOn {
-			t.excused = &f
-		}
-		if f.counts() && f.again(t.before) && f.again(t.excused) {
-			s.failed++
+		case x.UID != a.UID, n.ready(), x.Generation == a.Generation && n.stopped() && n.admittedTime() == x.Time.Unix():
+			end(ended, n)
+		case x.Generation < a.Generation:
+			outdated = append(outdated, n)
+		case x.Generation == a.Generation && left <= 0:
+			failed++
+			end(expired, n)
+		default:
+			kept, wait = kept+1, sooner(wait, left)
 		}
 	}
-	r.traces = known
-	s.stopped = s.failed > s.maxFailed
-	return s
+	for _, n := range outdated {
+		switch left := r.timeLeft(a, n, now); {
+		case !a.Spec.Suspend && kept < slots:
+			kept++
+			list = append(list, decision{renewed, n.name, newAdmission(a, n, now)})
+		case n.stopped() || left <= 0:
+			end(ended, n)
+		default: // its slot is taken until it reports that it has stopped
+			kept, wait = kept+1, sooner(wait, left)
+		}
+	}
+	if a.Spec.Suspend || failed > maxFailed(a) {
+		return list, wait
+	}
+	candidates, later := r.candidates(a, nodes, now)
+	for _, n := range candidates[:max(0, min(slots-kept, len(candidates)))] {
+		list = append(list, decision{admitted, n.name, newAdmission(a, n, now)})
+	}
+	return list, sooner(wait, later)
 }
 
-// admit decides who is let in: as many as there are places left, first of those with which nothing is wrong, in an order
-// that is another for each archive, so that not the same nodes always go first. It also returns when there will be more to
-// decide, 0 for unknown.
-func (r *rollout) admit(a *v1alpha1.ImageArchive, members []member, now time.Time) ([]decision, time.Duration) {
-	if a.Spec.Suspend {
-		return nil, 0
-	}
-	var wait time.Duration
-	left := a.Spec.Rollout.Places(len(members))
-	candidates := make([]candidate, 0, len(members))
-	for i := range members {
-		m := &members[i]
-		if m.admission != nil {
-			if held, later := r.holds(a, m, now); held {
-				wait = sooner(wait, later)
-				left--
-				continue
-			}
-		}
-		if m.state == nil || m.entry == nil || m.ready() || a.Spec.DriftPolicy == v1alpha1.DriftIgnore && !m.waits() &&
-			condition.HasReason(m.entry.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonDrifted) {
+func (r *rollout) timeLeft(a *v1alpha1.ImageArchive, n *selectedNode, now time.Time) time.Duration {
+	return r.progress[n.name].since.Add(a.Spec.Rollout.Deadline()).Sub(now)
+}
+
+func maxFailed(a *v1alpha1.ImageArchive) int { return int(ptr.Deref(a.Spec.Rollout.MaxFailed, 1)) }
+
+// candidates are the nodes that may be admitted, those that failed last, in an order that is another for each archive, so
+// that not always the same nodes go first. It also returns when there will be more, 0 for unknown.
+func (r *rollout) candidates(a *v1alpha1.ImageArchive, nodes []selectedNode, now time.Time) (list []*selectedNode, wait time.Duration) {
+	for i := range nodes {
+		n := &nodes[i]
+		f, failed := r.failures[n.name]
+		if n.admission != nil || n.entry == nil || n.ready() || len(n.state.Spec.Admitted) >= maxAdmitted ||
+			!failed && (!n.waits() || n.entry.LastError != nil) {
 			continue
 		}
-		c := candidate{member: m, hash: orderOf(a.UID, m.name)}
-		if t := r.traces[m.name]; t != nil && !t.failed.IsZero() {
-			c.failed = t.failed
-			at, lives := t.retry(m, a.Generation)
-			if later := at.Sub(now); lives && later > 0 {
-				wait = sooner(wait, later)
-			}
-			if !lives || at.After(now) {
-				continue
-			}
+		if left := f.since.Add(retryAfter).Sub(now); failed && left > 0 {
+			wait = sooner(wait, left)
+			continue
 		}
-		candidates = append(candidates, c)
+		list = append(list, n)
 	}
-	if left <= 0 {
-		return nil, wait
-	}
-	slices.SortFunc(candidates, candidate.compare)
-	var list []decision
-	for _, c := range candidates[:min(left, len(candidates))] {
-		list = append(list, decision{admit, c.name, newAdmission(a, now)})
-	}
+	slices.SortFunc(list, func(x, y *selectedNode) int {
+		return cmp.Or(r.failures[x.name].since.Compare(r.failures[y.name].since), cmp.Compare(orderOf(a.UID, x.name), orderOf(a.UID, y.name)),
+			strings.Compare(x.name, y.name))
+	})
 	return list, wait
-}
-
-// holds says whether an admission takes a place, and for how long at least if that will end by itself. One of an earlier
-// archive or generation does until it is removed.
-func (r *rollout) holds(a *v1alpha1.ImageArchive, m *member, now time.Time) (bool, time.Duration) {
-	if !m.admission.Expired {
-		return true, 0
-	}
-	t := r.traces[m.name]
-	if t == nil || t.failed.IsZero() || m.waits() && t.sign != t.still { // it may have said so before it was let in
-		return false, 0
-	}
-	left := t.failed.Add(graceOf(a.Spec.Rollout)).Sub(now)
-	return left > 0, left
-}
-
-// graceOf is how long an admission that has expired keeps its place if the node does not say that it has stopped: so long it
-// may not have heard of it.
-func graceOf(r *v1alpha1.Rollout) time.Duration { return fenceTime(r) + min(expiryGrace, r.Deadline()) }
-
-// retry is when a node with which something is wrong may be let in again: as often as what stalls is tried elsewhere, and at
-// once when somebody asks for it or a silent node speaks again. One that still says that it is at work, though it must not
-// be, has not heard of that, so it would not hear of another admission either.
-func (t *trace) retry(m *member, generation int64) (at time.Time, lives bool) {
-	f := m.flaw(generation)
-	switch {
-	case !f.again(t.excused), f.expired && t.sign != t.still:
-		return t.failed, true
-	case f.expired && m.entry != nil && condition.IsTrue(m.entry.Conditions, v1alpha1.ConditionReconciling) && !m.waits():
-		return time.Time{}, false
-	}
-	return t.failed.Add(stalledInterval), true
-}
-
-type candidate struct {
-	*member
-	failed time.Time // zero: nothing is wrong with it
-	hash   uint64
-}
-
-func (c candidate) compare(o candidate) int {
-	return cmp.Or(c.failed.Compare(o.failed), cmp.Compare(c.hash, o.hash), strings.Compare(c.name, o.name))
 }
 
 func orderOf(archive types.UID, node string) uint64 {
@@ -345,42 +214,20 @@ func orderOf(archive types.UID, node string) uint64 {
 	return h.Sum64()
 }
 
-// done takes in that a decision has been written.
-func (r *rollout) done(d *decision, m *member, now time.Time) {
-	switch d.verdict {
-	case remove:
-		if t := r.traces[d.node]; t != nil {
-			t.before = nil
-		}
-	case expire:
-		t := r.trace(m, now)
-		t.before, t.failed, t.still = nil, now, t.sign
-	case renew, admit:
-		f := m.flaw(d.admission.Generation)
-		f.expired = false
-		delete(r.traces, d.node)
-		t := r.trace(m, now)
-		t.moved, t.before, t.excused = now, &f, nil
+// newAdmission has another time than the one under which the node reports, so that none of its reports so far is taken
+// for one about this admission.
+func newAdmission(a *v1alpha1.ImageArchive, n *selectedNode, now time.Time) v1alpha1.Admission {
+	at := condition.Timestamp(now)
+	if at.Unix() == n.admittedTime() {
+		at = condition.Timestamp(now.Add(time.Second))
 	}
+	return v1alpha1.Admission{Archive: a.Name, UID: a.UID, Generation: a.Generation, Time: *at}
 }
 
-func newAdmission(a *v1alpha1.ImageArchive, now time.Time) v1alpha1.Admission {
-	return v1alpha1.Admission{Archive: a.Name, UID: a.UID, Generation: a.Generation, Time: *condition.Timestamp(now)}
-}
-
-// requestTime is the time that is the value of AnnotationReconcileRequestedAt, as is customary; zero for another value.
-func requestTime(value string) time.Time {
-	if at, err := time.Parse(time.RFC3339, value); err == nil {
-		return at
+// sooner is the smaller of two waits, of which 0 means none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b != 0 && b < a {
+		return b
 	}
-	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
-		return time.Unix(seconds, 0)
-	}
-	return time.Time{}
+	return a
 }
-
-// minFence keeps a short progressDeadline from stopping imports for an API server that is only slow.
-const minFence = 6 * time.Second
-
-// fenceTime is how long an agent that does not hear from the API server holds its place in a rollout.
-func fenceTime(r *v1alpha1.Rollout) time.Duration { return max(r.Deadline()/3, minFence) }

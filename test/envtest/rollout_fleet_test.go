@@ -18,7 +18,7 @@ import (
 	"github.com/tarlift/tarlift/api/v1alpha1"
 )
 
-// simulatedFleet is nodes whose agents do as they are told about one archive: they ask to be let in, import while they are, and
+// simulatedFleet is nodes whose agents do as they are told about one archive: they ask to be admitted, import while they are, and
 // report. What they report is as short as it may be.
 type simulatedFleet struct {
 	archive string
@@ -41,6 +41,7 @@ type fleetAgent struct {
 	attempts   int32
 	until      time.Time // of the import
 	written    string
+	admitted   *metav1.Time
 }
 
 // counter counts admissions in the order in which the API server had them.
@@ -114,7 +115,7 @@ func (f *simulatedFleet) count(events <-chan watch.Event) {
 		c := &f.counted
 		delete(c.admitted, state.Name)
 		for _, x := range state.Spec.Admitted {
-			if e.Type != watch.Deleted && x.Archive == f.archive && !x.Expired {
+			if e.Type != watch.Deleted && x.Archive == f.archive {
 				c.admitted[state.Name], c.ever[state.Name] = true, true
 			}
 		}
@@ -175,10 +176,14 @@ func createState(ctx context.Context, name string) (*v1alpha1.NodeImageState, er
 }
 
 func (a *fleetAgent) look(archive *v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) {
-	may := false
+	may, before := false, a.admitted
+	a.admitted = nil
 	for _, x := range state.Spec.Admitted {
-		may = may || x.Archive == archive.Name && x.UID == archive.UID && x.Generation == archive.Generation && !x.Expired
+		if x.Archive == archive.Name && x.UID == archive.UID && x.Generation == archive.Generation {
+			may, a.admitted = true, x.Time.DeepCopy()
+		}
 	}
+	anew := may && (before == nil || !before.Equal(a.admitted))
 	if a.generation != archive.Generation {
 		a.generation, a.attempts, a.failed, a.reason = archive.Generation, 0, false, v1alpha1.ReasonWaitingForRollout
 	}
@@ -188,7 +193,7 @@ func (a *fleetAgent) look(archive *v1alpha1.ImageArchive, state *v1alpha1.NodeIm
 		a.reason = v1alpha1.ReasonSuspended
 	case !may:
 		a.reason = v1alpha1.ReasonWaitingForRollout
-	case a.reason == v1alpha1.ReasonTruncated:
+	case a.reason == v1alpha1.ReasonTruncated && !anew:
 	case a.reason != v1alpha1.ReasonImporting:
 		a.reason, a.failed = v1alpha1.ReasonImporting, false
 		a.attempts++
@@ -204,7 +209,7 @@ func (a *fleetAgent) look(archive *v1alpha1.ImageArchive, state *v1alpha1.NodeIm
 // report writes what has changed.
 func (a *fleetAgent) report(ctx context.Context, name string, archive *v1alpha1.ImageArchive) error {
 	now := metav1.Now()
-	entry := v1alpha1.ArchiveState{Name: archive.Name, UID: archive.UID, ObservedGeneration: a.generation, Attempts: a.attempts}
+	entry := v1alpha1.ArchiveState{Name: archive.Name, UID: archive.UID, ObservedGeneration: a.generation, Attempts: a.attempts, AdmittedTime: a.admitted}
 	add := func(typ string, status metav1.ConditionStatus) {
 		entry.Conditions = append(entry.Conditions, metav1.Condition{
 			Type: typ, Status: status, Reason: a.reason, LastTransitionTime: now, ObservedGeneration: a.generation,
@@ -215,8 +220,7 @@ func (a *fleetAgent) report(ctx context.Context, name string, archive *v1alpha1.
 	}
 	switch a.reason {
 	case v1alpha1.ReasonImported:
-		entry.IndexDigest, entry.ImageCount = "sha256:1", 2
-		add(v1alpha1.ConditionReady, metav1.ConditionTrue)
+		entry.Ready, entry.IndexDigest, entry.ImageCount = true, testDigest, 2
 	case v1alpha1.ReasonTruncated:
 		add(v1alpha1.ConditionReady, metav1.ConditionFalse)
 		add(v1alpha1.ConditionStalled, metav1.ConditionTrue)
@@ -226,7 +230,7 @@ func (a *fleetAgent) report(ctx context.Context, name string, archive *v1alpha1.
 		add(v1alpha1.ConditionReady, metav1.ConditionFalse)
 		add(v1alpha1.ConditionReconciling, metav1.ConditionTrue)
 	}
-	text := fmt.Sprint(archive.UID, a.generation, a.reason, a.failed, a.attempts)
+	text := fmt.Sprint(archive.UID, a.generation, a.reason, a.failed, a.attempts, a.admitted)
 	if text == a.written {
 		return nil
 	}

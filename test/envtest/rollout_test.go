@@ -35,7 +35,8 @@ func TestRolloutHoldsItsLimit(t *testing.T) {
 	f.waitForReady(t, 12)
 	waitForArchive(t, "holds", "Ready=False/ProgressDeadlineExceeded Reconciling=True/Importing", "12/14")
 	f.set(func(_ string, a *fleetAgent) { a.dead = false })
-	waitForArchive(t, "holds", ready, "14/14")
+	update(t, a, func() { a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: "now"} })
+	waitForArchive(t, "holds", archiveReady, "14/14")
 	f.check(t, 3)
 	eventually(t, "no node to be admitted", func() (bool, string) {
 		f.mu.Lock()
@@ -64,7 +65,7 @@ func TestRolloutStops(t *testing.T) {
 
 	f.set(func(_ string, a *fleetAgent) { a.failing = false })
 	update(t, a, func() { a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: "now"} })
-	waitForArchive(t, "stops", ready, "6/6")
+	waitForArchive(t, "stops", archiveReady, "6/6")
 	f.check(t, 1)
 }
 
@@ -81,22 +82,22 @@ func TestRolloutFollowsTheNodes(t *testing.T) {
 	}
 	f.mu.Unlock()
 	update(t, a, func() { a.Spec.Suspend = false })
-	waitForArchive(t, "follows", ready, "10/10")
+	waitForArchive(t, "follows", archiveReady, "10/10")
 	f.check(t, 2)
 
 	f.add(t, 10)
-	waitForArchive(t, "follows", ready, "11/11")
+	waitForArchive(t, "follows", archiveReady, "11/11")
 	f.set(func(name string, a *fleetAgent) { a.left = name == "follows-0" })
 	if err := admin.Delete(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "follows-0"}}); err != nil {
 		t.Fatal(err)
 	}
-	waitForArchive(t, "follows", ready, "10/10")
+	waitForArchive(t, "follows", archiveReady, "10/10")
 	waitForNoState(t, "follows-0")
 
 	// A heal takes a place like an import.
 	f.set(func(_ string, a *fleetAgent) { a.reason = v1alpha1.ReasonWaitingForRollout })
 	f.waitForReady(t, 10)
-	waitForArchive(t, "follows", ready, "10/10")
+	waitForArchive(t, "follows", archiveReady, "10/10")
 
 	// Without a rollout, nobody is let in any more.
 	f.set(func(_ string, a *fleetAgent) { a.dead = true })
@@ -206,7 +207,7 @@ func TestRolloutSurvivesItsLeader(t *testing.T) {
 	}
 	<-leader.done
 	_ = leader.cmd.Wait()
-	waitForArchive(t, "leaders", ready, "30/30")
+	waitForArchive(t, "leaders", archiveReady, "30/30")
 	f.check(t, 4)
 	if h := holder(); h == first {
 		t.Errorf("%s leads still", h)

@@ -23,6 +23,8 @@ func startController(t *testing.T) *process {
 	})
 }
 
+const archiveReady = "Ready=True/Imported"
+
 // waitForArchive waits until an archive has these conditions and this NODES column.
 func waitForArchive(t *testing.T, name, conditions, summary string) *v1alpha1.ImageArchive {
 	t.Helper()
@@ -60,9 +62,9 @@ func TestClusterBecomesReady(t *testing.T) {
 	if err := admin.Delete(t.Context(), silent); err != nil {
 		t.Fatal(err)
 	}
-	got := waitForArchive(t, "cluster", ready, "2/2")
+	got := waitForArchive(t, "cluster", archiveReady, "2/2")
 	if s := got.Status; s.ObservedGeneration != 1 || s.ImageCount != 2 || s.Artifact == nil || s.Artifact.DisplaySize != "2.0MiB" ||
-		s.Artifact.IndexDigest != "sha256:1" || len(s.Failures) != 0 {
+		s.Artifact.IndexDigest != testDigest || len(s.Images) != 2 || s.Progress != "100%" || len(s.Failures) != 0 {
 		t.Errorf("status %+v", s)
 	}
 	waitForEvent(t, a.UID, "Imported", "2 images: 2 of 2 nodes ready, from an archive of 2.0MiB")
@@ -81,7 +83,7 @@ func TestClusterBecomesReady(t *testing.T) {
 
 	nodes[1].set(func() { nodes[1].fail = nil })
 	update(t, got, func() { got.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: "now"} })
-	waitForArchive(t, "cluster", ready, "2/2")
+	waitForArchive(t, "cluster", archiveReady, "2/2")
 }
 
 // A controller that finds everything summed up writes nothing.
@@ -91,7 +93,7 @@ func TestControllerIsIdle(t *testing.T) {
 	n.newArchive(t, "idle")
 	agent := n.start(t)
 	p := startController(t)
-	waitForArchive(t, "idle", ready, "1/1")
+	waitForArchive(t, "idle", archiveReady, "1/1")
 	p.stop()
 	agentWrites := agent.writes.Load()
 
@@ -100,7 +102,7 @@ func TestControllerIsIdle(t *testing.T) {
 	for i := range 3 {
 		name := fmt.Sprintf("idle-%d", i)
 		create(t, archiveWith(t, name, fileSource+"nodeSelector: {matchLabels: {node: none}}"))
-		waitForArchive(t, name, ready, "0/0")
+		waitForArchive(t, name, "Ready=False/NoNodesSelected Reconciling=True/NoNodesSelected", "0/0")
 	}
 	if w := p.writes.Load(); w != 3 {
 		t.Errorf("%d writes, want one for each of the 3 new archives", w)

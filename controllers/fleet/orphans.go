@@ -18,16 +18,15 @@ import (
 	"github.com/tarlift/tarlift/api/v1alpha1"
 )
 
-// strayReconciler deletes NodeImageStates whose Node is gone. The garbage collector does so, too, but does not run in
+// orphanReconciler deletes NodeImageStates whose Node is gone. The garbage collector does so, too, but does not run in
 // every cluster, and the agent on a new Node of the same name waits for it.
-type strayReconciler struct {
+type orphanReconciler struct {
 	cached client.Client
 	live   client.Reader
-	forget func(name string) // told of what is no more
 }
 
-func (r *strayReconciler) setup(mgr ctrl.Manager) error {
-	// What a NodeImageState says has no bearing on whose it is.
+func (r *orphanReconciler) setup(mgr ctrl.Manager) error {
+	// A NodeImageState belongs to the same Node whatever it reports.
 	created := predicate.Or(recreated, predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }})
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("nodeimagestate").
@@ -45,10 +44,9 @@ func (r *strayReconciler) setup(mgr ctrl.Manager) error {
 
 // Reconcile deletes one NodeImageState if there is no Node that it belongs to. A cache may not show a new Node yet, so
 // the API server is asked first.
-func (r *strayReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+func (r *orphanReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var state v1alpha1.NodeImageState
 	if err := r.cached.Get(ctx, req.NamespacedName, &state); err != nil {
-		r.forget(req.Name)
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	node := nodeMetadata()

@@ -2,6 +2,9 @@ package fleet
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,12 +16,14 @@ import (
 	"github.com/tarlift/tarlift/controllers/condition"
 )
 
+// digestOf is a digest of one repeated figure.
+func digestOf(figure byte) string { return "sha256:" + strings.Repeat(string(figure), 64) }
+
 // saying is what a node says about the archive "a" in its first generation.
 type saying func(*v1alpha1.ArchiveState)
 
 func saysReady(e *v1alpha1.ArchiveState) {
-	e.Conditions = []metav1.Condition{condition.New("Ready", "True", "Imported", "2 images complete")}
-	e.IndexDigest, e.Size, e.ImageCount = "sha256:1", 45<<20, 2
+	e.Ready, e.IndexDigest, e.Size, e.ImageCount = true, digestOf('1'), 45<<20, 2
 }
 
 func saysImporting(e *v1alpha1.ArchiveState) {
@@ -74,7 +79,7 @@ func cluster(sayings ...saying) (nodes []metav1.PartialObjectMetadata, states ma
 	return nodes, states
 }
 
-func TestRollUpConditions(t *testing.T) {
+func TestAggregateConditions(t *testing.T) {
 	suspended := func(a *v1alpha1.ImageArchive) { a.Spec.Suspend = true }
 	selecting := func(values ...string) func(*v1alpha1.ImageArchive) {
 		return func(a *v1alpha1.ImageArchive) {
@@ -92,7 +97,7 @@ func TestRollUpConditions(t *testing.T) {
 	}{
 		{"all ready", nil, []saying{saysReady, saysReady}, "Ready=True/Imported",
 			v1alpha1.NodeCounts{Desired: 2, Ready: 2, Summary: "2/2"}},
-		{"no nodes", nil, nil, "Ready=True/Imported",
+		{"no nodes", nil, nil, "Ready=False/NoNodesSelected Reconciling=True/NoNodesSelected",
 			v1alpha1.NodeCounts{Summary: "0/0"}},
 		{"a node without an agent is pending", nil, []saying{saysReady, nil}, "Ready=False/Importing Reconciling=True/Importing",
 			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Pending: 1, Summary: "1/2"}},
@@ -112,7 +117,7 @@ func TestRollUpConditions(t *testing.T) {
 			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Failed: 1, Summary: "1/2"}},
 		{"suspended before the end", suspended, []saying{saysReady, saysSuspended}, "Ready=False/Suspended",
 			v1alpha1.NodeCounts{Desired: 2, Ready: 1, Pending: 1, Summary: "1/2"}},
-		{"suspended after the end", suspended, []saying{saysReady, saysReady}, "Ready=True/Imported",
+		{"suspended after the end", suspended, []saying{saysReady, saysReady}, "Ready=True/Suspended",
 			v1alpha1.NodeCounts{Desired: 2, Ready: 2, Summary: "2/2"}},
 		{"nodes that are not selected do not count", selecting("0", "2"), []saying{saysReady, saysStalled, saysReady}, "Ready=True/Imported",
 			v1alpha1.NodeCounts{Desired: 2, Ready: 2, Summary: "2/2"}},
@@ -126,7 +131,7 @@ func TestRollUpConditions(t *testing.T) {
 			test.edit(a)
 		}
 		nodes, states := cluster(test.sayings...)
-		s := rollUp(a, nodes, states, standing{}, epoch)
+		s := aggregated(a, nodes, states, 0)
 		if got := short(s.Conditions); got != test.want {
 			t.Errorf("%s: %q, want %q", test.why, got, test.want)
 		}
@@ -139,14 +144,14 @@ func TestRollUpConditions(t *testing.T) {
 	}
 }
 
-func TestRollUpFailures(t *testing.T) {
+func TestAggregateFailures(t *testing.T) {
 	var sayings []saying
 	for range 15 {
 		sayings = append(sayings, saysRetrying)
 	}
 	sayings[7], sayings[9] = saysStalled, saysReady
 	nodes, states := cluster(sayings...)
-	s := rollUp(newArchive("a", 0), nodes, states, standing{}, epoch)
+	s := aggregated(newArchive("a", 0), nodes, states, 0)
 	var got []string
 	for _, f := range s.Failures {
 		got = append(got, f.Node)
@@ -170,32 +175,35 @@ func TestEarlierNodeDoesNotCount(t *testing.T) {
 		nodes[i].UID = []types.UID{"same", "later"}[i]
 		states[nodes[i].Name].OwnerReferences = []metav1.OwnerReference{{Kind: "Node", Name: nodes[i].Name, UID: uid}}
 	}
-	if s := rollUp(newArchive("a", 0), nodes, states, standing{}, epoch); s.Nodes.Ready != 1 || s.Nodes.Pending != 1 {
+	if s := aggregated(newArchive("a", 0), nodes, states, 0); s.Nodes.Ready != 1 || s.Nodes.Pending != 1 {
 		t.Errorf("counts %+v", s.Nodes)
 	}
 }
 
 // The order in which nodes are listed, which is that of a map, must not show.
-func TestRollUpIsDeterministic(t *testing.T) {
-	other := func(e *v1alpha1.ArchiveState) { saysReady(e); e.IndexDigest = "sha256:0" }
+func TestAggregateIsDeterministic(t *testing.T) {
+	other := func(e *v1alpha1.ArchiveState) { saysReady(e); e.IndexDigest = digestOf('0') }
 	nodes, states := cluster(saysReady, other, saysRetrying, saysStalled, nil, saysImporting)
 	a := newArchive("a", 0)
-	first := rollUp(a, nodes, states, standing{}, epoch)
+	first := aggregated(a, nodes, states, 0)
 	for i := range nodes {
 		nodes[0], nodes[i] = nodes[i], nodes[0]
-		if diff := cmp.Diff(first, rollUp(a, nodes, states, standing{}, epoch)); diff != "" {
+		if diff := cmp.Diff(first, aggregated(a, nodes, states, 0)); diff != "" {
 			t.Fatalf("another order, another status:\n%s", diff)
 		}
 	}
 }
 
-func TestRollUpArtifact(t *testing.T) {
-	full := func(e *v1alpha1.ArchiveState) { saysReady(e); e.Digest = "sha256:f" }
-	other := func(e *v1alpha1.ArchiveState) { saysReady(e); e.IndexDigest, e.Size, e.ImageCount = "sha256:0", 7, 9 }
+func TestAggregateArtifact(t *testing.T) {
+	full := func(e *v1alpha1.ArchiveState) { saysReady(e); e.Digest = digestOf('f') }
+	other := func(e *v1alpha1.ArchiveState) {
+		saysReady(e)
+		e.IndexDigest, e.Size, e.ImageCount = digestOf('0'), 7, 9
+	}
 	fewer := func(e *v1alpha1.ArchiveState) { saysReady(e); e.Size, e.ImageCount = 0, 1 }
-	want := &v1alpha1.Artifact{IndexDigest: "sha256:1", Size: 45 << 20, DisplaySize: "45MiB"}
+	want := &v1alpha1.Artifact{IndexDigest: digestOf('1'), Size: 45 << 20, DisplaySize: "45MiB"}
 	wantFull := want.DeepCopy()
-	wantFull.Digest = "sha256:f"
+	wantFull.Digest = digestOf('f')
 	for _, test := range []struct {
 		why     string
 		sayings []saying
@@ -204,115 +212,114 @@ func TestRollUpArtifact(t *testing.T) {
 	}{
 		{"nobody has it", []saying{saysImporting, nil}, nil, 0},
 		{"one has it", []saying{saysReady, nil}, want, 2},
-		{"one has read all of it", []saying{saysReady, full}, wantFull, 2},
-		{"one node's source does not tell the size, and its platform has fewer images", []saying{fewer, saysReady}, want, 2},
+		{"one has read all of it", []saying{saysReady, full}, want, 2},
+		{"most have", []saying{saysReady, full, full}, wantFull, 2},
+		{"one node's source does not tell the size, and its platform has fewer images", []saying{fewer, saysReady, saysReady}, want, 2},
 		{"most have this one", []saying{other, saysReady, saysReady}, want, 2},
 	} {
 		nodes, states := cluster(test.sayings...)
-		s := rollUp(newArchive("a", 0), nodes, states, standing{}, epoch)
+		s := aggregated(newArchive("a", 0), nodes, states, 0)
 		if diff := cmp.Diff(test.want, s.Artifact); diff != "" || s.ImageCount != test.images {
 			t.Errorf("%s: %d images (-want +got):\n%s", test.why, s.ImageCount, diff)
 		}
 	}
 	nodes, states := cluster(saysReady, other)
-	if m := rollUp(newArchive("a", 0), nodes, states, standing{}, epoch).Conditions[0].Message; m != "2 of 2 nodes ready; the nodes have 2 different archives" {
+	if m := aggregated(newArchive("a", 0), nodes, states, 0).Conditions[0].Message; m != "2 of 2 nodes ready; the nodes have 2 different archives" {
 		t.Errorf("message %q", m)
 	}
 }
 
-func TestSumWait(t *testing.T) {
-	plain, rolling := newArchive("a", 0), newArchive("a", 0)
-	rolling.Spec.Rollout = &v1alpha1.Rollout{}
-	for _, test := range []struct {
-		why           string
-		a             *v1alpha1.ImageArchive
-		nodes, moving int
-		want          time.Duration
-	}{
-		{"alone", plain, 5000, 1, 250 * time.Millisecond},
-		{"nothing moves yet", plain, 5000, 0, 250 * time.Millisecond},
-		{"several", plain, 5000, 8, 2 * time.Second},
-		{"so many that somebody would wait for Ready", plain, 5000, 100, 5 * time.Second},
-		{"one that lets nodes in", rolling, 5000, 100, time.Second},
-	} {
-		if got := sumWait(test.a, test.nodes, test.moving); got != test.want {
-			t.Errorf("%s: %s, want %s", test.why, got, test.want)
-		}
+// What nodes report never makes an invalid status, and one of five decides nothing.
+func TestReportsAreInput(t *testing.T) {
+	long := strings.Repeat("x\n\x00", 1<<18)
+	liar := func(e *v1alpha1.ArchiveState) {
+		e.Ready, e.IndexDigest, e.Digest, e.Size, e.ImageCount = true, "sha256:evil", long, -1<<62, -7
+		e.Images = []v1alpha1.Image{{Name: long, Digest: "x"}}
+		e.Bytes = &v1alpha1.ArchiveBytes{Total: -1, Done: 1 << 62, Skipped: 1 << 62}
 	}
-}
-
-func TestRollUpWait(t *testing.T) {
-	status := func(desired int32, sayings ...saying) *v1alpha1.ImageArchiveStatus {
+	odd := func(e *v1alpha1.ArchiveState) {
+		e.LastError = &v1alpha1.ImportError{Reason: "not a reason!", Message: long}
+		e.Conditions = []metav1.Condition{condition.New("Stalled", "True", "not a reason!", long)}
+		e.Bytes = &v1alpha1.ArchiveBytes{Total: 1, Done: 1 << 62, Skipped: 1 << 62}
+	}
+	named := func(e *v1alpha1.ArchiveState) {
+		saysReady(e)
+		e.Images = []v1alpha1.Image{{Name: "docker.io/library/a:1", Digest: digestOf('a')}}
+	}
+	a := newArchive("a", 0)
+	nodes, states := cluster(liar, named, named, named, named)
+	s := aggregated(a, nodes, states, 0)
+	if s.Artifact.IndexDigest != digestOf('1') || s.Artifact.Size != 45<<20 || s.ImageCount != 2 || len(s.Images) != 1 || s.Images[0].Digest != digestOf('a') {
+		t.Errorf("one of five decides: %+v, %d images: %v", s.Artifact, s.ImageCount, s.Images)
+	}
+	for why, sayings := range map[string][]saying{"all lie": {liar, liar}, "a reason that is none": {odd, named}, "both": {liar, odd, nil}} {
 		nodes, states := cluster(sayings...)
-		s := rollUp(newArchive("a", 0), nodes, states, standing{}, epoch)
-		s.Nodes.Desired = desired
-		return s
-	}
-	fresh := &v1alpha1.ImageArchiveStatus{ObservedGeneration: -1}
-	for _, test := range []struct {
-		why           string
-		before, after *v1alpha1.ImageArchiveStatus
-		nodes, moving int
-		since         time.Duration
-		want          time.Duration
-	}{
-		{"the first status", fresh, status(2, nil, nil), 2, 1, 0, 0},
-		{"counts moved just now", status(2, nil, nil), status(2, saysImporting, nil), 2, 1, time.Second, 9 * time.Second},
-		{"counts moved long ago", status(2, nil, nil), status(2, saysImporting, nil), 2, 1, time.Minute, 0},
-		{"counts of many archives", status(2, nil, nil), status(2, saysImporting, nil), 2, 20, time.Second, 9 * time.Second},
-		{"counts of 5,000 nodes", status(5000, nil, nil), status(5000, saysImporting, nil), 5000, 1, 10 * time.Second, 40 * time.Second},
-		{"counts of few of 5,000 nodes", status(2, nil, nil), status(2, saysImporting, nil), 5000, 20, 10 * time.Second, 190 * time.Second},
-		{"counts of 5,000 nodes and many archives", status(5000, nil, nil), status(5000, saysImporting, nil), 5000, 20, 10 * time.Second, 190 * time.Second},
-		{"counts of 5,000 nodes and very many archives", status(5000, nil, nil), status(5000, saysImporting, nil), 5000, 100, 0, rollUpLimit},
-		{"ready", status(5000, saysReady, nil), status(5000, saysReady, saysReady), 5000, 20, 0, 0},
-		{"no longer ready", status(2, saysReady), status(2, saysReady, nil), 2, 20, 0, 0},
-		{"stalled", status(5000, saysImporting), status(5000, saysStalled), 5000, 20, 0, 0},
-	} {
-		if got := rollUpWait(test.before, test.after, test.nodes, test.moving, test.since); got != test.want {
-			t.Errorf("%s: waits %s, want %s", test.why, got, test.want)
+		states["n0"].Status.Archives = slices.Repeat(states["n0"].Status.Archives, 5000)
+		s := aggregated(a, nodes, states, 0)
+		for _, c := range s.Conditions {
+			if !regexp.MustCompile("^[A-Z][A-Za-z]{1,63}$").MatchString(c.Reason) || len(c.Message) > condition.MaxText || strings.ContainsAny(c.Message, "\n\x00") {
+				t.Errorf("%s: condition %s, %d bytes", why, c.Reason, len(c.Message))
+			}
+		}
+		for _, f := range s.Failures {
+			if f.Reason != v1alpha1.ReasonUnknown || len(f.Message) > condition.MaxSample || strings.ContainsAny(f.Message, "\n\x00") {
+				t.Errorf("%s: failure %s, %d bytes", why, f.Reason, len(f.Message))
+			}
+		}
+		if x := s.Artifact; x != nil && (x.Size < 0 || x.IndexDigest != "" && x.IndexDigest != digestOf('1') || x.Digest != "") || s.ImageCount < 0 {
+			t.Errorf("%s: artifact %+v, %d images", why, x, s.ImageCount)
+		}
+		if n := s.Nodes; n.Ready+n.Importing+n.Failed+n.Pending != n.Desired || n.Desired != int32(len(nodes)) {
+			t.Errorf("%s: counts %+v", why, n)
+		}
+		if s.Progress != "" && !regexp.MustCompile("^(100|[0-9]{1,2})%$").MatchString(s.Progress) {
+			t.Errorf("%s: progress %q", why, s.Progress)
 		}
 	}
 }
 
-func TestRollUpOfARollout(t *testing.T) {
+func TestProgress(t *testing.T) {
+	at := func(done, skipped, total int64) saying {
+		return func(e *v1alpha1.ArchiveState) {
+			saysImporting(e)
+			e.Bytes = &v1alpha1.ArchiveBytes{Total: total, Done: done, Skipped: skipped}
+		}
+	}
+	for want, sayings := range map[string][]saying{
+		"":     {nil, saysPending, at(0, 0, 0)},
+		"100%": {saysReady, saysReady},
+		"50%":  {saysReady, nil},
+		"45%":  {at(30, 10, 100), at(50, 0, 100)},
+		"66%":  {saysReady, saysReady, at(0, 0, 100)},
+	} {
+		nodes, states := cluster(sayings...)
+		if got := aggregated(newArchive("a", 0), nodes, states, 0).Progress; got != want {
+			t.Errorf("progress %q, want %q", got, want)
+		}
+	}
+}
+
+func TestAggregateOfARollout(t *testing.T) {
 	a := newArchive("a", 0)
 	a.Spec.Rollout = &v1alpha1.Rollout{ProgressDeadline: &metav1.Duration{Duration: time.Minute}}
-	admitted := func(states map[string]*v1alpha1.NodeImageState, node string, generation int64, expired bool) {
-		states[node].Spec.Admitted = []v1alpha1.Admission{{Archive: "a", UID: a.UID, Generation: generation, Expired: expired}}
-	}
 	for _, test := range []struct {
 		why     string
 		sayings []saying
-		admit   func(states map[string]*v1alpha1.NodeImageState)
-		stand   standing
+		failed  int
 		want    string
 		message string
 	}{
-		{"under way", []saying{saysReady, saysImporting, saysWaiting, saysWaiting, nil}, func(s map[string]*v1alpha1.NodeImageState) {
-			admitted(s, "n1", 1, false)
-			admitted(s, "n2", 1, false)
-		}, standing{}, "Ready=False/Importing Reconciling=True/Importing", "1 of 5 nodes ready, 1 importing, 2 waiting, 1 pending"},
-		{"admitted for an earlier spec", []saying{saysWaiting}, func(s map[string]*v1alpha1.NodeImageState) { admitted(s, "n0", 0, false) },
-			standing{}, "Ready=False/Importing Reconciling=True/Importing", "0 of 1 node ready, 1 waiting"},
-		{"silent for too long", []saying{saysReady, saysImporting}, func(s map[string]*v1alpha1.NodeImageState) { admitted(s, "n1", 1, true) },
-			standing{failed: 1, maxFailed: 1}, "Ready=False/ProgressDeadlineExceeded Reconciling=True/Importing",
-			"1 of 2 nodes ready, 1 failed; n1: no progress for 1m0s; its place went to another node"},
-		{"a failure that may be", []saying{saysStalled, saysWaiting}, func(map[string]*v1alpha1.NodeImageState) {}, standing{failed: 1, maxFailed: 1},
-			"Ready=False/Truncated Reconciling=True/Importing", "0 of 2 nodes ready, 1 failed, 1 waiting; n0: cut"},
-		{"nothing but that is left", []saying{saysStalled, saysReady}, func(map[string]*v1alpha1.NodeImageState) {}, standing{failed: 1, maxFailed: 1},
-			"Ready=False/Truncated Stalled=True/Truncated", "1 of 2 nodes ready, 1 failed; n0: cut"},
-		{"it has stopped", []saying{saysStalled, saysWaiting}, func(map[string]*v1alpha1.NodeImageState) {}, standing{failed: 1, stopped: true},
-			"Ready=False/RolloutStopped Stalled=True/RolloutStopped",
-			"0 of 2 nodes ready, 1 failed, 1 waiting; no further node begins, since 1 failed and maxFailed is 0; n0: cut"},
+		{"a failure that may be", []saying{saysStalled, saysWaiting}, 1, "Ready=False/Truncated Reconciling=True/Importing",
+			"0 of 2 nodes ready, 1 failed, 1 waiting for admission; n0: cut"},
+		{"nothing but that is left", []saying{saysStalled, saysReady}, 1, "Ready=False/Truncated Stalled=True/Truncated",
+			"1 of 2 nodes ready, 1 failed; n0: cut"},
+		{"it has stopped", []saying{saysStalled, saysWaiting}, 2, "Ready=False/RolloutStopped Stalled=True/RolloutStopped",
+			"0 of 2 nodes ready, 1 failed, 1 waiting for admission; no further node is admitted, since 2 failed and maxFailed is 1; n0: cut"},
 	} {
 		nodes, states := cluster(test.sayings...)
-		test.admit(states)
-		s := rollUp(a, nodes, states, test.stand, epoch)
+		s := aggregated(a, nodes, states, test.failed)
 		if got := short(s.Conditions); got != test.want || s.Conditions[0].Message != test.message {
 			t.Errorf("%s: %q %q, want %q %q", test.why, got, s.Conditions[0].Message, test.want, test.message)
-		}
-		if c := s.Nodes; c.Ready+c.Importing+c.Failed+c.Pending != c.Desired {
-			t.Errorf("%s: %+v", test.why, c)
 		}
 	}
 }

@@ -7,33 +7,32 @@ import (
 	"github.com/tarlift/tarlift/controllers/condition"
 )
 
-// fleetMetrics are what the controller tells of archives. There are as many series as archives, however many nodes there
-// are.
-type fleetMetrics struct {
+// metrics are those of archives. There are as many series as archives, however many nodes there are.
+type metrics struct {
 	conditions, nodes *prometheus.GaugeVec
-	written           *prometheus.CounterVec
+	admissions        *prometheus.CounterVec
 }
 
-// newFleetMetrics registers them with r, if that is not nil.
-func newFleetMetrics(r prometheus.Registerer) *fleetMetrics {
-	m := &fleetMetrics{
+// newMetrics registers them with r, if that is not nil.
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
 		conditions: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "tarlift", Name: "archive_condition", Help: "Conditions of each ImageArchive, 1 for those that are True.",
 		}, []string{"archive", "condition"}),
 		nodes: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "tarlift", Name: "archive_nodes", Help: "Nodes that each ImageArchive selects, by what they have of it.",
 		}, []string{"archive", "state"}),
-		written: prometheus.NewCounterVec(prometheus.CounterOpts{
+		admissions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "tarlift", Name: "rollout_admissions_total", Help: "Admissions of nodes to imports that were written, by what was decided.",
 		}, []string{"decision"}),
 	}
 	if r != nil {
-		r.MustRegister(m.conditions, m.nodes, m.written)
+		r.MustRegister(m.conditions, m.nodes, m.admissions)
 	}
 	return m
 }
 
-func (m *fleetMetrics) set(a *v1alpha1.ImageArchive, s *v1alpha1.ImageArchiveStatus) {
+func (m *metrics) set(a *v1alpha1.ImageArchive, s *v1alpha1.ImageArchiveStatus) {
 	for _, typ := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionReconciling, v1alpha1.ConditionStalled} {
 		value := 0.0
 		if condition.IsTrue(s.Conditions, typ) {
@@ -48,14 +47,8 @@ func (m *fleetMetrics) set(a *v1alpha1.ImageArchive, s *v1alpha1.ImageArchiveSta
 	}
 }
 
-func (m *fleetMetrics) forget(archive string) {
+func (m *metrics) forget(archive string) {
 	match := prometheus.Labels{"archive": archive}
 	m.conditions.DeletePartialMatch(match)
 	m.nodes.DeletePartialMatch(match)
-}
-
-func (m *fleetMetrics) admissions(written [verdicts]int) {
-	for v, n := range written {
-		m.written.WithLabelValues(verdict(v).String()).Add(float64(n))
-	}
 }
