@@ -176,12 +176,11 @@ func (p *publishing) conflict(now images.Image, n Name) error {
 	rival := slices.IndexFunc(all, func(c claim) bool {
 		return !c.succeededBy(p.Owner) && c.record.Target != n.Target.Digest && (!p.Replace || c.record.Replace && c.record.older(p.record))
 	})
-	var whose string
+	whose, remedy := "", "rename the image (spec.images.rename) or let it be replaced (spec.conflictPolicy: Replace)"
 	switch {
 	case rival >= 0 && p.Replace:
-		return fmt.Errorf("name %q: this archive and %s, which is older, have different images of that name, "+
-			"and both replace the other's (spec.conflictPolicy: Replace): rename one (spec.images.rename): %w",
-			n.Name, all[rival].holder(), ErrNameConflict)
+		whose = "belongs to " + all[rival].holder() + ", which is older and replaces names as well"
+		remedy = "rename one of the images (spec.images.rename)"
 	case p.Replace:
 		return nil
 	case rival >= 0:
@@ -193,9 +192,8 @@ func (p *publishing) conflict(now images.Image, n Name) error {
 	default:
 		return nil
 	}
-	return fmt.Errorf("name %q stands for %s on this node and %s; the archive has %s: "+
-		"rename the image (spec.images.rename) or let it be replaced (spec.conflictPolicy: Replace): %w",
-		n.Name, now.Target.Digest, whose, n.Target.Digest, ErrNameConflict)
+	return fmt.Errorf("name %q stands for %s on this node and %s; the archive has %s: %s: %w",
+		n.Name, now.Target.Digest, whose, n.Target.Digest, remedy, ErrNameConflict)
 }
 
 // holder names the owner of a claim.

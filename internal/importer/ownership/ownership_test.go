@@ -54,7 +54,8 @@ func newNode(t *testing.T, snapshotters ...map[string]snapshots.Snapshotter) *no
 
 func (n *node) process(store images.Store) *Ownership {
 	c := check.Checker{
-		Content: n.Content, Containers: n.Containers, Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, Snapshotter: n.DB.Snapshotter,
+		Content: n.Content, Containers: n.Containers, Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
+		Snapshotter: n.DB.Snapshotter,
 	}
 	return New(store, c, func(ctx context.Context) error {
 		_, err := n.DB.GarbageCollect(ctx)
