@@ -23,7 +23,7 @@ func (a *ImageArchive) Selector() (labels.Selector, error) {
 	if a.Spec.NodeSelector == nil {
 		return labels.Everything(), nil
 	}
-	return metav1.LabelSelectorAsSelector(a.Spec.NodeSelector)
+	return metav1.LabelSelectorAsSelector(a.Spec.NodeSelector) //nolint:wrapcheck // it names the key or the value
 }
 
 // OwningNode is the UID of the Node that the NodeImageState belongs to, empty for none.

@@ -41,6 +41,7 @@ func OneLine(s string) string {
 	}, strings.ToValidUTF8(s, "\uFFFD"))
 }
 
+// Clip shortens a text to MaxText bytes.
 func Clip(s string) string {
 	if len(s) <= MaxText {
 		return s

@@ -284,7 +284,8 @@ func noNodesText(a *v1alpha1.ImageArchive) string {
 	if a.Spec.NodeSelector == nil || len(a.Spec.NodeSelector.MatchLabels)+len(a.Spec.NodeSelector.MatchExpressions) == 0 {
 		return "the cluster has no node"
 	}
-	text := fmt.Sprintf("no node matches spec.nodeSelector (%s); correct the selector or label the nodes", metav1.FormatLabelSelector(a.Spec.NodeSelector))
+	text := fmt.Sprintf("no node matches spec.nodeSelector (%s); correct the selector or label the nodes",
+		metav1.FormatLabelSelector(a.Spec.NodeSelector))
 	return condition.ClipTo(text, condition.MaxText)
 }
 

@@ -56,7 +56,7 @@ func of(generation int64, uid string, s saying) saying {
 	return func(e *v1alpha1.ArchiveState) {
 		s(e)
 		e.ObservedGeneration = generation
-		e.UID = newArchive(uid, 0).UID
+		e.UID = newArchive(uid).UID
 	}
 }
 
@@ -126,7 +126,7 @@ func TestAggregateConditions(t *testing.T) {
 		{"a selector that no label can match", selecting("not a value"), []saying{saysReady}, "Ready=False/InvalidSelector Stalled=True/InvalidSelector",
 			v1alpha1.NodeCounts{Summary: "0/0"}},
 	} {
-		a := newArchive("a", 0)
+		a := newArchive("a")
 		if test.edit != nil {
 			test.edit(a)
 		}
@@ -151,7 +151,7 @@ func TestAggregateFailures(t *testing.T) {
 	}
 	sayings[7], sayings[9] = saysStalled, saysReady
 	nodes, states := cluster(sayings...)
-	s := aggregated(newArchive("a", 0), nodes, states, 0)
+	s := aggregated(newArchive("a"), nodes, states, 0)
 	var got []string
 	for _, f := range s.Failures {
 		got = append(got, f.Node)
@@ -175,7 +175,7 @@ func TestEarlierNodeDoesNotCount(t *testing.T) {
 		nodes[i].UID = []types.UID{"same", "later"}[i]
 		states[nodes[i].Name].OwnerReferences = []metav1.OwnerReference{{Kind: "Node", Name: nodes[i].Name, UID: uid}}
 	}
-	if s := aggregated(newArchive("a", 0), nodes, states, 0); s.Nodes.Ready != 1 || s.Nodes.Pending != 1 {
+	if s := aggregated(newArchive("a"), nodes, states, 0); s.Nodes.Ready != 1 || s.Nodes.Pending != 1 {
 		t.Errorf("counts %+v", s.Nodes)
 	}
 }
@@ -184,7 +184,7 @@ func TestEarlierNodeDoesNotCount(t *testing.T) {
 func TestAggregateIsDeterministic(t *testing.T) {
 	other := func(e *v1alpha1.ArchiveState) { saysReady(e); e.IndexDigest = digestOf('0') }
 	nodes, states := cluster(saysReady, other, saysRetrying, saysStalled, nil, saysImporting)
-	a := newArchive("a", 0)
+	a := newArchive("a")
 	first := aggregated(a, nodes, states, 0)
 	for i := range nodes {
 		nodes[0], nodes[i] = nodes[i], nodes[0]
@@ -218,13 +218,13 @@ func TestAggregateArtifact(t *testing.T) {
 		{"most have this one", []saying{other, saysReady, saysReady}, want, 2},
 	} {
 		nodes, states := cluster(test.sayings...)
-		s := aggregated(newArchive("a", 0), nodes, states, 0)
+		s := aggregated(newArchive("a"), nodes, states, 0)
 		if diff := cmp.Diff(test.want, s.Artifact); diff != "" || s.ImageCount != test.images {
 			t.Errorf("%s: %d images (-want +got):\n%s", test.why, s.ImageCount, diff)
 		}
 	}
 	nodes, states := cluster(saysReady, other)
-	if m := aggregated(newArchive("a", 0), nodes, states, 0).Conditions[0].Message; m != "2 of 2 nodes ready; the nodes have 2 different archives" {
+	if m := aggregated(newArchive("a"), nodes, states, 0).Conditions[0].Message; m != "2 of 2 nodes ready; the nodes have 2 different archives" {
 		t.Errorf("message %q", m)
 	}
 }
@@ -246,7 +246,7 @@ func TestReportsAreInput(t *testing.T) {
 		saysReady(e)
 		e.Images = []v1alpha1.Image{{Name: "docker.io/library/a:1", Digest: digestOf('a')}}
 	}
-	a := newArchive("a", 0)
+	a := newArchive("a")
 	nodes, states := cluster(liar, named, named, named, named)
 	s := aggregated(a, nodes, states, 0)
 	if s.Artifact.IndexDigest != digestOf('1') || s.Artifact.Size != 45<<20 || s.ImageCount != 2 || len(s.Images) != 1 || s.Images[0].Digest != digestOf('a') {
@@ -293,14 +293,14 @@ func TestProgress(t *testing.T) {
 		"66%":  {saysReady, saysReady, at(0, 0, 100)},
 	} {
 		nodes, states := cluster(sayings...)
-		if got := aggregated(newArchive("a", 0), nodes, states, 0).Progress; got != want {
+		if got := aggregated(newArchive("a"), nodes, states, 0).Progress; got != want {
 			t.Errorf("progress %q, want %q", got, want)
 		}
 	}
 }
 
 func TestAggregateOfARollout(t *testing.T) {
-	a := newArchive("a", 0)
+	a := newArchive("a")
 	a.Spec.Rollout = &v1alpha1.Rollout{ProgressDeadline: &metav1.Duration{Duration: time.Minute}}
 	for _, test := range []struct {
 		why     string

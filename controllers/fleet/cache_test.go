@@ -29,7 +29,7 @@ func TestTrimmedStatesAreCountedAlike(t *testing.T) {
 	for i := range nodes {
 		nodes[i].UID = "u"
 	}
-	a := newArchive("a", 0)
+	a := newArchive("a")
 	if diff := cmp.Diff(aggregated(a, nodes, full, 0), aggregated(a, nodes, thin, 0)); diff != "" {
 		t.Errorf("thin states are counted otherwise (-full +thin):\n%s", diff)
 	}

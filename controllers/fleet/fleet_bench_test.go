@@ -62,7 +62,7 @@ func BenchmarkLargeFleet(b *testing.B) {
 	before := heap()
 	f := largeFleet(5000, 20, newInterner())
 	size := heap() - before
-	a := newArchive("archive-19", 0)
+	a := newArchive("archive-19")
 	b.Run("aggregate", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {

@@ -44,7 +44,7 @@ func TestKstatus(t *testing.T) {
 		{"a rollout that stopped", rollout, []saying{saysStalled, saysWaiting}, 2, status.FailedStatus, "Degraded"},
 		{"a rollout that is done", rollout, []saying{saysReady}, 0, status.CurrentStatus, "Healthy"},
 	} {
-		a := newArchive("a", 0)
+		a := newArchive("a")
 		if test.edit != nil {
 			test.edit(a)
 		}

@@ -24,11 +24,10 @@ import (
 
 var epoch = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// newArchive is an ImageArchive that is age old at the epoch.
-func newArchive(name string, age time.Duration) *v1alpha1.ImageArchive {
+func newArchive(name string) *v1alpha1.ImageArchive {
 	return &v1alpha1.ImageArchive{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: name, UID: types.UID("uid-" + name), Generation: 1, CreationTimestamp: metav1.NewTime(epoch.Add(-age)),
+			Name: name, UID: types.UID("uid-" + name), Generation: 1, CreationTimestamp: metav1.NewTime(epoch),
 		},
 		Spec: v1alpha1.ImageArchiveSpec{Source: v1alpha1.Source{File: &v1alpha1.FileSource{Path: name + ".tar"}}},
 	}
@@ -107,7 +106,7 @@ func aggregated(
 
 func TestImageArchiveIsSmall(t *testing.T) {
 	for name, text := range longTexts {
-		a := newArchive("a", 0)
+		a := newArchive("a")
 		nodes, states := cluster(make([]saying, 100)...)
 		for i := range nodes {
 			node := &nodes[i]
@@ -135,14 +134,14 @@ func TestImageArchiveIsSmall(t *testing.T) {
 // The controller knows nothing of drop-ins: they count nowhere.
 func TestDropInsDoNotCount(t *testing.T) {
 	nodes, states := cluster(saysReady)
-	before := aggregated(newArchive("a", 0), nodes, states, 0)
+	before := aggregated(newArchive("a"), nodes, states, 0)
 	with := states[nodes[0].Name]
 	for i, says := range []saying{saysReady, saysStalled, saysImporting} {
 		e := v1alpha1.ArchiveState{Name: fmt.Sprintf("drop-in/%d.tar", i), UID: types.UID(fmt.Sprintf("drop-in-%d", i)), ObservedGeneration: 1}
 		says(&e)
 		with.Status.Archives = append(with.Status.Archives, e)
 	}
-	if after := aggregated(newArchive("a", 0), nodes, states, 0); cmp.Diff(before, after) != "" {
+	if after := aggregated(newArchive("a"), nodes, states, 0); cmp.Diff(before, after) != "" {
 		t.Errorf("another status: %s", cmp.Diff(before, after))
 	}
 }
@@ -253,7 +252,7 @@ func (r *rig) events() (list []string) {
 
 // A field that a status has no more goes, too.
 func TestClearedFieldsGo(t *testing.T) {
-	r := newRig(t, newArchive("a", 0), saysStalled)
+	r := newRig(t, newArchive("a"), saysStalled)
 	r.reconcile(0)
 	if s := r.archive().Status; short(s.Conditions) != "Ready=False/Truncated Stalled=True/Truncated" || len(s.Failures) != 1 {
 		t.Fatalf("status %+v", s)
@@ -267,7 +266,7 @@ func TestClearedFieldsGo(t *testing.T) {
 
 // Counts of few nodes are a second old at most; what becomes ready does not wait. An idle archive is not written.
 func TestStatusIsWrittenInTime(t *testing.T) {
-	r := newRig(t, newArchive("a", 0), saysPending, saysPending)
+	r := newRig(t, newArchive("a"), saysPending, saysPending)
 	r.reconcile(0)
 	writes := r.c.writes
 	r.reconcile(time.Minute)
@@ -294,7 +293,7 @@ func TestStatusIsWrittenInTime(t *testing.T) {
 
 // Counts of a large fleet are written rarely, however many archives move.
 func TestStatusOfALargeFleet(t *testing.T) {
-	r := newRig(t, newArchive("a", 0))
+	r := newRig(t, newArchive("a"))
 	status := func(desired int32) *v1alpha1.ImageArchiveStatus {
 		return &v1alpha1.ImageArchiveStatus{Nodes: &v1alpha1.NodeCounts{Desired: desired}}
 	}
@@ -314,7 +313,7 @@ func TestStatusOfALargeFleet(t *testing.T) {
 
 // An archive's first failure of each kind is an Event on it, and so is that it becomes ready.
 func TestEvents(t *testing.T) {
-	r := newRig(t, newArchive("a", 0), saysRetrying, saysPending)
+	r := newRig(t, newArchive("a"), saysRetrying, saysPending)
 	expect := func(want ...string) {
 		t.Helper()
 		got := r.events()
@@ -343,7 +342,7 @@ func TestEvents(t *testing.T) {
 
 // A typo in a selector is no success.
 func TestNoNodesSelected(t *testing.T) {
-	a := newArchive("a", 0)
+	a := newArchive("a")
 	a.Spec.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"site": "tpyo"}}
 	r := newRig(t, a, saysReady)
 	r.reconcile(0)
@@ -358,7 +357,7 @@ func TestNoNodesSelected(t *testing.T) {
 
 // Names of archives that are not there cost a look into the cache each, and nothing that lasts.
 func TestUnknownArchivesCostNothing(t *testing.T) {
-	r := newRig(t, newArchive("a", 0), saysReady)
+	r := newRig(t, newArchive("a"), saysReady)
 	state := &v1alpha1.NodeImageState{}
 	for i := range 10_000 {
 		state.Status.Archives = append(state.Status.Archives, v1alpha1.ArchiveState{Name: fmt.Sprint("x", i), UID: "x"})

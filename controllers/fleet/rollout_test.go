@@ -33,7 +33,7 @@ type scene struct {
 
 func newScene(t *testing.T, limit string, maxFailed int32, n int) *scene {
 	t.Helper()
-	a := newArchive("a", 0)
+	a := newArchive("a")
 	a.Spec.Rollout = &v1alpha1.Rollout{
 		MaxConcurrent: ptr.To(intstr.Parse(limit)), MaxFailed: &maxFailed, ProgressDeadline: &metav1.Duration{Duration: time.Minute},
 	}
@@ -298,7 +298,7 @@ func TestMaxFailed(t *testing.T) {
 func TestRolloutOfARandomFleet(t *testing.T) {
 	for range 30 {
 		seed := rand.Uint64()
-		random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // for a test
+		random := rand.New(rand.NewPCG(seed, 0))
 		n := 2 + random.IntN(20)
 		s := newScene(t, fmt.Sprint(1+random.IntN(4)), 1000, n)
 		limit := s.a.Spec.Rollout.Places(n)
@@ -334,7 +334,7 @@ func TestRolloutOfARandomFleet(t *testing.T) {
 
 // Admissions are written only on the state that was read; an unknown outcome is looked up before the next admission.
 func TestAdmissionsAreWritten(t *testing.T) {
-	a := newArchive("a", 0)
+	a := newArchive("a")
 	a.Spec.Rollout = &v1alpha1.Rollout{MaxConcurrent: ptr.To(intstr.FromInt32(1))}
 	r := newRig(t, a, saysWaiting, saysWaiting)
 	r.c.fails = fmt.Errorf("connection refused")

@@ -92,7 +92,7 @@ func (f *fakeContainerd) call(ctx context.Context, kind, name string) error {
 	return down
 }
 
-func (f *fakeContainerd) Runtime(ctx context.Context) (importer.Runtime, error) {
+func (f *fakeContainerd) Runtime(context.Context) (importer.Runtime, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return importer.Runtime{Version: "v2.4.2", Snapshotter: "overlayfs", Platform: "linux/amd64"}, f.down

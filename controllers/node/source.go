@@ -11,12 +11,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/go-logr/logr"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/internal/source"
@@ -132,7 +131,8 @@ func (s Sources) secret(ctx context.Context, name, address string, keys ...strin
 		return nil, fmt.Errorf("the URL cannot be read: %w", source.ErrInvalid)
 	}
 	if !allowsHost(secret.Annotations[v1alpha1.AnnotationHosts], u) {
-		return nil, fmt.Errorf("secret %q is not for host %s; if it is meant for it: kubectl annotate secret %s --namespace %s --overwrite %s=%s: %w",
+		return nil, fmt.Errorf("secret %q is not for host %s; if it is meant for it: "+
+			"kubectl annotate secret %s --namespace %s --overwrite %s=%s: %w",
 			name, u.Host, name, s.Namespace, v1alpha1.AnnotationHosts, u.Host, source.ErrDenied)
 	}
 	for _, k := range keys {

@@ -6,11 +6,10 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
-
-	"github.com/opencontainers/go-digest"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/internal/archive"

@@ -123,7 +123,7 @@ func (s *streamSink) planAhead(ctx context.Context) {
 	}
 	s.needed = needed
 	if s.req.Digest == "" { // else nobody has vouched for these bytes yet
-		s.startUnpack(p)
+		s.startUnpack(p) //nolint:contextcheck // it has the attempt's
 	}
 }
 

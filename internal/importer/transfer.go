@@ -28,7 +28,7 @@ func (a *attempt) transfer(ctx context.Context, p *Plan) error {
 	if err := a.ensureBlobs(ctx, atHand); err != nil {
 		return err
 	}
-	a.startUnpack(p)
+	a.startUnpack(p) //nolint:contextcheck // it has the attempt's
 	return a.ensureBlobs(ctx, members)
 }
 

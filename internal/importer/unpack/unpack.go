@@ -186,7 +186,7 @@ func (u *Unpacker) layers(img *Image, parallel bool) error {
 	}
 	if _, err := unpacker.Wait(); err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errNeedsParent) {
-			return cause
+			return cause //nolint:wrapcheck // the unpacker's own
 		}
 		return err //nolint:wrapcheck // as above
 	}
