@@ -63,7 +63,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 func (m *metrics) count(r *importRun, cause error, read int64) {
 	m.read.Add(float64(read))
 	switch {
-	case cause != nil:
+	case r.at.IsZero() || cause != nil && r.err != nil:
 	case r.err != nil:
 		name, _ := reason.Classify(r.err)
 		m.imports.WithLabelValues(name).Inc()

@@ -360,24 +360,22 @@ func (r *importRun) end(cause error) {
 		}
 		r.metrics.count(r, cause, read)
 		switch {
-		case !current || cause != nil && !errors.Is(cause, errYield):
-			// Neither a success nor a failure of what is wanted now.
-		case cause != nil:
+		case !current || r.at.IsZero(): // it was made for another spec, or did not begin
+		case r.err == nil:
+			r.tell(st, st.handleImport(r.result, r.at, r.now()), r.result, r.duration, 0)
+			if f := r.result.Former; len(f.Deleted)+len(f.Unpinned)+len(f.InUse)+len(f.Retained) > 0 {
+				r.events.add(st.want, corev1.EventTypeNormal, eventReasonReleased, releasedText(f))
+			}
+		case errors.Is(cause, errYield):
 			st.yields++
 			st.waiting = fmt.Sprintf("cancelled after %s without progress, since others waited; what it has brought is kept", stallTime)
 			st.failed(r.now(), retryLimit, st.jitter)
-		case r.err != nil:
+		case cause == nil:
 			st.yields = 0
 			if r.blob != nil {
 				st.validator = r.blob.Validator()
 			}
 			r.failed(st, r.err, true, false)
-		default:
-			e := st.handleImport(r.result, r.at, r.now())
-			r.tell(st, e, r.result, r.duration, 0)
-			if f := r.result.Former; len(f.Deleted)+len(f.Unpinned)+len(f.InUse)+len(f.Retained) > 0 {
-				r.events.add(st.want, corev1.EventTypeNormal, eventReasonReleased, releasedText(f))
-			}
 		}
 	})
 }
