@@ -143,7 +143,8 @@ func (r *Reconciler) rollOut(
 			return 0, err
 		}
 		if d.verdict == expired {
-			ro.failures[d.node] = failure{admitted: ro.progress[d.node].admitted, timedOut: true, since: now}
+			p := ro.progress[d.node]
+			ro.failures[d.node] = failure{admitted: p.admitted, timedOut: true, entry: p.entry, since: now}
 		}
 		ctrl.LoggerFrom(ctx).Info("Wrote an admission", "archive", a.Name, "node", d.node, "decision", d.verdict, "generation", a.Generation)
 		r.metrics.admissions.WithLabelValues(string(d.verdict)).Inc()

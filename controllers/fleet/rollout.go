@@ -87,9 +87,10 @@ func (p progress) next(n *selectedNode, started, now time.Time) progress {
 
 // failure is the latest one of a node.
 type failure struct {
-	admitted int64     // time of the admission under which it failed
-	timedOut bool      // it made no progress for progressDeadline; else it reports an error
-	since    time.Time // by this process' own clock; zero: somebody has asked to go on in spite of it
+	admitted int64                  // time of the admission under which it failed
+	timedOut bool                   // it made no progress for progressDeadline; else it reports an error
+	entry    *v1alpha1.ArchiveState // the report at that time
+	since    time.Time              // by this process' own clock; zero: somebody has asked to go on in spite of it
 }
 
 // observe notes progress and failures. An error before any attempt speaks against the node, not the archive.
@@ -194,7 +195,9 @@ func (r *rollout) candidates(a *v1alpha1.ImageArchive, nodes []selectedNode, now
 			!failed && (!n.waits() || n.entry.LastError != nil) {
 			continue
 		}
-		if left := f.since.Add(retryAfter).Sub(now); failed && left > 0 {
+		// One that timed out and reports since then that it waits has been silent, and is not any more.
+		back := f.timedOut && n.waits() && !equality.Semantic.DeepEqual(n.entry, f.entry)
+		if left := f.since.Add(retryAfter).Sub(now); failed && !back && left > 0 {
 			wait = sooner(wait, left)
 			continue
 		}

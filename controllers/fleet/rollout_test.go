@@ -61,7 +61,8 @@ func (s *scene) decide() string {
 		state := s.states[d.node]
 		state.Spec.Admitted = d.apply(state.Spec.Admitted)
 		if d.verdict == expired {
-			s.ro.failures[d.node] = failure{admitted: s.ro.progress[d.node].admitted, timedOut: true, since: s.now}
+			p := s.ro.progress[d.node]
+			s.ro.failures[d.node] = failure{admitted: p.admitted, timedOut: true, entry: p.entry.DeepCopy(), since: s.now}
 		}
 		if d.verdict == admitted {
 			n++
@@ -186,10 +187,10 @@ func TestProgressDeadline(t *testing.T) {
 			s.say(other, saysReady)
 			s.expect("which is ready", "ended "+other)
 		}
-		s.sayUnder(first, nil, saysWaiting)
-		s.expect("not before ten minutes", "")
-		s.pass(retryAfter)
-		s.expect("then it is tried again", "admitted 1")
+		s.expect("it is silent: not before ten minutes", "")
+		s.pass(retryAfter / 2)
+		s.sayUnder(first, nil, func(e *v1alpha1.ArchiveState) { saysWaiting(e); e.Attempts = 7 })
+		s.expect("it is back", "admitted 1")
 	}
 }
 
