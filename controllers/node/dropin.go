@@ -143,7 +143,7 @@ func (d *dropIns) look(now time.Time) {
 func (d *dropIns) sync(ctx context.Context) {
 	wants, waiting := d.wants()
 	gone := false
-	for _, name := range d.syncer.names(true) {
+	for _, name := range d.syncer.files() {
 		if !slices.ContainsFunc(wants, func(w *want) bool { return w.name == name }) {
 			if !d.syncer.remove(name) {
 				return // its job ends soon; it may be publishing

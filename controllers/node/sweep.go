@@ -73,9 +73,12 @@ func (r *Reconciler) sweep(ctx context.Context) (time.Duration, error) {
 			wanted = append(wanted, importer.Owner{Name: a.Name})
 		}
 	}
-	for _, name := range r.syncer.names(false) {
+	for name, owner := range r.syncer.owners() {
 		if !slices.ContainsFunc(list.Items, func(a v1alpha1.ImageArchive) bool { return a.Name == name }) {
 			return 0, nil // a job of an archive that is gone may be publishing; its end asks again
+		}
+		if !slices.ContainsFunc(wanted, func(o importer.Owner) bool { return o.UID == owner.UID }) {
+			wanted = append(wanted, owner) // it came after the list, and may be publishing
 		}
 	}
 	skipped, err := r.syncer.sweep(ctx, false, wanted)

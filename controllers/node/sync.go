@@ -442,12 +442,25 @@ func (s *syncer) known(name string) (w *want, found bool) {
 	return nil, false
 }
 
-// names are the archives that there are states of: files, or ImageArchives.
-func (s *syncer) names(files bool) (names []string) {
+// owners are those of the ImageArchives that there are states of, by name.
+func (s *syncer) owners() map[string]importer.Owner {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	owners := map[string]importer.Owner{}
+	for name, st := range s.states {
+		if !v1alpha1.IsDropIn(name) {
+			owners[name] = st.owner()
+		}
+	}
+	return owners
+}
+
+// files are the names of the files that there are states of.
+func (s *syncer) files() (names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name := range s.states {
-		if v1alpha1.IsDropIn(name) == files {
+		if v1alpha1.IsDropIn(name) {
 			names = append(names, name)
 		}
 	}
