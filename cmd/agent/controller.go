@@ -192,7 +192,7 @@ func setLogger() {
 }
 
 func newLogger(w io.Writer) logr.Logger {
-	return logr.FromSlogHandler(unlessCancelled{slog.NewJSONHandler(w, nil)})
+	return logr.FromSlogHandler(unlessBenign{slog.NewJSONHandler(w, nil)})
 }
 
 // runManager runs until ctx ends, which is the regular end.

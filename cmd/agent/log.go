@@ -4,32 +4,35 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// unlessCancelled is a slog.Handler that drops what failed only because this process ends: client-go logs an error for each
-// Event that it could not send.
-type unlessCancelled struct{ slog.Handler }
+// unlessBenign is a slog.Handler that drops errors which are none: what failed only because this process ends, such as each
+// Event that client-go could not send, and that another process was faster, for the leaders' Lease or at a write that is
+// repeated.
+type unlessBenign struct{ slog.Handler }
 
 // Handle implements slog.Handler.
-func (h unlessCancelled) Handle(ctx context.Context, r slog.Record) error {
-	cancelled := false
+func (h unlessBenign) Handle(ctx context.Context, r slog.Record) error {
+	benign := false
 	r.Attrs(func(a slog.Attr) bool {
 		err, ok := a.Value.Any().(error)
-		cancelled = ok && errors.Is(err, context.Canceled)
-		return !cancelled
+		benign = ok && (errors.Is(err, context.Canceled) || apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err))
+		return !benign
 	})
-	if cancelled {
+	if benign {
 		return nil
 	}
 	return h.Handler.Handle(ctx, r) //nolint:wrapcheck // it stands in for the inner handler
 }
 
 // WithAttrs implements slog.Handler.
-func (h unlessCancelled) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return unlessCancelled{h.Handler.WithAttrs(attrs)}
+func (h unlessBenign) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return unlessBenign{h.Handler.WithAttrs(attrs)}
 }
 
 // WithGroup implements slog.Handler.
-func (h unlessCancelled) WithGroup(name string) slog.Handler {
-	return unlessCancelled{h.Handler.WithGroup(name)}
+func (h unlessBenign) WithGroup(name string) slog.Handler {
+	return unlessBenign{h.Handler.WithGroup(name)}
 }
