@@ -116,14 +116,16 @@ func (r *Reconciler) rollOut(
 ) (wait time.Duration, err error) {
 	now := r.now()
 	var list []decision
-	if a.Spec.Rollout != nil {
-		ro.observe(a, nodes, r.admissions.listed, now)
-		list, wait = ro.decide(a, nodes, now)
-	} else {
+	if a.Spec.Rollout == nil {
 		nodes = nil
 	}
 	for _, node := range s.unselected(a.Name, nodes) {
-		list = append([]decision{{ended, node, v1alpha1.Admission{Archive: a.Name}}}, list...)
+		list = append(list, decision{ended, node, v1alpha1.Admission{Archive: a.Name}})
+	}
+	if a.Spec.Rollout != nil {
+		ro.observe(a, nodes, r.admissions.listed, now)
+		decided, later := ro.decide(a, nodes, now)
+		list, wait = append(list, decided...), later
 	}
 	for i := 0; i < len(list); i++ {
 		d := &list[i]

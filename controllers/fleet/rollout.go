@@ -93,7 +93,8 @@ type failure struct {
 	since    time.Time              // by this process' own clock; zero: somebody has asked to go on in spite of it
 }
 
-// observe notes progress and failures. An error before any attempt speaks against the node, not the archive.
+// observe notes progress and failures. An error before any attempt speaks against the node, not the archive; one that is
+// reported after the admission was removed is the former one.
 func (r *rollout) observe(a *v1alpha1.ImageArchive, nodes []selectedNode, started, now time.Time) {
 	requested := a.Annotations[v1alpha1.AnnotationReconcileRequestedAt]
 	goOn := requested != "" && requested != r.requested
@@ -105,7 +106,7 @@ func (r *rollout) observe(a *v1alpha1.ImageArchive, nodes []selectedNode, starte
 		}
 		f, failed := r.failures[n.name]
 		switch reports := n.entry != nil && n.entry.LastError != nil && n.entry.Attempts > 0; {
-		case reports && (!failed || f.admitted != n.admittedTime()):
+		case reports && (!failed || n.admittedTime() != 0 && n.admittedTime() != f.admitted):
 			f, failed = failure{admitted: n.admittedTime(), since: now}, true
 		case !reports && !f.timedOut:
 			failed = false

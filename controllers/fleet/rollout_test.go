@@ -267,6 +267,74 @@ func TestAnotherGeneration(t *testing.T) {
 	}
 }
 
+// A smaller limit is another generation, too: nodes beyond it are not renewed, and hold their slots until they report that they
+// have stopped.
+func TestSmallerLimitOfAnotherGeneration(t *testing.T) {
+	s := newScene(t, "4", 5, 6)
+	s.expect("begin", "admitted 4")
+	before := map[string]v1alpha1.Admission{}
+	for _, name := range s.admitted() {
+		before[name] = *admissionFor("a", s.states[name])
+	}
+	s.a.Generation++
+	s.a.Spec.Rollout.MaxConcurrent = ptr.To(intstr.FromInt32(2))
+	for name, x := range before {
+		s.sayUnder(name, &x, saysImporting)
+	}
+	if got := s.decide(); strings.Count(got, "renewed") != 2 || strings.Contains(got, "ended") || len(s.admitted()) != 4 {
+		t.Fatalf("the limit gets smaller: %q, %v are admitted", got, s.admitted())
+	}
+	s.expect("all work on", "")
+	for name, x := range before {
+		if admissionFor("a", s.states[name]).Generation == s.a.Generation {
+			s.say(name, saysImporting)
+			continue
+		}
+		s.sayUnder(name, &x, saysWaiting)
+		s.expect("one has stopped", "ended "+name)
+	}
+	s.say(s.admitted()[0], saysReady)
+	s.expect("there is room", "ended "+s.admitted()[0]+", admitted 1")
+}
+
+// A suspended rollout admits nobody, and ends as its nodes stop.
+func TestSuspend(t *testing.T) {
+	s := newScene(t, "1", 5, 2)
+	s.expect("begin", "admitted 1")
+	first := s.admitted()[0]
+	x := *admissionFor("a", s.states[first])
+	s.moved(first, 1)
+	s.expect("it imports", "")
+	s.a.Generation++
+	s.a.Spec.Suspend = true
+	s.sayUnder(first, &x, saysImporting)
+	s.expect("it has not stopped yet", "")
+	s.sayUnder(first, &x, saysSuspended)
+	s.expect("it has", "ended "+first)
+	s.expect("nobody else begins", "")
+}
+
+// What was forgiven stays so when the node repeats it without an admission, and counts when it fails again.
+func TestForgivenFailures(t *testing.T) {
+	s := newScene(t, "1", 0, 1)
+	s.expect("begin", "admitted 1")
+	s.say("n0", saysStalled)
+	s.expect("it fails", "ended n0")
+	s.a.Annotations = map[string]string{v1alpha1.AnnotationReconcileRequestedAt: "now"}
+	s.pass(time.Second)
+	s.expect("somebody asks to go on", "admitted 1")
+	s.sayUnder("n0", nil, saysRetrying)
+	s.expect("it repeats the failure", "")
+	if n := s.ro.failed(); n != 0 {
+		t.Errorf("%d failed", n)
+	}
+	s.say("n0", saysStalled)
+	s.expect("it fails again", "ended n0")
+	if n := s.ro.failed(); n != 1 {
+		t.Errorf("%d failed", n)
+	}
+}
+
 // More failed nodes than maxFailed stop the rollout, until somebody asks to go on.
 func TestMaxFailed(t *testing.T) {
 	s := newScene(t, "1", 1, 5)
