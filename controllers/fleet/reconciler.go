@@ -58,7 +58,7 @@ type archiveMemory struct {
 	uid        types.UID
 	generation int64
 	rollout    rollout
-	warned     sets.Set[string] // reasons that an Event has told of this generation
+	warned     sets.Set[string] // reasons of Events that were sent about this generation
 
 	next    time.Time              // before which it is not looked at again
 	written *v1alpha1.ImageArchive // by this process; the cache shows it a little later
@@ -133,7 +133,7 @@ func (r *Reconciler) archivesOf(ctx context.Context, o client.Object) []ctrl.Req
 func (r *Reconciler) allArchives(ctx context.Context, _ client.Object) []ctrl.Request {
 	var list v1alpha1.ImageArchiveList
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
-		return nil // the cache has none yet: archives bring their own events
+		return nil // the cache has none yet: each archive has an event of its own
 	}
 	requests := make([]ctrl.Request, len(list.Items))
 	for i := range list.Items {
