@@ -130,10 +130,7 @@ func (s *archiveState) takeAdmission() {
 	case x == nil:
 		s.entry.AdmittedTime = nil
 	case s.admitted() && (s.entry.AdmittedTime == nil || !s.entry.AdmittedTime.Equal(&x.Time)):
-		s.entry.AdmittedTime = x.Time.DeepCopy()
-		if s.failure != nil {
-			s.failure.terminal = false
-		}
+		s.entry.AdmittedTime, s.failure = x.Time.DeepCopy(), nil
 		if !s.ready {
 			s.reset()
 		}
