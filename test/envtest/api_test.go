@@ -161,17 +161,18 @@ func TestPrinterColumns(t *testing.T) {
 			LastTransitionTime: metav1.Now()}},
 		Artifact:   &v1alpha1.Artifact{Size: 47185920, DisplaySize: "45MiB"},
 		ImageCount: 3,
+		Progress:   "100%",
 		Nodes:      &v1alpha1.NodeCounts{Desired: 3, Ready: 3, Summary: "3/3"},
 	}
 	if err := admin.Status().Update(t.Context(), archive); err != nil {
 		t.Fatal(err)
 	}
 	columns, row := table(t, "imagearchives", "columns")
-	if want := []string{"Name", "Ready", "Nodes", "Images", "Size", "Age"}; !slices.Equal(columns, want) {
+	if want := []string{"Name", "Ready", "Reason", "Nodes", "Progress", "Images", "Size", "Age"}; !slices.Equal(columns, want) {
 		t.Errorf("columns %q, want %q", columns, want)
 	}
-	if want := []string{"columns", "True", "3/3", "3", "45MiB"}; !slices.Equal(row[:5], want) {
-		t.Errorf("row %q, want %q", row[:5], want)
+	if want := []string{"columns", "True", "Imported", "3/3", "100%", "3", "45MiB"}; !slices.Equal(row[:7], want) {
+		t.Errorf("row %q, want %q", row[:7], want)
 	}
 
 	state := &v1alpha1.NodeImageState{ObjectMeta: metav1.ObjectMeta{Name: "columns"}}
@@ -184,7 +185,7 @@ func TestPrinterColumns(t *testing.T) {
 		t.Fatal(err)
 	}
 	columns, row = table(t, "nodeimagestates", "columns")
-	if want := []string{"Name", "Archives", "Containerd", "Snapshotter", "Platform", "Age"}; !slices.Equal(columns, want) {
+	if want := []string{"Name", "Ready", "Containerd", "Snapshotter", "Platform", "Age"}; !slices.Equal(columns, want) {
 		t.Errorf("columns %q, want %q", columns, want)
 	}
 	if want := []string{"columns", "1/2", "v2.4.2", "overlayfs", "linux/amd64"}; !slices.Equal(row[:5], want) {
