@@ -32,7 +32,10 @@ var failureReasons = sets.New(
 	v1alpha1.ReasonSourceUnavailable, v1alpha1.ReasonRuntimeUnavailable, v1alpha1.ReasonNotVisible, v1alpha1.ReasonImportFailed,
 )
 
-var digestPattern = regexp.MustCompile(`^sha256:[a-f0-9]{64}$`)
+var (
+	digestPattern = regexp.MustCompile(`^sha256:[a-f0-9]{64}$`)
+	imageDigest   = regexp.MustCompile(`^(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})$`)
+)
 
 // aggregate returns the status of an archive from what its nodes report, which is not trusted: the status is valid whatever
 // that is. A node that has not reported on this generation is pending. invalid is what is wrong with the selector.
@@ -200,7 +203,7 @@ func most[T cmp.Ordered](entries []*v1alpha1.ArchiveState, of func(*v1alpha1.Arc
 func validImages(images []v1alpha1.Image) []v1alpha1.Image {
 	var list []v1alpha1.Image
 	for _, x := range images {
-		if x.Name != "" && len(x.Name) <= maxImageName && x.Name == condition.OneLine(x.Name) && digestPattern.MatchString(x.Digest) {
+		if x.Name != "" && len(x.Name) <= maxImageName && x.Name == condition.OneLine(x.Name) && imageDigest.MatchString(x.Digest) {
 			list = append(list, x)
 		}
 	}

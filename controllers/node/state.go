@@ -432,11 +432,17 @@ func (s *archiveState) take(r importer.Result) {
 	s.names, s.validator = r.Names, r.Validator
 	s.images = nil
 	for _, img := range r.Images[:min(len(r.Images), v1alpha1.MaxImages)] {
+		if img.Digest.Validate() != nil || len(img.Name) > maxImageName { // the API server would refuse the whole report
+			continue
+		}
 		s.images = append(s.images, v1alpha1.Image{Name: img.Name, Digest: string(img.Digest)})
 	}
 	s.notVisible = notVisibleText(r.NotVisible)
 	s.ready = s.notVisible == ""
 }
+
+// maxImageName is how long the name of an image in a report may be.
+const maxImageName = 512
 
 // maxNotVisible names are listed in a message.
 const maxNotVisible = 3

@@ -195,7 +195,11 @@ func (s *syncer) check(ctx context.Context, st *archiveState, repairs bool) {
 		s.failed(st, err, false, repairs)
 		return
 	}
-	s.runtime = &v1alpha1.RuntimeInfo{Version: runtime.Version, Snapshotter: runtime.Snapshotter, Platform: runtime.Platform}
+	const most = 128 // as the API server has it
+	s.runtime = &v1alpha1.RuntimeInfo{
+		Version: condition.ClipTo(runtime.Version, most), Snapshotter: condition.ClipTo(runtime.Snapshotter, most),
+		Platform: condition.ClipTo(runtime.Platform, most),
+	}
 	e := st.handleCheck(f, repairs, s.now())
 	s.tell(st, e, importer.Result{}, 0, f.repaired)
 }

@@ -70,7 +70,7 @@ func resultOf(o importer.Owner) importer.Result {
 	}
 	for i := range imagesEach {
 		name := fmt.Sprintf("docker.io/%s:%d", strings.ToLower(o.Name), i)
-		r.Images, r.Names = append(r.Images, importer.Image{Name: name}), append(r.Names, name)
+		r.Images, r.Names = append(r.Images, importer.Image{Name: name, Digest: digest.FromString(name)}), append(r.Names, name)
 	}
 	return r
 }
