@@ -195,7 +195,7 @@ type Image struct {
 	// +kubebuilder:validation:MaxLength=512
 	Name string `json:"name"`
 	// digest of what the name stands for: the index of a multi-platform image, otherwise its manifest.
-	// +kubebuilder:validation:Pattern=`^(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})$`
+	// +kubebuilder:validation:Pattern=`^(sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128})$`
 	Digest string `json:"digest"`
 }
 

@@ -34,7 +34,7 @@ var failureReasons = sets.New(
 
 var (
 	digestPattern = regexp.MustCompile(`^sha256:[a-f0-9]{64}$`)
-	imageDigest   = regexp.MustCompile(`^(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})$`)
+	imageDigest   = regexp.MustCompile(`^(sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128})$`)
 )
 
 // aggregate returns the status of an archive from what its nodes report, which is not trusted: the status is valid whatever
