@@ -5,15 +5,16 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// ImageArchive puts the images of one tar archive onto the selected nodes and keeps them there.
+// ImageArchive imports the images of one tar archive into containerd on the selected nodes and keeps them there. The
+// deletionPolicy decides what happens to the images when the ImageArchive is deleted.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,shortName=ia,categories=tarlift
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
-// +kubebuilder:printcolumn:name="Nodes",type=string,JSONPath=`.status.nodes.summary`,description="Nodes that have every image, of those selected"
-// +kubebuilder:printcolumn:name="Progress",type=string,JSONPath=`.status.progress`,description="Bytes that are on the selected nodes, of those that they need"
+// +kubebuilder:printcolumn:name="Nodes",type=string,JSONPath=`.status.nodes.summary`,description="Number of ready nodes and of selected nodes"
+// +kubebuilder:printcolumn:name="Progress",type=string,JSONPath=`.status.progress`,description="Percentage of the needed bytes that is present on the selected nodes"
 // +kubebuilder:printcolumn:name="Images",type=integer,JSONPath=`.status.imageCount`
 // +kubebuilder:printcolumn:name="Size",type=string,JSONPath=`.status.artifact.displaySize`,description="Size of the archive"
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -23,11 +24,12 @@ type ImageArchive struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	// spec is the desired state. A change of source, digest, indexDigest, images, unpack, pin or conflictPolicy is a new
-	// import.
+	// spec is the desired state. A change of source, digest, indexDigest, images, unpack, pin or conflictPolicy starts a
+	// new import on every selected node.
 	Spec ImageArchiveSpec `json:"spec"`
 
-	// status aggregates what the selected nodes report. The NodeImageState of each node has the details.
+	// status aggregates the reports of the selected nodes. The NodeImageState of a node shows what that node has.
+	// Defaults to an observedGeneration of -1, before the controller has written it.
 	// +optional
 	// +kubebuilder:default={"observedGeneration":-1}
 	Status ImageArchiveStatus `json:"status,omitzero"`
@@ -42,126 +44,133 @@ type ImageArchiveList struct {
 	Items           []ImageArchive `json:"items"`
 }
 
-// ImageArchiveSpec describes which archive to import, which of its images, and on which nodes.
+// ImageArchiveSpec is the desired state of an ImageArchive: which archive to import, which of its images, and on which
+// nodes.
 type ImageArchiveSpec struct {
-	// source is where every selected node reads the archive.
+	// source is the location that every selected node reads the archive from.
 	Source Source `json:"source"`
 
-	// digest of the whole archive, as the source gives it. It makes every node read the archive in full, and no
-	// name appears unless it matches. indexDigest verifies as much and lets nodes read only what they lack.
+	// digest is the required digest of the whole archive. Every node then reads the archive in full, and creates no image
+	// unless the digest matches. indexDigest gives the same protection, and lets nodes read only what is missing there.
+	// Defaults to empty: the archive may have any digest.
 	// +optional
 	// +kubebuilder:validation:Pattern=`^sha256:[a-f0-9]{64}$`
 	Digest string `json:"digest,omitempty"`
 
-	// indexDigest is the digest of the archive's index.json. Every blob hangs on it by digest, so nothing that it
-	// does not vouch for is imported.
+	// indexDigest is the required digest of the archive's index.json. The index refers to every blob by digest, so a node
+	// imports nothing that the index does not cover. Defaults to empty: the index may have any digest.
 	// +optional
 	// +kubebuilder:validation:Pattern=`^sha256:[a-f0-9]{64}$`
 	IndexDigest string `json:"indexDigest,omitempty"`
 
-	// images selects and names the images. Defaults to all images, under the names that the archive gives them ({}).
+	// images selects the images to import and the names that they get. Defaults to all images, under the names that the
+	// archive gives them.
 	// +optional
 	// +kubebuilder:default={}
 	Images ImageSelection `json:"images,omitzero"`
 
-	// nodeSelector selects nodes by their labels. Defaults to all nodes.
+	// nodeSelector selects nodes by their labels. Defaults to all nodes, as does an empty selector.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.operator in ['In', 'NotIn', 'Exists', 'DoesNotExist'])",message="operators are In, NotIn, Exists and DoesNotExist"
 	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, (e.operator in ['In', 'NotIn']) == (has(e.values) && size(e.values) > 0))",message="In and NotIn need values, Exists and DoesNotExist take none"
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
 
-	// unpack the layers into the snapshotter that the kubelet uses, so that the first pod starts without unpacking. Defaults
-	// to true.
+	// unpack extracts the layers into the snapshotter that the kubelet uses, so that the first start of a container does
+	// not have to. Defaults to true.
 	// +optional
 	// +kubebuilder:default=true
 	Unpack *bool `json:"unpack,omitempty"`
 
-	// pin the images, so that the kubelet's garbage collection does not remove them. Defaults to true.
+	// pin protects the images from the kubelet's garbage collection. Defaults to true.
 	// +optional
 	// +kubebuilder:default=true
 	Pin *bool `json:"pin,omitempty"`
 
-	// conflictPolicy decides what happens to a name that exists on a node with another digest and was not put
-	// there by this archive: Fail leaves it and stalls, Replace makes it this archive's. Defaults to Fail.
+	// conflictPolicy decides what happens when an image name exists on a node with another digest and does not belong to
+	// this ImageArchive. Fail does not change the image and stalls. Replace points the name at the image of this archive.
+	// Defaults to Fail.
 	// +optional
 	// +kubebuilder:default=Fail
 	ConflictPolicy ConflictPolicy `json:"conflictPolicy,omitempty"`
 
-	// driftPolicy decides what happens when images that were complete are lost, lose their pin, or get another digest
-	// under their name: Reimport heals them, Ignore only reports it. Defaults to Reimport.
+	// driftPolicy decides what happens when images that were complete are deleted, lose content or their pin, or get
+	// another digest under their name. Reimport repairs them. Ignore only reports them. Defaults to Reimport.
 	// +optional
 	// +kubebuilder:default=Reimport
 	DriftPolicy DriftPolicy `json:"driftPolicy,omitempty"`
 
-	// deletionPolicy decides what happens on a node to images that no ImageArchive wants there any more, because it
-	// was deleted, no longer lists them, or no longer selects the node: Retain leaves them as they are, Unpin leaves
-	// them to the kubelet's garbage collection, Delete removes those that no container uses and unpins the others.
-	// Defaults to Unpin.
+	// deletionPolicy decides what happens to the images on a node when this ImageArchive is deleted, no longer selects
+	// the images, or no longer selects the node. It applies to images that no other ImageArchive uses on that node.
+	// Retain does not change the images. Unpin leaves them to the kubelet's garbage collection. Delete removes images
+	// that no container uses and unpins the others. Defaults to Unpin.
 	// +optional
 	// +kubebuilder:default=Unpin
 	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
 
-	// rollout limits how many nodes import at a time. Defaults to all nodes at once.
+	// rollout limits how many nodes import at a time. Defaults to no limit: all selected nodes import at once.
 	// +optional
 	Rollout *Rollout `json:"rollout,omitempty"`
 
-	// interval is how often each node asks the source whether the archive has changed; a change is a new import.
-	// Defaults to 0s: never, only a change of the spec is.
+	// interval is how often each node asks the source whether the archive has changed. A changed archive starts a new
+	// import. Defaults to 0s: nodes do not ask.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="duration(self) == duration('0s') || duration(self) >= duration('10s')",message="must be 0s or at least 10s"
 	Interval *metav1.Duration `json:"interval,omitempty"`
 
-	// suspend stops running imports and begins none. The images on the nodes stay. Defaults to false.
+	// suspend stops running imports and starts none. Images that are on the nodes stay there. Defaults to false.
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
 }
 
-// Source is where nodes read an archive.
+// Source is the location of an archive.
 //
 // +kubebuilder:validation:XValidation:rule="[has(self.http), has(self.file)].filter(x, x).size() == 1",message="exactly one of http and file must be set"
 type Source struct {
-	// http reads from a web server. With HTTP ranges and an ETag or a Last-Modified date, a node reads only what
-	// it lacks and continues where a connection broke; without them it reads the archive from its beginning.
+	// http reads the archive from a web server. If the server supports range requests and sends an ETag or a
+	// Last-Modified date, a node reads only the blobs that are missing on it and resumes broken connections. Otherwise the
+	// node reads the archive from the beginning.
 	// +optional
 	HTTP *HTTPSource `json:"http,omitempty"`
 
-	// file reads from the node's own file system.
+	// file reads the archive from the file system of each node.
 	// +optional
 	File *FileSource `json:"file,omitempty"`
 }
 
-// HTTPSource is an archive on a web server.
+// HTTPSource is the location of an archive on a web server.
 type HTTPSource struct {
-	// url of the archive. Credentials belong in a Secret. The query string does not appear in status, Events or logs.
+	// url is the URL of the archive, with the scheme http or https. Credentials belong in a Secret, not in the URL. Status,
+	// Events and logs do not show the query string.
 	// +kubebuilder:validation:MaxLength=8192
 	// +kubebuilder:validation:XValidation:rule="self.startsWith('http://') || self.startsWith('https://')",message="the scheme must be http or https"
 	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getHostname() != ''",message="must be an absolute URL with a host"
 	// +kubebuilder:validation:XValidation:rule="!self.matches('^https?://[^/?#]*@')",message="must not contain credentials; use secretRef"
 	URL string `json:"url"`
 
-	// secretRef names a Secret with the keys username and password, or bearerToken. It lies in the agent's
-	// namespace, bears the label tarlift.dev/source=true, and names the URL's host in its annotation tarlift.dev/hosts.
+	// secretRef names a Secret with the keys username and password, or bearerToken. The Secret has the label
+	// tarlift.dev/source=true, and its annotation tarlift.dev/hosts lists the host of the url.
 	// +optional
 	SecretRef *SecretReference `json:"secretRef,omitempty"`
 
-	// certSecretRef names a Secret with the keys ca.crt (whom to trust) and tls.crt and tls.key (who the agent
-	// is), each optional. It lies in the agent's namespace, bears the label tarlift.dev/source=true, and names the URL's
-	// host in its annotation tarlift.dev/hosts.
+	// certSecretRef names a Secret with the optional keys ca.crt (the authorities to trust instead of the public ones),
+	// tls.crt and tls.key (the agent's client certificate). The Secret has the label tarlift.dev/source=true, and its
+	// annotation tarlift.dev/hosts lists the host of the url.
 	// +optional
 	CertSecretRef *SecretReference `json:"certSecretRef,omitempty"`
 }
 
-// SecretReference names a Secret in the agent's namespace.
+// SecretReference refers to a Secret in the namespace that the agents read Secrets from: by default their own.
 type SecretReference struct {
-	// name of the Secret.
+	// name is the name of the Secret.
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
 	Name string `json:"name"`
 }
 
-// FileSource is an archive in the archive directory of each selected node.
+// FileSource is the location of an archive in the archive directory of each selected node.
 type FileSource struct {
-	// path of a regular file, relative to the agent's archive directory. Links do not lead out of that directory.
+	// path is the path of a regular file, relative to the agent's archive directory. Symbolic links below that directory
+	// are not followed.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=4096
 	// +kubebuilder:validation:XValidation:rule="!self.startsWith('/')",message="must be relative to the agent's archive directory"
@@ -169,57 +178,58 @@ type FileSource struct {
 	Path string `json:"path"`
 }
 
-// ImageSelection selects images by name, and renames them.
+// ImageSelection selects images by name and determines their names on the nodes.
 type ImageSelection struct {
 	// include selects the images whose full name, such as docker.io/library/busybox:1.36, matches one of these
-	// globs: * stands for anything within a path component, ** also across. Defaults to all images.
+	// patterns. In a pattern, * matches any characters within a path component and ** also matches across components.
+	// Defaults to all images.
 	// +optional
 	// +kubebuilder:validation:MaxItems=256
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=512
 	Include []string `json:"include,omitempty"`
 
-	// exclude removes images that include has selected, by the same globs.
+	// exclude removes images from those that include selects, by the same kind of patterns. Defaults to none.
 	// +optional
 	// +kubebuilder:validation:MaxItems=256
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=512
 	Exclude []string `json:"exclude,omitempty"`
 
-	// rename gives selected images another name; the first entry that matches counts.
+	// rename changes the names of selected images. The first matching entry applies. Defaults to no changes.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
 	Rename []Rename `json:"rename,omitempty"`
 
-	// baseName is the repository of images that the archive names only by a tag, or not at all: they become
-	// baseName:tag or baseName@digest.
+	// baseName is the repository for images that the archive names only by a tag, or not at all. Their names become
+	// baseName:tag or baseName@digest. Defaults to empty: an archive that has only such images is refused.
 	// +optional
 	// +kubebuilder:validation:MaxLength=255
 	BaseName string `json:"baseName,omitempty"`
 
-	// digestReferences also makes each image known as name@digest, which pods that name an image by digest need. Defaults
-	// to true.
+	// digestReferences also adds the name name@digest to each image, for pods that refer to an image by its digest.
+	// Defaults to true.
 	// +optional
 	// +kubebuilder:default=true
 	DigestReferences *bool `json:"digestReferences,omitempty"`
 }
 
-// Rename replaces a name, or the beginning of names.
+// Rename replaces an image name, or a prefix of image names.
 //
 // +kubebuilder:validation:XValidation:rule="self.from.endsWith('/') == self.to.endsWith('/')",message="from and to must both end in / (a prefix) or neither (a name)"
 type Rename struct {
-	// from is one exact full name, or a prefix when it ends in /.
+	// from is an exact full name or, if it ends in /, a prefix.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=512
 	From string `json:"from"`
-	// to takes the place of from.
+	// to replaces from. It ends in / if and only if from does.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=512
 	To string `json:"to"`
 }
 
-// ConflictPolicy decides about names that are somebody else's.
+// ConflictPolicy decides what happens to image names that belong to another owner.
 //
 // +kubebuilder:validation:Enum=Fail;Replace
 type ConflictPolicy string
@@ -230,7 +240,7 @@ const (
 	ConflictReplace ConflictPolicy = "Replace"
 )
 
-// DriftPolicy decides about images that were complete and no longer are.
+// DriftPolicy decides what happens to images that are no longer complete.
 //
 // +kubebuilder:validation:Enum=Reimport;Ignore
 type DriftPolicy string
@@ -241,7 +251,7 @@ const (
 	DriftIgnore   DriftPolicy = "Ignore"
 )
 
-// DeletionPolicy decides about images that no archive wants any more.
+// DeletionPolicy decides what happens to images that no ImageArchive uses any more.
 //
 // +kubebuilder:validation:Enum=Retain;Unpin;Delete
 type DeletionPolicy string
@@ -253,58 +263,60 @@ const (
 	DeletionDelete DeletionPolicy = "Delete"
 )
 
-// Rollout limits how an archive spreads over the selected nodes.
+// Rollout limits how many nodes import an archive at a time.
 type Rollout struct {
-	// maxConcurrent is how many nodes may import at a time: a number, or a percentage of the selected nodes, rounded
-	// up. Defaults to 10%.
+	// maxConcurrent is the number of nodes that may import at a time, or a percentage of the selected nodes, rounded up.
+	// Defaults to 10%.
 	// +optional
 	// +kubebuilder:default="10%"
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:XValidation:rule="type(self) == int ? self >= 1 && self <= 2147483647 : self.matches('^([1-9][0-9]?|100)%$')",message="must be a number of at least 1, or a percentage from 1% to 100%"
 	MaxConcurrent *intstr.IntOrString `json:"maxConcurrent,omitempty"`
 
-	// maxFailed is how many nodes may fail. When more have, no further node begins, until the spec changes, nodes
-	// recover, or the annotation tarlift.dev/reconcile-requested-at changes. Defaults to 1.
+	// maxFailed is the number of nodes that may fail. If more nodes have failed, no further node is admitted until the spec
+	// changes, failed nodes recover, or the annotation tarlift.dev/reconcile-requested-at is set to a new value. Defaults
+	// to 1.
 	// +optional
 	// +kubebuilder:default=1
 	// +kubebuilder:validation:Minimum=0
 	MaxFailed *int32 `json:"maxFailed,omitempty"`
 
-	// progressDeadline is how long an admitted node may report no progress. Then it counts as failed, and another node
-	// is admitted. Defaults to 10m.
+	// progressDeadline is how long an admitted node may make no progress. The node then counts as failed, and another node
+	// is admitted instead. Defaults to 10m.
 	// +optional
 	// +kubebuilder:default="10m"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="must be at least 1s"
 	ProgressDeadline *metav1.Duration `json:"progressDeadline,omitempty"`
 }
 
-// ImageArchiveStatus aggregates the selected nodes: counts and conditions, never a list of nodes.
+// ImageArchiveStatus aggregates the reports of the selected nodes in counts and conditions.
 type ImageArchiveStatus struct {
-	// observedGeneration is the generation of the spec that this status is about; -1 before the first.
+	// observedGeneration is the generation of the spec that this status describes, or -1 before the first one.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
-	// conditions are Ready and, while True, Reconciling or Stalled.
+	// conditions are Ready and, while their status is True, Reconciling or Stalled.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 
-	// artifact is the archive that the ready nodes have imported.
+	// artifact is the archive that most ready nodes have imported.
 	// +optional
 	Artifact *Artifact `json:"artifact,omitempty"`
 
-	// images are the images that most ready nodes have, by name; at most 64, name@digest references not listed.
+	// images lists at most 64 of the images that most ready nodes have, sorted by name, without name@digest references.
+	// imageCount counts all of them.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=64
 	Images []Image `json:"images,omitempty"`
 
-	// imageCount is the number of images that the archive gives a node, name@digest references not counted.
+	// imageCount is the number of images that most ready nodes have, without name@digest references.
 	// +optional
 	ImageCount int32 `json:"imageCount,omitempty"`
 
-	// progress is how much of what the selected nodes need is there, in percent, such as 45%.
+	// progress is the percentage of the bytes needed on the selected nodes that is present there, such as 45%.
 	// +optional
 	Progress string `json:"progress,omitempty"`
 
@@ -312,7 +324,7 @@ type ImageArchiveStatus struct {
 	// +optional
 	Nodes *NodeCounts `json:"nodes,omitempty"`
 
-	// failures are samples of nodes whose last attempt failed: those that stall first, then by name.
+	// failures lists at most 10 of the nodes whose last attempt failed, stalled nodes first, then by name.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=10
@@ -321,42 +333,42 @@ type ImageArchiveStatus struct {
 
 // Artifact identifies an archive.
 type Artifact struct {
-	// digest of the whole archive. Absent when no node has read it in full.
+	// digest is the digest of the whole archive. Absent if no node has read the archive in full.
 	// +optional
 	Digest string `json:"digest,omitempty"`
-	// indexDigest is the digest of its index.json.
+	// indexDigest is the digest of the archive's index.json.
 	// +optional
 	IndexDigest string `json:"indexDigest,omitempty"`
-	// size of the archive in bytes. Absent when the source does not tell.
+	// size is the size of the archive in bytes. Absent if the source does not tell it.
 	// +optional
 	Size int64 `json:"size,omitempty"`
-	// displaySize is size for display: rounded, in binary units, such as 45MiB.
+	// displaySize is the size of the archive, rounded, in binary units, such as 45MiB.
 	// +optional
 	DisplaySize string `json:"displaySize,omitempty"`
 }
 
-// NodeCounts counts the selected nodes; desired is the sum of the others.
+// NodeCounts counts the selected nodes. desired is the sum of the other counts.
 type NodeCounts struct {
-	// desired is the number of selected nodes, those included that are not Ready.
+	// desired is the number of selected nodes, including Nodes that are not Ready.
 	Desired int32 `json:"desired"`
 	// ready is the number of nodes that have every image.
 	Ready int32 `json:"ready"`
-	// importing is the number of nodes whose first attempt is under way.
+	// importing is the number of nodes whose first attempt is running.
 	Importing int32 `json:"importing"`
-	// failed is the number of nodes whose last attempt failed; each will try again.
+	// failed is the number of nodes whose last attempt failed. Each of them retries.
 	Failed int32 `json:"failed"`
-	// pending is the number of nodes that have not begun, or are silent.
+	// pending is the number of nodes that have not started or not reported.
 	Pending int32 `json:"pending"`
-	// summary is ready/desired for display, such as 2/3.
+	// summary is the number of ready nodes and of desired nodes, such as 2/3.
 	Summary string `json:"summary"`
 }
 
-// NodeFailure is the failure of one node.
+// NodeFailure describes the failure of one node.
 type NodeFailure struct {
 	// node is the name of the Node.
 	Node string `json:"node"`
-	// reason is one of the reasons of a condition.
+	// reason is the reason of the failure, as in the node's Ready condition.
 	Reason string `json:"reason"`
-	// message says what failed.
+	// message describes the failure.
 	Message string `json:"message"`
 }
