@@ -358,12 +358,57 @@ func TestNodeWritesOnlyItsOwnState(t *testing.T) {
 	if err := send(t, onA, "create", "node-a", metadata("ownerReferences", []any{ownerNode("node-a")})); err != nil {
 		t.Errorf("create as its own Node's: %v", err)
 	}
+	testOthersMetadata(t, c, onA)
 	if err := send(t, onA, "create", "node-a", emptySpec); err != nil {
 		t.Errorf("create with a spec that says nothing: %v", err)
 	}
 	if err := send(t, c, "delete", "node-b", keepSpec); err != nil {
 		t.Errorf("an administrator deletes any state: %v", err)
 	}
+}
+
+// testOthersMetadata is about a state to which others gave a finalizer and an owner: the node's agent still reports, and
+// changes neither.
+func testOthersMetadata(t *testing.T, admin, agent client.Client) {
+	theirs := func(o map[string]any) {
+		admittedSpec(o)
+		for _, e := range metadataEdits {
+			e(o)
+		}
+	}
+	removed := func(o map[string]any) {
+		metadata("finalizers", []any{})(o)
+		metadata("ownerReferences", []any{})(o)
+	}
+	kept := func(t *testing.T) []any {
+		t.Helper()
+		o := stateOf("node-a")
+		if err := admin.Get(t.Context(), client.ObjectKeyFromObject(o), o); err != nil {
+			t.Fatal(err)
+		}
+		return []any{o.GetFinalizers(), o.GetOwnerReferences()}
+	}
+	for name, w := range writes {
+		if w.fresh || w.many || name == "delete" {
+			continue
+		}
+		t.Run(name+" of what others gave a finalizer and an owner", func(t *testing.T) {
+			reset(t, admin, "node-a", write{fresh: true})
+			create(t, admin, content("node-a", theirs))
+			before := kept(t)
+			if err := w.send(t.Context(), agent, "node-a", keepSpec); err != nil {
+				t.Errorf("the node's own write: %v", err)
+			}
+			// Status has no metadata, and an apply removes nothing that another field manager has set.
+			if err := w.send(t.Context(), agent, "node-a", removed); apierrors.IsForbidden(err) == (w.status || name == "apply") {
+				t.Errorf("a write that removes them: error %v", err)
+			}
+			if diff := cmp.Diff(before, kept(t)); diff != "" {
+				t.Errorf("finalizers and owners (-before +after):\n%s", diff)
+			}
+		})
+	}
+	reset(t, admin, "node-a", write{fresh: true})
 }
 
 // TestControllerWritesSpec is under the chart's own role. The policy has nothing against the controller.
