@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 
@@ -126,14 +127,8 @@ func (s Sources) secret(ctx context.Context, name, address string, keys ...strin
 	case secret.Labels[v1alpha1.LabelSource] != "true":
 		return nil, fmt.Errorf("secret %q lacks the label %s=true: %w", name, v1alpha1.LabelSource, source.ErrDenied)
 	}
-	u, err := url.Parse(address)
-	if err != nil {
-		return nil, fmt.Errorf("the URL cannot be read: %w", source.ErrInvalid)
-	}
-	if !allowsHost(secret.Annotations[v1alpha1.AnnotationHosts], u) {
-		return nil, fmt.Errorf("secret %q is not for host %s; if it is meant for it: "+
-			"kubectl annotate secret %s --namespace %s --overwrite %s=%s: %w",
-			name, u.Host, name, s.Namespace, v1alpha1.AnnotationHosts, u.Host, source.ErrDenied)
+	if err := s.checkHost(name, secret.Annotations[v1alpha1.AnnotationHosts], address); err != nil {
+		return nil, err
 	}
 	for _, k := range keys {
 		if len(secret.Data[k]) > 0 {
@@ -141,6 +136,26 @@ func (s Sources) secret(ctx context.Context, name, address string, keys ...strin
 		}
 	}
 	return nil, fmt.Errorf("secret %q has none of the keys %q: %w", name, keys, source.ErrDenied)
+}
+
+// plainHost matches hosts that mean nothing to a shell, since people copy the command in checkHost's message.
+var plainHost = regexp.MustCompile(`^[a-zA-Z0-9._:\[\]-]+$`)
+
+// checkHost returns an error, which says what to add, unless the list of hosts of a Secret has the one of a URL.
+func (s Sources) checkHost(secret, hosts, address string) error {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil || !plainHost.MatchString(u.Host):
+		return fmt.Errorf("a Secret needs a URL whose host consists of ASCII letters, digits, dots and hyphens: %w", source.ErrInvalid)
+	case allowsHost(hosts, u):
+		return nil
+	case hosts == "":
+		return fmt.Errorf("secret %q names no hosts; if it is meant for this one: kubectl annotate secret %s --namespace %s %s=%s: %w",
+			secret, secret, s.Namespace, v1alpha1.AnnotationHosts, u.Host, source.ErrDenied)
+	}
+	// The command would replace the other hosts.
+	return fmt.Errorf("secret %q in namespace %q is not for this host; if it is meant for it, add %s to its annotation %s: %w",
+		secret, s.Namespace, u.Host, v1alpha1.AnnotationHosts, source.ErrDenied)
 }
 
 // allowsHost says whether a list of hosts, separated by commas, has the one of a URL: by its name or address, for any port, or
@@ -152,8 +167,10 @@ func allowsHost(hosts string, u *url.URL) bool {
 	}
 	for host := range strings.SplitSeq(hosts, ",") {
 		host = strings.TrimSpace(host)
-		if host != "" && (strings.EqualFold(host, u.Hostname()) || strings.EqualFold(host, net.JoinHostPort(u.Hostname(), port))) {
-			return true
+		for _, own := range []string{u.Host, u.Hostname(), net.JoinHostPort(u.Hostname(), port)} {
+			if host != "" && strings.EqualFold(host, own) {
+				return true
+			}
 		}
 	}
 	return false

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -242,6 +243,9 @@ func TestAllowsHost(t *testing.T) {
 		{"10.0.0.7", "http://10.0.0.7:8080", true},
 		{"fd00::1", "http://[fd00::1]:8080", true},
 		{"[fd00::1]:8080", "http://[fd00::1]:8080", true},
+		{"[fd00::1]", "http://[fd00::1]/x", true},
+		{"a.example", "https://b.example/a.example", false},
+		{"a.example", "https://a.example@b.example", false},
 	} {
 		u, err := url.Parse(test.url)
 		if err != nil {
@@ -249,6 +253,28 @@ func TestAllowsHost(t *testing.T) {
 		}
 		if got := allowsHost(test.hosts, u); got != test.want {
 			t.Errorf("%q for %s: %v", test.hosts, test.url, got)
+		}
+	}
+}
+
+// The message is all that tells the owner of a Secret what to do. What it says to add must work, and be harmless to copy.
+func TestSecretSaysWhichHostToAdd(t *testing.T) {
+	s := Sources{Namespace: "ns"}
+	for _, test := range []struct {
+		hosts, url, says string
+		want             error
+	}{
+		{"", "https://a.example:8443/x", "kubectl annotate secret s --namespace ns tarlift.dev/hosts=a.example:8443:", source.ErrDenied},
+		{"", "http://[fd00::1]/x", "tarlift.dev/hosts=[fd00::1]:", source.ErrDenied},
+		{"b.example", "https://a.example/x", "add a.example to its annotation tarlift.dev/hosts", source.ErrDenied},
+		{"", "https://$(reboot)/x", "ASCII", source.ErrInvalid},
+		{"", "https://a;reboot/x", "ASCII", source.ErrInvalid},
+		{"files.example", "https://ﬁles.example/x", "ASCII", source.ErrInvalid}, // IDNA would make the same host of it
+		{"", "https:///x", "ASCII", source.ErrInvalid},
+	} {
+		err := s.checkHost("s", test.hosts, test.url)
+		if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s with hosts %q: %v, want %q", test.url, test.hosts, err, test.says)
 		}
 	}
 }
