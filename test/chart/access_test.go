@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
@@ -126,6 +127,42 @@ func TestRights(t *testing.T) {
 				if slices.Contains(slices.Concat(r.Verbs, r.Resources, r.APIGroups), "*") {
 					t.Errorf("%s has a wildcard: %v", name, r)
 				}
+			}
+		}
+	}
+}
+
+// Wherever the Secrets of sources are, the agent may get them there, looks for them there, and may get no others.
+func TestSecretsHaveOneNamespace(t *testing.T) {
+	for want, values := range map[string][]string{
+		"$(POD_NAMESPACE)": nil,
+		secretNamespace:    {`secrets.namespace="` + secretNamespace + `"`},
+	} {
+		objects := render(t, values...)
+		var roles, bindings []string
+		for _, r := range typed[rbacv1.Role](t, objects, "Role") {
+			if slices.ContainsFunc(r.Rules, func(rule rbacv1.PolicyRule) bool { return slices.Contains(rule.Resources, "secrets") }) {
+				roles = append(roles, r.Namespace+"/"+r.Name)
+			}
+		}
+		for _, b := range typed[rbacv1.RoleBinding](t, objects, "RoleBinding") {
+			if b.RoleRef.Name == nodeAccount {
+				bindings = append(bindings, b.Namespace+"/"+b.Name)
+				account := []rbacv1.Subject{{Kind: "ServiceAccount", Name: nodeAccount, Namespace: namespace}}
+				if diff := cmp.Diff(account, b.Subjects); diff != "" {
+					t.Errorf("subjects (-want +got):\n%s", diff)
+				}
+			}
+		}
+		wanted := []string{strings.ReplaceAll(want, "$(POD_NAMESPACE)", namespace) + "/" + nodeAccount}
+		if diff := cmp.Diff([][]string{wanted, wanted}, [][]string{roles, bindings}); diff != "" {
+			t.Errorf("roles that read Secrets, and their bindings (-want +got):\n%s", diff)
+		}
+		for role, pod := range map[string]corev1.PodSpec{
+			"node": pods(t, objects)["node"].Spec, "doctor": one[corev1.Pod](t, objects, "Pod").Spec,
+		} {
+			if flag := "--secret-namespace=" + want; !slices.Contains(pod.Containers[0].Args, flag) {
+				t.Errorf("%s: %v, want %s", role, pod.Containers[0].Args, flag)
 			}
 		}
 	}

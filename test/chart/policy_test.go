@@ -53,7 +53,9 @@ func admin(t *testing.T) (client.Client, *rest.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	create(t, c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}})
+	for _, name := range []string{namespace, secretNamespace} {
+		create(t, c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	}
 	for _, name := range []string{"node-a", "node-b"} {
 		create(t, c, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	}

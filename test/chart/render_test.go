@@ -22,6 +22,7 @@ var valueSets = map[string][]string{
 	"microk8s":      {`containerd.preset="microk8s"`, `containerd.snapshotter="native"`},
 	"no kube-proxy": {`apiServer.host="10.0.0.1"`, `apiServer.port=443`},
 	"pod network":   {`node.hostNetwork=false`, `controller.hostNetwork=false`, `node.dnsPolicy="ClusterFirst"`},
+	"secrets apart": {`secrets.namespace="` + secretNamespace + `"`},
 	"monitored":     monitored,
 	"policies":      {`networkPolicy.enabled=true`, `node.hostNetwork=false`, `controller.hostNetwork=false`, `networkPolicy.metricsFrom=[{"namespaceSelector":{}}]`},
 	"bare":          {`crds.enabled=false`, `admissionPolicy.enabled=false`, `node.ports.metrics=0`},
@@ -33,6 +34,9 @@ var valueSets = map[string][]string{
 		`node.diskReserve="10Gi"`, `node.checkInterval="1h30m"`, `containerd.rootDirectory="/var/lib/containerd/tmpmounts"`,
 	},
 }
+
+// secretNamespace is a namespace that has nothing but Secrets of sources.
+const secretNamespace = "tarlift-secrets"
 
 // pods returns the chart's pod templates by the role they play.
 func pods(t *testing.T, objects []unstructured.Unstructured) map[string]corev1.PodTemplateSpec {

@@ -64,6 +64,7 @@ func TestSchema(t *testing.T) {
 		"a name as a prefix":             {`node.allowSourceAddresses=["localhost/32"]`, "allowSourceAddresses"},
 		"one prefix without a list":      {`node.allowSourceAddresses="127.0.0.1/32"`, "allowSourceAddresses"},
 		"proxy as text":                  {`node.sourceProxyFromEnvironment="false"`, "sourceProxyFromEnvironment"},
+		"a namespace that is no name":    {`secrets.namespace="A_b"`, "namespace"},
 		"toleration with unknown effect": {`node.tolerations=[{"operator":"Exists","effect":"No"}]`, "effect"},
 	}
 	for name, tt := range tests {
