@@ -37,7 +37,7 @@ func run(in io.Reader, out io.Writer) error {
 const head = `# Values
 
 All values of the chart, with their defaults. Made from the comments in [values.yaml](../charts/tarlift/values.yaml) by ` + "`make generate`" + `; what is not
-listed is an error. [Operations](operations.md#install) says which to set for what cluster. A value without a word is Kubernetes' field of that name.
+listed is an error. [Operations](operations.md#install) describes which values to set for which cluster. A value without a description is the Kubernetes field of that name.
 `
 
 // row is a value with its default, or a group of values, which has none.

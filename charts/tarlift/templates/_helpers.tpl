@@ -13,7 +13,7 @@
 {{- end }}
 {{- end }}
 
-{{/* The labels a selector may use: they must never change between versions. */}}
+{{/* Selectors are immutable, so these labels must not change between versions. */}}
 {{- define "tarlift.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "tarlift.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -36,7 +36,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{/* Where a pod is; and the API server, where kube-proxy does not lead to it. */}}
+{{/* The environment of every pod: its namespace and address, its memory limit, and the address of the API server. */}}
 {{- define "tarlift.env" -}}
 - name: POD_NAMESPACE
   valueFrom:
@@ -46,8 +46,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   valueFrom:
     fieldRef:
       fieldPath: status.podIP
-# Go's own limit: that of the pod in MiB with six zeros behind it, which is
-# 95 % in bytes. The rest is for what Go does not count.
+# GOMEMLIMIT is the pod's limit in MiB followed by six zeros, which is 95 % of the
+# limit in bytes. The rest is for memory that Go does not count.
 - name: MEMORY_LIMIT_MIB
   valueFrom:
     resourceFieldRef:
@@ -64,9 +64,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{/*
-Listeners are bound to the pod's own address: on the host's network anything
-wider would serve every network that the node is in. The brackets are right for
-IPv4 too, and IPv6 needs them.
+Listeners are bound to the pod's own address. On the host's network a wider
+address would serve every network of the node. IPv6 needs the brackets, and they
+are valid for IPv4.
 */}}
 {{- define "tarlift.listen" -}}
 {{- with .ports }}
@@ -103,7 +103,7 @@ readinessProbe:
   timeoutSeconds: 5
 {{- end }}
 
-{{/* What every container of this chart gives up. */}}
+{{/* The security context of every container of this chart. */}}
 {{- define "tarlift.confinement" -}}
 privileged: false
 allowPrivilegeEscalation: false
@@ -112,7 +112,7 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{/* Where the distributions keep what containerd itself has in /run/containerd and /var/lib/containerd. */}}
+{{/* The socket and the root directory of containerd in each distribution. */}}
 {{- define "tarlift.presets" -}}
 kubeadm: {address: /run/containerd/containerd.sock, root: /var/lib/containerd}
 k3s: {address: /run/k3s/containerd/containerd.sock, root: /var/lib/rancher/k3s/agent/containerd}
@@ -127,7 +127,7 @@ microk8s: {address: /var/snap/microk8s/common/run/containerd.sock, root: /var/sn
 {{- end }}
 {{- end }}
 
-{{/* Empty where nothing is to be mounted. With an address of its own, containerd is none of a preset's. */}}
+{{/* Empty if nothing is to be mounted. With containerd.address, the root directory of the preset does not apply. */}}
 {{- define "tarlift.containerd.root" -}}
 {{- with .Values.containerd }}
 {{- if .rootDirectory }}
@@ -138,7 +138,7 @@ microk8s: {address: /var/snap/microk8s/common/run/containerd.sock, root: /var/sn
 {{- end }}
 {{- end }}
 
-{{/* What a pod needs, wherever it runs, to reach containerd and the API server as an agent does. */}}
+{{/* The part of a pod spec that agents and `helm test` share. */}}
 {{- define "tarlift.node.pod" -}}
 serviceAccountName: {{ include "tarlift.fullname" . }}-node
 {{- with .Values.imagePullSecrets }}
@@ -152,8 +152,8 @@ priorityClassName: {{ .priorityClassName }}
 tolerations:
   {{- toYaml .tolerations | nindent 2 }}
 securityContext:
-  # containerd's socket belongs to root, mode 0660: with no capability
-  # left, being its owner is what lets the agent connect.
+  # containerd's socket belongs to root and has mode 0660. Without capabilities,
+  # only its owner can connect.
   runAsUser: 0
   runAsGroup: 0
   seccompProfile:
@@ -189,10 +189,10 @@ securityContext:
 {{- end }}
 
 {{- define "tarlift.node.mounts" -}}
-# The socket's directory: a mount of the socket itself would still
-# lead to the old one after containerd has restarted. HostToContainer,
-# or the mounts of other containers below it could not be unmounted
-# while the agent lives.
+# The socket's directory, because a mount of the socket itself would refer to
+# the old socket after a restart of containerd. HostToContainer, because
+# otherwise the mounts of other containers below the directory could not be
+# unmounted while the agent runs.
 - name: containerd
   mountPath: {{ dir (include "tarlift.containerd.address" .) }}
   mountPropagation: HostToContainer
