@@ -145,6 +145,7 @@ func (r *reporter) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, 
 	}
 	now := r.now()
 	status, active, settled := r.syncer.report(r.version, list.Items, now)
+	keepHistory(status, &state.Status)
 	if early := r.started.Add(firstReport).Sub(now); !settled && early > 0 {
 		return ctrl.Result{RequeueAfter: early}, nil
 	}
@@ -200,6 +201,19 @@ func (r *reporter) latest(ctx context.Context, node *metav1.PartialObjectMetadat
 func newer(a, b string) bool {
 	c, err := resourceversion.CompareResourceVersion(a, b)
 	return err != nil || c > 0
+}
+
+// keepHistory takes over when images were imported, of those that an earlier process imported and this one only checked.
+func keepHistory(status, before *v1alpha1.NodeImageStateStatus) {
+	for i := range status.Archives {
+		e := &status.Archives[i]
+		for k := range before.Archives {
+			b := &before.Archives[k]
+			if e.Ready && b.Ready && e.Attempts == 0 && e.UID == b.UID && e.IndexDigest == b.IndexDigest {
+				e.CompletionTime, e.Attempts = b.CompletionTime, b.Attempts
+			}
+		}
+	}
 }
 
 // due is how long a write waits, 0 for not at all and negative for no write. All agents that have the same to tell at the same

@@ -239,6 +239,23 @@ func TestImagesAreToldWhereTheyDiffer(t *testing.T) {
 	}
 }
 
+// A process that only checks what an earlier one imported reports the same.
+func TestHistoryIsKept(t *testing.T) {
+	entry := func(at time.Duration, attempts int32) *v1alpha1.NodeImageStateStatus {
+		return &v1alpha1.NodeImageStateStatus{Archives: []v1alpha1.ArchiveState{{
+			Name: "a", UID: "u", Ready: true, IndexDigest: digest1, CompletionTime: condition.Timestamp(epoch.Add(at)), Attempts: attempts,
+		}}}
+	}
+	before := entry(0, 3)
+	for attempts, want := range map[int32]change{0: noChange, 1: stateChange} {
+		now := entry(time.Hour, attempts)
+		keepHistory(now, before)
+		if got := compare(before, now, time.Minute, time.Hour); got != want {
+			t.Errorf("%d attempts: %d, want %d: %+v", attempts, got, want, now)
+		}
+	}
+}
+
 // Since when a condition holds stays, while its reason and message change.
 func TestConditionTimes(t *testing.T) {
 	st := stateOf(0, func(s *archiveState) { s.running = &importer.Progress{Phase: importer.PhaseTransferring} })
