@@ -53,8 +53,8 @@ func (r *Rollout) Deadline() time.Duration {
 	return r.ProgressDeadline.Duration
 }
 
-// Places is how many of the selected nodes may import at a time.
-func (r *Rollout) Places(selected int) int {
+// Slots is how many of the selected nodes may import at a time.
+func (r *Rollout) Slots(selected int) int {
 	if r == nil {
 		return 0
 	}

@@ -139,7 +139,7 @@ func (r *rollout) decide(a *v1alpha1.ImageArchive, nodes []selectedNode, now tim
 	end := func(v verdict, n *selectedNode) {
 		list = append(list, decision{v, n.name, v1alpha1.Admission{Archive: a.Name}})
 	}
-	kept, failed, slots := 0, r.failed(), a.Spec.Rollout.Places(len(nodes))
+	kept, failed, slots := 0, r.failed(), a.Spec.Rollout.Slots(len(nodes))
 	for i := range nodes {
 		n := &nodes[i]
 		x := n.admission

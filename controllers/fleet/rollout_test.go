@@ -120,7 +120,7 @@ func (s *scene) moved(node string, bytes int64) {
 
 func (s *scene) pass(d time.Duration) { s.now = s.now.Add(d) }
 
-func TestRolloutPlaces(t *testing.T) {
+func TestRolloutSlots(t *testing.T) {
 	for _, test := range []struct {
 		limit    intstr.IntOrString
 		selected int
@@ -135,11 +135,11 @@ func TestRolloutPlaces(t *testing.T) {
 		{intstr.FromString("100%"), 7, 7},
 		{intstr.FromString("nonsense"), 7, 1},
 	} {
-		if got := (&v1alpha1.Rollout{MaxConcurrent: &test.limit}).Places(test.selected); got != test.want {
+		if got := (&v1alpha1.Rollout{MaxConcurrent: &test.limit}).Slots(test.selected); got != test.want {
 			t.Errorf("%s of %d: %d, want %d", test.limit.String(), test.selected, got, test.want)
 		}
 	}
-	if got := (&v1alpha1.Rollout{}).Places(25); got != 3 {
+	if got := (&v1alpha1.Rollout{}).Slots(25); got != 3 {
 		t.Errorf("without a limit: %d of 25, want a tenth", got)
 	}
 }
@@ -370,7 +370,7 @@ func TestRolloutOfARandomFleet(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		n := 2 + random.IntN(20)
 		s := newScene(t, fmt.Sprint(1+random.IntN(4)), 1000, n)
-		limit := s.a.Spec.Rollout.Places(n)
+		limit := s.a.Spec.Rollout.Slots(n)
 		dead := fmt.Sprintf("n%d", random.IntN(n))
 		for range 600 {
 			s.decide()

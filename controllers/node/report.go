@@ -244,7 +244,7 @@ func (r *reporter) window(archives []v1alpha1.ImageArchive, state *v1alpha1.Node
 		a, selected := &archives[i], selected(&archives[i])
 		n = max(n, selected)
 		if a.Spec.Rollout != nil && admissionFor(a, state) != nil {
-			admitted += int32(a.Spec.Rollout.Places(int(selected))) //nolint:gosec // at most the number of nodes
+			admitted += int32(a.Spec.Rollout.Slots(int(selected))) //nolint:gosec // at most the number of nodes
 		}
 	}
 	if len(archives) > 0 {
