@@ -137,11 +137,12 @@ func (d *demo) importArchive(ctx context.Context, name string) (time.Duration, e
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for last := ""; ; {
-		now, err := d.Run(ctx, "kubectl", "get", "imagearchives,nodeimagestates")
+		// Asked for first: what is shown last is then Ready.
+		ready, err := d.Run(ctx, "kubectl", "get", "imagearchive", name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 		if err != nil {
 			return 0, err
 		}
-		ready, err := d.Run(ctx, "kubectl", "get", "imagearchive", name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+		now, err := d.Run(ctx, "kubectl", "get", "imagearchives,nodeimagestates")
 		if err != nil {
 			return 0, err
 		}
