@@ -78,14 +78,14 @@ func (m *metrics) count(r *importRun, cause error, read int64) {
 // anyway; of an importer that does not tell, and of disks that it cannot see, nothing is said.
 func (m *metrics) measure(ctx context.Context, i Importer) {
 	teller, ok := i.(interface {
-		Disks(context.Context, *importer.Plan, importer.Request) ([]*importer.Disk, error)
+		Disks(context.Context) ([]*importer.Disk, error)
 	})
 	if !ok {
 		return
 	}
 	limited, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	disks, err := teller.Disks(limited, &importer.Plan{}, importer.Request{})
+	disks, err := teller.Disks(limited)
 	if err != nil {
 		return
 	}

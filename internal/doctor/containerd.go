@@ -160,7 +160,7 @@ func (c *containerd) checkSnapshotterAndPlatform(ctx context.Context) {
 
 func (c *containerd) checkDisks(ctx context.Context) {
 	disks, err := ask(ctx, c.examination, func(ctx context.Context) ([]*importer.Disk, error) {
-		return c.imp.Disks(ctx, &importer.Plan{}, importer.Request{})
+		return c.imp.Disks(ctx)
 	})
 	if err != nil {
 		c.failed("disk", seeLog, err)

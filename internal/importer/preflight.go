@@ -106,14 +106,14 @@ func (i *Importer) disks(ctx context.Context, snapshotter string) ([]*Disk, erro
 	return disk.Find(ctx, i.client.IntrospectionService(), o)
 }
 
-// Disks says what a plan would need of the file systems that containerd writes to. It is empty where no reserve is kept.
-func (i *Importer) Disks(ctx context.Context, p *Plan, req Request) ([]*Disk, error) {
+// Disks are the file systems that containerd writes to. It is empty where no reserve is kept.
+func (i *Importer) Disks(ctx context.Context) ([]*Disk, error) {
 	ctx = i.in(ctx)
-	name, err := i.snapshotterFor(ctx, req)
+	name, err := i.snapshotterFor(ctx, Request{})
 	if err != nil {
 		return nil, err
 	}
-	return i.plannedDisks(ctx, p, req, name, 0)
+	return i.disks(ctx, name)
 }
 
 // plannedDisks are the disks with what a plan needs of them, when kept bytes of its blobs are there already.

@@ -18,8 +18,8 @@ func WithLeastTime(o HTTPOptions, d time.Duration) HTTPOptions {
 	return o
 }
 
-// WithRoundTripBytes are o with what a round trip is worth, whatever is measured.
-func WithRoundTripBytes(o HTTPOptions, n int64) HTTPOptions {
+// WithroundTripBytes are o with what a round trip is worth, whatever is measured.
+func WithroundTripBytes(o HTTPOptions, n int64) HTTPOptions {
 	o.hooks.roundTripBytes = n
 	return o
 }

@@ -96,7 +96,7 @@ func newHTTPBlob(ctx context.Context, opts HTTPOptions) (*httpBlob, error) {
 
 func (b *httpBlob) Remote() bool { return true }
 
-func (b *httpBlob) RoundTripBytes() int64 {
+func (b *httpBlob) roundTripBytes() int64 {
 	return cmp.Or(b.opts.hooks.roundTripBytes, b.pace.roundTripBytes())
 }
 

@@ -252,7 +252,7 @@ func TestHTTPIndex(t *testing.T) {
 		for where, roundTripBytes := range map[string]int64{"near": 1, "far": 1 << 20} {
 			t.Run(name+"/"+where, func(t *testing.T) {
 				srv := serveFrom(t, path, 0, 0)
-				if err := index(t.Context(), source.WithRoundTripBytes(quick(srv.URL), roundTripBytes)); err != nil {
+				if err := index(t.Context(), source.WithroundTripBytes(quick(srv.URL), roundTripBytes)); err != nil {
 					t.Fatal(err)
 				}
 				requests := srv.requests.Load()

@@ -252,11 +252,11 @@ func TestReadThrough(t *testing.T) {
 		for range 200 {
 			b.pace.came(1<<20, time.Duration(float64(1<<20)/float64(tc.rate)*float64(time.Second)))
 		}
-		if !ReadThrough(b, tc.through*95/100) || ReadThrough(b, tc.through*105/100) {
-			t.Errorf("%s: a round trip is worth %d bytes, %d are to be read through", name, b.RoundTripBytes(), tc.through)
+		if !readThrough(b, tc.through*95/100) || readThrough(b, tc.through*105/100) {
+			t.Errorf("%s: a round trip is worth %d bytes, %d are to be read through", name, b.roundTripBytes(), tc.through)
 		}
 	}
-	if !ReadThrough(nil, leastGap) || ReadThrough(nil, leastGap+1) {
+	if !readThrough(nil, leastGap) || readThrough(nil, leastGap+1) {
 		t.Error("of a source that knows nothing of its pace, headers are read through")
 	}
 }

@@ -115,7 +115,7 @@ func TestHTTPTrickles(t *testing.T) {
 			srv := newServer(t, data, func(_ int, w http.ResponseWriter, r *http.Request) bool { return tc.fault(w, r) })
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			opts := source.WithLeastTime(source.WithRoundTripBytes(quick(srv.URL), 1), 500*time.Millisecond)
+			opts := source.WithLeastTime(source.WithroundTripBytes(quick(srv.URL), 1), 500*time.Millisecond)
 			if err := tc.read(ctx, opts); !errors.Is(err, source.ErrUnavailable) {
 				t.Errorf("error %v", err)
 			}

@@ -111,14 +111,14 @@ func (a *readAhead) readAt(p []byte, off, size int64) (n int, err error) {
 // What was read in vain, once that is over, is thereby at most about what was of use.
 func (b *httpBlob) window(off, least int64) int64 {
 	a := &b.ahead
-	trip := b.RoundTripBytes()
+	trip := b.roundTripBytes()
 	most := min(max(windowTrips*trip, firstWindow), mostWindow)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	size := max(least, min(max(trip/4, leastWindow), mostNew))
 	if last := len(a.windows) - 1; last >= 0 {
 		w := a.windows[last]
-		if gap := off - w.end(); gap >= 0 && ReadThrough(b, gap) {
+		if gap := off - w.end(); gap >= 0 && readThrough(b, gap) {
 			size = max(size, min(2*int64(len(w.data)), most))
 		}
 	}
@@ -154,18 +154,18 @@ const (
 	mostGap = 256 << 10
 )
 
-// RoundTripBytes is how many bytes of b come over one connection in the time that the answer to a request takes to begin;
+// roundTripBytes is how many bytes of b come over one connection in the time that the answer to a request takes to begin;
 // 0 if that is nothing, or unknown.
-func RoundTripBytes(b Blob) int64 {
-	if paced, ok := b.(interface{ RoundTripBytes() int64 }); ok {
-		return paced.RoundTripBytes()
+func roundTripBytes(b Blob) int64 {
+	if paced, ok := b.(interface{ roundTripBytes() int64 }); ok {
+		return paced.roundTripBytes()
 	}
 	return 0
 }
 
-// ReadThrough tells whether a gap of n bytes between two parts of b is to be read rather than asked around.
-func ReadThrough(b Blob, n int64) bool {
-	return n <= min(max(RoundTripBytes(b), leastGap), mostGap)
+// readThrough tells whether a gap of n bytes between two parts of b is to be read rather than asked around.
+func readThrough(b Blob, n int64) bool {
+	return n <= min(max(roundTripBytes(b), leastGap), mostGap)
 }
 
 // pace is what the answers so far tell of the way to a server.
