@@ -72,6 +72,9 @@ const MaxArchives = 256
 // MaxImages is how many images a status lists; imageCount counts all.
 const MaxImages = 64
 
+// MaxImageName is how long the name of an image in a status may be, in bytes.
+const MaxImageName = 512
+
 // NodeImageStateStatus is the report of one node.
 type NodeImageStateStatus struct {
 	// agentVersion is the version of the node's agent.

@@ -5,6 +5,7 @@ package condition
 import (
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -19,32 +20,16 @@ func Merge(old []metav1.Condition, generation int64, now time.Time, current ...m
 	for i := range current {
 		c := &current[i]
 		c.ObservedGeneration, c.LastTransitionTime = generation, *Timestamp(now)
-		if o := Find(old, c.Type); o != nil && o.Status == c.Status {
+		if o := meta.FindStatusCondition(old, c.Type); o != nil && o.Status == c.Status {
 			c.LastTransitionTime = o.LastTransitionTime
 		}
 	}
 	return current
 }
 
-// Find returns the condition of a type, nil for none.
-func Find(list []metav1.Condition, typ string) *metav1.Condition {
-	for i := range list {
-		if list[i].Type == typ {
-			return &list[i]
-		}
-	}
-	return nil
-}
-
-// IsTrue says whether a condition is there and True.
-func IsTrue(list []metav1.Condition, typ string) bool {
-	c := Find(list, typ)
-	return c != nil && c.Status == metav1.ConditionTrue
-}
-
 // HasReason says whether a condition is there with this reason.
 func HasReason(list []metav1.Condition, typ, reason string) bool {
-	c := Find(list, typ)
+	c := meta.FindStatusCondition(list, typ)
 	return c != nil && c.Reason == reason
 }
 

@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/controllers/object"
 )
 
 const rolloutFieldOwner = client.FieldOwner("tarlift-rollout")
@@ -81,7 +82,7 @@ func (w *admissions) remember(state *v1alpha1.NodeImageState) {
 func (w *admissions) overlay(states map[string]*v1alpha1.NodeImageState) {
 	for name, state := range w.newer {
 		cached := states[name]
-		if cached == nil && len(state.Spec.Admitted) == 0 || cached != nil && !newer(state.ResourceVersion, cached.ResourceVersion) {
+		if cached == nil && len(state.Spec.Admitted) == 0 || cached != nil && !object.Newer(state.ResourceVersion, cached.ResourceVersion) {
 			delete(w.newer, name)
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 
@@ -20,8 +21,6 @@ const (
 	// maxFailures is how many failing nodes an archive's status shows: enough to see what is wrong, while the status
 	// stays small however many nodes there are.
 	maxFailures = 10
-	// maxImageName is how long the name of an image in a status may be.
-	maxImageName = 512
 )
 
 // failureReasons are those that a node may report; any other is shown as Unknown.
@@ -121,7 +120,7 @@ func failureOf(e *v1alpha1.ArchiveState) *nodeFailure {
 		}
 		return &nodeFailure{NodeFailure: v1alpha1.NodeFailure{Reason: reason, Message: message}, stalled: stalled}
 	}
-	c := condition.Find(e.Conditions, v1alpha1.ConditionStalled)
+	c := meta.FindStatusCondition(e.Conditions, v1alpha1.ConditionStalled)
 	stalls := c != nil && c.Status == metav1.ConditionTrue
 	if e.LastError != nil {
 		// With a rollout, a node that has failed for good waits to be admitted again, and no longer says that it stalls.
@@ -130,7 +129,7 @@ func failureOf(e *v1alpha1.ArchiveState) *nodeFailure {
 	if stalls { // without an attempt that failed: what is lost and shall not come back
 		return f(c.Reason, c.Message, true)
 	}
-	if c := condition.Find(e.Conditions, v1alpha1.ConditionReady); c != nil && c.Reason == v1alpha1.ReasonNotVisible {
+	if c := meta.FindStatusCondition(e.Conditions, v1alpha1.ConditionReady); c != nil && c.Reason == v1alpha1.ReasonNotVisible {
 		return f(c.Reason, c.Message, false)
 	}
 	return nil
@@ -203,7 +202,7 @@ func most[T cmp.Ordered](entries []*v1alpha1.ArchiveState, of func(*v1alpha1.Arc
 func validImages(images []v1alpha1.Image) []v1alpha1.Image {
 	var list []v1alpha1.Image
 	for _, x := range images {
-		if x.Name != "" && len(x.Name) <= maxImageName && x.Name == condition.OneLine(x.Name) && imageDigest.MatchString(x.Digest) {
+		if x.Name != "" && len(x.Name) <= v1alpha1.MaxImageName && x.Name == condition.OneLine(x.Name) && imageDigest.MatchString(x.Digest) {
 			list = append(list, x)
 		}
 	}

@@ -3,14 +3,13 @@ package fleet
 import (
 	"sync"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/controllers/condition"
+	"github.com/tarlift/tarlift/controllers/object"
 )
 
 // Cache is what the manager of a Reconciler may cache: all ImageArchives and NodeImageStates, and of Nodes the metadata. Of
@@ -27,7 +26,7 @@ func Cache() cache.Options {
 				}
 				return o, nil
 			}},
-			nodeMetadata(): {Transform: func(o any) (any, error) {
+			object.NodeMetadata(): {Transform: func(o any) (any, error) {
 				if node, ok := o.(*metav1.PartialObjectMetadata); ok {
 					k.trimNode(node)
 				}
@@ -114,17 +113,4 @@ func (k *interner) trimNode(n *metav1.PartialObjectMetadata) {
 		labels[key] = value
 	}
 	n.Labels = labels
-}
-
-// nodeMetadata is an empty Node of which only metadata is read.
-func nodeMetadata() *metav1.PartialObjectMetadata {
-	node := &metav1.PartialObjectMetadata{}
-	node.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Node"))
-	return node
-}
-
-// newer says whether a is later than b. Where that cannot be said, a is taken for later.
-func newer(a, b string) bool {
-	c, err := resourceversion.CompareResourceVersion(a, b)
-	return err != nil || c > 0
 }

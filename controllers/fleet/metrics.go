@@ -2,9 +2,9 @@ package fleet
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
-	"github.com/tarlift/tarlift/controllers/condition"
 )
 
 // metrics are those of archives. There are as many series as archives, however many nodes there are.
@@ -35,7 +35,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 func (m *metrics) set(a *v1alpha1.ImageArchive, s *v1alpha1.ImageArchiveStatus) {
 	for _, typ := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionReconciling, v1alpha1.ConditionStalled} {
 		value := 0.0
-		if condition.IsTrue(s.Conditions, typ) {
+		if meta.IsStatusConditionTrue(s.Conditions, typ) {
 			value = 1
 		}
 		m.conditions.WithLabelValues(a.Name, typ).Set(value)

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -91,7 +92,7 @@ func (n *selectedNode) waits() bool {
 
 // stopped says whether the node reports that it does not import and will not by itself.
 func (n *selectedNode) stopped() bool {
-	return n.waits() || n.entry != nil && (condition.IsTrue(n.entry.Conditions, v1alpha1.ConditionStalled) ||
+	return n.waits() || n.entry != nil && (meta.IsStatusConditionTrue(n.entry.Conditions, v1alpha1.ConditionStalled) ||
 		condition.HasReason(n.entry.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonSuspended))
 }
 

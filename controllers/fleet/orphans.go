@@ -6,7 +6,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -16,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/controllers/object"
 )
 
 // orphanReconciler deletes NodeImageStates whose Node is gone. The garbage collector does so, too, but does not run in
@@ -27,13 +27,13 @@ type orphanReconciler struct {
 
 func (r *orphanReconciler) setup(mgr ctrl.Manager) error {
 	// A NodeImageState belongs to the same Node whatever it reports.
-	created := predicate.Or(recreated, predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }})
+	created := predicate.Or(object.Recreated, predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }})
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("nodeimagestate").
 		For(&v1alpha1.NodeImageState{}, builder.WithPredicates(created)).
 		WatchesMetadata(&corev1.Node{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(created)).
 		WithOptions(controller.Options{
-			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
+			RateLimiter: object.RateLimiter(),
 		}).
 		Complete(r)
 	if err != nil {
@@ -49,7 +49,7 @@ func (r *orphanReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctr
 	if err := r.cached.Get(ctx, req.NamespacedName, &state); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
-	node := nodeMetadata()
+	node := object.NodeMetadata()
 	switch err := r.cached.Get(ctx, req.NamespacedName, node); {
 	case err == nil && state.BelongsTo(node):
 		return ctrl.Result{}, nil

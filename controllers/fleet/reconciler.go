@@ -15,22 +15,17 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/tools/events"
-	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
-	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/controllers/object"
 )
 
 const (
-	// apiRetryBase and apiRetryLimit bound the wait after a failed call of the API server.
-	apiRetryBase  = 500 * time.Millisecond
-	apiRetryLimit = 5 * time.Second
 	// aggregateRate bounds what aggregating costs, some 2 µs a node, to a twentieth of a core: an archive is looked at
 	// again only after (nodes * archives / aggregateRate) seconds, or aggregateLimit.
 	aggregateRate  = 20000
@@ -91,10 +86,10 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		For(&v1alpha1.ImageArchive{}).
 		Watches(&v1alpha1.NodeImageState{}, handler.EnqueueRequestsFromMapFunc(r.archivesOf)).
 		WatchesMetadata(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.allArchives),
-			builder.WithPredicates(nodeChanged)).
+			builder.WithPredicates(object.NodeChanged)).
 		WithOptions(controller.Options{
 			MaxConcurrentReconciles: 1, // rates and slots are shared
-			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
+			RateLimiter:             object.RateLimiter(),
 		}).
 		Complete(r)
 	if err != nil {
@@ -156,7 +151,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, err
 	}
 	m := r.remember(&archive)
-	if m.written != nil && newer(m.written.ResourceVersion, archive.ResourceVersion) {
+	if m.written != nil && object.Newer(m.written.ResourceVersion, archive.ResourceVersion) {
 		m.written.DeepCopyInto(&archive)
 		m = r.remember(&archive)
 	}
@@ -219,12 +214,4 @@ func (r *Reconciler) snapshot(ctx context.Context) (*snapshot, error) {
 	}
 	r.admissions.overlay(states)
 	return &snapshot{nodes.Items, states}, nil
-}
-
-// nodeChanged leaves out what the kubelet writes all the time.
-var nodeChanged = predicate.Or(predicate.LabelChangedPredicate{}, recreated)
-
-// recreated is for objects that were deleted and created again while a watch was down: that arrives as one update.
-var recreated = predicate.Funcs{
-	UpdateFunc: func(e event.UpdateEvent) bool { return e.ObjectOld.GetUID() != e.ObjectNew.GetUID() },
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -64,32 +65,10 @@ func jsonLen(t *testing.T, o any) int {
 	return len(b)
 }
 
-// longName is a name of 40 characters.
-func longName(prefix string, i int) string {
-	s := fmt.Sprintf("%s-%d-", prefix, i)
-	return s + strings.Repeat("x", 40-len(s))
-}
-
-// texts that are long, and longer in JSON than they look.
+// longTexts are long, and longer in JSON than they look.
 var longTexts = map[string]string{
-	"plain":   strings.Repeat("x", 5*condition.MaxText),
-	"escaped": strings.Repeat("<", 5*condition.MaxText),
-	"quotes":  strings.Repeat(`"`, 5*condition.MaxText),
-	"wide":    strings.Repeat("ü€", 5*condition.MaxText),
-}
-
-func failing(i int, text string, terminal bool) v1alpha1.ArchiveState {
-	e := v1alpha1.ArchiveState{
-		Name: longName("archive", i), UID: types.UID(fmt.Sprintf("00000000-0000-0000-0000-%012d", i)), ObservedGeneration: 1000 + int64(i),
-		Bytes: &v1alpha1.ArchiveBytes{Total: 1 << 40, Done: 1 << 39, Skipped: 1 << 39}, StartTime: condition.Timestamp(epoch), Attempts: 1000,
-		LastError: &v1alpha1.ImportError{Reason: v1alpha1.ReasonSourceUnavailable, Message: condition.Clip(text)},
-	}
-	second := condition.New("Reconciling", "True", v1alpha1.ReasonPending, "will be tried again")
-	if terminal {
-		second = condition.New("Stalled", "True", v1alpha1.ReasonSourceUnavailable, condition.Clip(text))
-	}
-	e.Conditions = condition.Merge(nil, e.ObservedGeneration, epoch, condition.New("Ready", "False", v1alpha1.ReasonSourceUnavailable, condition.Clip(text)), second)
-	return e
+	"plain": strings.Repeat("x", 5*condition.MaxText), "escaped": strings.Repeat("<", 5*condition.MaxText),
+	"wide": strings.Repeat("ü€", 5*condition.MaxText),
 }
 
 // aggregated is the status of an archive that so many nodes have failed to import.
@@ -113,9 +92,8 @@ func TestImageArchiveIsSmall(t *testing.T) {
 			node.Name = fmt.Sprintf("%d-", i) + strings.Repeat("n", 250)
 			state := &v1alpha1.NodeImageState{}
 			state.Name = node.Name
-			e := failing(i, text, true)
-			e.Name, e.UID, e.ObservedGeneration = a.Name, a.UID, a.Generation
-			e.LastError.Message += fmt.Sprint(i)
+			e := v1alpha1.ArchiveState{Name: a.Name, UID: a.UID, ObservedGeneration: a.Generation}
+			e.LastError = &v1alpha1.ImportError{Reason: v1alpha1.ReasonTruncated, Message: fmt.Sprint(i, text)}
 			state.Status.Archives = []v1alpha1.ArchiveState{e}
 			states[node.Name] = state
 		}
@@ -286,7 +264,7 @@ func TestStatusIsWrittenInTime(t *testing.T) {
 	r.say("n0", saysReady)
 	r.say("n1", saysReady)
 	r.reconcile(10 * time.Millisecond)
-	if s := r.archive().Status; !condition.IsTrue(s.Conditions, "Ready") {
+	if s := r.archive().Status; !meta.IsStatusConditionTrue(s.Conditions, "Ready") {
 		t.Errorf("status %+v", s)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
@@ -56,7 +57,7 @@ func (r *Reconciler) writeStatus(
 // urgent says whether a status does not wait: one that becomes ready or stalled, or is about another generation.
 func urgent(before, after *v1alpha1.ImageArchiveStatus) bool {
 	becomes := func(typ string) bool {
-		return condition.IsTrue(after.Conditions, typ) && !condition.IsTrue(before.Conditions, typ)
+		return meta.IsStatusConditionTrue(after.Conditions, typ) && !meta.IsStatusConditionTrue(before.Conditions, typ)
 	}
 	return becomes(v1alpha1.ConditionReady) || becomes(v1alpha1.ConditionStalled) || before.ObservedGeneration != after.ObservedGeneration
 }
@@ -86,13 +87,13 @@ func (r *Reconciler) statusWait(status *v1alpha1.ImageArchiveStatus, m *archiveM
 func (r *Reconciler) emitEvents(a *v1alpha1.ImageArchive, status *v1alpha1.ImageArchiveStatus, m *archiveMemory) {
 	const action = "Aggregate"
 	became := func(typ string) bool {
-		return condition.IsTrue(status.Conditions, typ) && !condition.IsTrue(a.Status.Conditions, typ)
+		return meta.IsStatusConditionTrue(status.Conditions, typ) && !meta.IsStatusConditionTrue(a.Status.Conditions, typ)
 	}
 	warn := func(reason, note string) {
 		m.warned.Insert(reason)
 		r.Recorder.Eventf(a, nil, corev1.EventTypeWarning, reason, action, "%s", condition.Clip(note))
 	}
-	ready := condition.Find(status.Conditions, v1alpha1.ConditionReady)
+	ready := meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionReady)
 	switch {
 	case became(v1alpha1.ConditionReady):
 		note := fmt.Sprintf("%s: %s", condition.Count(int(status.ImageCount), "image"), ready.Message)

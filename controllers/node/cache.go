@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/controllers/object"
 )
 
 // Cache is what the manager of a Reconciler may cache: the node's own objects, and of the other nodes
@@ -25,7 +26,7 @@ func Cache(nodeName string) cache.Options {
 		ByObject: map[client.Object]cache.ByObject{
 			&v1alpha1.ImageArchive{}:   {},
 			&v1alpha1.NodeImageState{}: own,
-			nodeMetadata():             own,
+			object.NodeMetadata():      own,
 		},
 	}
 }
@@ -40,11 +41,4 @@ func Kinds(*rest.Config, *http.Client) (meta.RESTMapper, error) {
 	m.Add(corev1.SchemeGroupVersion.WithKind("Secret"), meta.RESTScopeNamespace)
 	m.Add(eventsv1.SchemeGroupVersion.WithKind("Event"), meta.RESTScopeNamespace)
 	return m, nil
-}
-
-// nodeMetadata is an empty Node of which only metadata is read.
-func nodeMetadata() *metav1.PartialObjectMetadata {
-	node := &metav1.PartialObjectMetadata{}
-	node.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Node"))
-	return node
 }

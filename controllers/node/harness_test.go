@@ -256,6 +256,7 @@ type rig struct {
 	wants    map[string]*want
 	restored map[string]*v1alpha1.ArchiveState
 	wakes    chan string
+	sweeps   int                  // that were asked for
 	due      map[string]time.Time // zero: not before something wakes it
 	secrets  client.Reader
 	changed  func(validator string) (bool, error) // what a source says
@@ -319,6 +320,10 @@ func (r *rig) run(d time.Duration) {
 		}
 		select {
 		case name := <-r.wakes:
+			if name == "" {
+				r.sweeps++
+				continue
+			}
 			r.due[name] = time.Now()
 		case <-time.After(time.Until(next)):
 		}

@@ -28,6 +28,7 @@ import (
 	ctrlsource "sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
+	"github.com/tarlift/tarlift/controllers/object"
 	"github.com/tarlift/tarlift/internal/importer"
 )
 
@@ -74,13 +75,8 @@ const (
 	DefaultReleaseDelay = 5 * time.Minute
 )
 
-const (
-	// apiRetryBase and apiRetryLimit bound the wait after a failed call of the API server. Imports go on meanwhile.
-	apiRetryBase  = 500 * time.Millisecond
-	apiRetryLimit = 5 * time.Second
-	// maxConcurrentReconciles keeps one archive whose containerd calls hang from holding up all others.
-	maxConcurrentReconciles = 2
-)
+// maxConcurrentReconciles keeps one archive whose containerd calls hang from holding up all others.
+const maxConcurrentReconciles = 2
 
 // sweepRequest asks for what belongs to ImageArchives that are gone.
 var sweepRequest = ctrl.Request{}
@@ -118,8 +114,8 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("node").
 		Watches(&v1alpha1.ImageArchive{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(archiveChanged)).
-		Watches(&v1alpha1.NodeImageState{}, all, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, recreated))).
-		WatchesMetadata(&corev1.Node{}, all, builder.WithPredicates(nodeChanged)).
+		Watches(&v1alpha1.NodeImageState{}, all, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, object.Recreated))).
+		WatchesMetadata(&corev1.Node{}, all, builder.WithPredicates(object.NodeChanged)).
 		WatchesRawSource(ctrlsource.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -129,7 +125,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		})).
 		WithOptions(controller.Options{
 			MaxConcurrentReconciles: maxConcurrentReconciles,
-			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](apiRetryBase, apiRetryLimit),
+			RateLimiter:             object.RateLimiter(),
 			LogConstructor:          logAs(log),
 		}).
 		Complete(r)
@@ -145,21 +141,13 @@ func logAs(log logr.Logger) func(*ctrl.Request) logr.Logger {
 }
 
 // archiveChanged leaves out what the controller writes to the status: else each of its writes would wake every agent.
-var archiveChanged = predicate.Or(predicate.GenerationChangedPredicate{}, recreated, predicate.Funcs{
+var archiveChanged = predicate.Or(predicate.GenerationChangedPredicate{}, object.Recreated, predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
 		const key = v1alpha1.AnnotationReconcileRequestedAt
 		return e.ObjectOld.GetAnnotations()[key] != e.ObjectNew.GetAnnotations()[key] ||
 			e.ObjectOld.GetDeletionTimestamp().IsZero() != e.ObjectNew.GetDeletionTimestamp().IsZero()
 	},
 })
-
-// nodeChanged leaves out what the kubelet writes all the time.
-var nodeChanged = predicate.Or(predicate.LabelChangedPredicate{}, recreated)
-
-// recreated is for objects that were deleted and created again while a watch was down: that arrives as one update.
-var recreated = predicate.Funcs{
-	UpdateFunc: func(e event.UpdateEvent) bool { return e.ObjectOld.GetUID() != e.ObjectNew.GetUID() },
-}
 
 // wake queues the request for an ImageArchive. Files are looked at all the time.
 func (r *Reconciler) wake(name string) {
@@ -194,7 +182,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		wait, err := r.sweep(ctx)
 		return ctrl.Result{RequeueAfter: wait}, err
 	}
-	node, state, err := readNode(ctx, r.Client, r.NodeName)
+	node, err := readNode(ctx, r.Client, r.NodeName)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	state, err := readState(ctx, r.Client, node)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
@@ -295,16 +287,24 @@ func (r *Reconciler) restore(state *v1alpha1.NodeImageState, w *want) *v1alpha1.
 	return e
 }
 
-// readNode reads the Node and its NodeImageState from the cache. The Node is nil where there is none; the state is empty
-// where there is none, or one of an earlier Node of the name.
-func readNode(ctx context.Context, c client.Reader, name string) (*metav1.PartialObjectMetadata, *v1alpha1.NodeImageState, error) {
-	node, state := nodeMetadata(), &v1alpha1.NodeImageState{}
+// readNode reads a Node's metadata from the cache, nil where there is none.
+func readNode(ctx context.Context, c client.Reader, name string) (*metav1.PartialObjectMetadata, error) {
+	node := object.NodeMetadata()
 	if err := c.Get(ctx, client.ObjectKey{Name: name}, node); err != nil {
-		return nil, state, client.IgnoreNotFound(err)
+		return nil, client.IgnoreNotFound(err)
 	}
-	err := c.Get(ctx, client.ObjectKey{Name: name}, state)
+	return node, nil
+}
+
+// readState reads a Node's NodeImageState from the cache. It is empty where there is none, or one of an earlier Node of the name.
+func readState(ctx context.Context, c client.Reader, node *metav1.PartialObjectMetadata) (*v1alpha1.NodeImageState, error) {
+	state := &v1alpha1.NodeImageState{}
+	if node == nil {
+		return state, nil
+	}
+	err := c.Get(ctx, client.ObjectKey{Name: node.Name}, state)
 	if err == nil && !state.BelongsTo(node) {
-		state = &v1alpha1.NodeImageState{}
+		return &v1alpha1.NodeImageState{}, nil
 	}
-	return node, state, client.IgnoreNotFound(err)
+	return state, client.IgnoreNotFound(err)
 }

@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/controllers/condition"
+	"github.com/tarlift/tarlift/controllers/object"
 )
 
 const (
@@ -89,7 +89,7 @@ func (r *reporter) setup(mgr ctrl.Manager) error {
 		Named("report").
 		Watches(&v1alpha1.NodeImageState{}, own).
 		Watches(&v1alpha1.ImageArchive{}, own, builder.WithPredicates(sizeChanged)).
-		WatchesMetadata(&corev1.Node{}, own, builder.WithPredicates(recreated)).
+		WatchesMetadata(&corev1.Node{}, own, builder.WithPredicates(object.Recreated)).
 		WatchesRawSource(ctrlsource.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -131,7 +131,7 @@ func (r *reporter) wake() {
 // Reconcile writes the node's status if it says something new and it is time for that. That the API server does not take it
 // keeps nothing else from going on.
 func (r *reporter) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
-	node, err := r.readNode(ctx)
+	node, err := readNode(ctx, r.client, r.node)
 	if err != nil || node == nil {
 		return ctrl.Result{}, err
 	}
@@ -157,7 +157,7 @@ func (r *reporter) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, 
 		wait, err = r.write(ctx, node, state, status)
 	}
 	if err != nil {
-		r.outage.failed(r.now(), max(apiRetryLimit, r.window(list.Items, state)), r.jitter)
+		r.outage.failed(r.now(), max(object.RetryLimit, r.window(list.Items, state)), r.jitter)
 		if r.outage.failures == 1 {
 			ctrl.LoggerFrom(ctx).Error(nil, "Could not write the NodeImageState; trying again", "error", condition.ErrorText(err))
 		}
@@ -167,14 +167,6 @@ func (r *reporter) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, 
 		wait = sooner(max(wait, 0), progressPoll)
 	}
 	return ctrl.Result{RequeueAfter: max(wait, 0)}, nil
-}
-
-func (r *reporter) readNode(ctx context.Context) (*metav1.PartialObjectMetadata, error) {
-	node := nodeMetadata()
-	if err := r.client.Get(ctx, client.ObjectKey{Name: r.node}, node); err != nil {
-		return nil, client.IgnoreNotFound(err)
-	}
-	return node, nil
 }
 
 // latest is the NodeImageState as the API server has it: what this process wrote, until the cache shows it. It is empty where
@@ -191,16 +183,10 @@ func (r *reporter) latest(ctx context.Context, node *metav1.PartialObjectMetadat
 		return &v1alpha1.NodeImageState{}, 0, nil
 	case !state.BelongsTo(node):
 		return nil, 0, nil
-	case r.written != nil && r.written.UID == state.UID && !newer(state.ResourceVersion, r.written.ResourceVersion):
+	case r.written != nil && r.written.UID == state.UID && !object.Newer(state.ResourceVersion, r.written.ResourceVersion):
 		return r.written, 0, nil
 	}
 	return state, 0, nil
-}
-
-// newer says whether a is later than b. Where that cannot be said, a is taken for later.
-func newer(a, b string) bool {
-	c, err := resourceversion.CompareResourceVersion(a, b)
-	return err != nil || c > 0
 }
 
 // keepHistory takes over when images were imported, of those that an earlier process imported and this one only checked.
@@ -243,7 +229,7 @@ func (r *reporter) window(archives []v1alpha1.ImageArchive, state *v1alpha1.Node
 	for i := range archives {
 		a, selected := &archives[i], selected(&archives[i])
 		n = max(n, selected)
-		if a.Spec.Rollout != nil && admissionFor(a, state) != nil {
+		if admissionFor(a, state.Spec.Admitted) != nil {
 			admitted += int32(a.Spec.Rollout.Slots(int(selected))) //nolint:gosec // at most the number of nodes
 		}
 	}
@@ -257,20 +243,11 @@ func (r *reporter) window(archives []v1alpha1.ImageArchive, state *v1alpha1.Node
 	return time.Duration(n) * time.Second / clusterWriteRate
 }
 
-func admissionFor(a *v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) *v1alpha1.Admission {
-	for i := range state.Spec.Admitted {
-		if x := &state.Spec.Admitted[i]; x.UID == a.UID {
-			return x
-		}
-	}
-	return nil
-}
-
 // anyProgress is after how long any progress is reported: the controller waits for it where it has admitted the node.
 func (r *reporter) anyProgress(archives []v1alpha1.ImageArchive, state *v1alpha1.NodeImageState) time.Duration {
 	least := anyProgressInterval
 	for i := range archives {
-		if a := &archives[i]; a.Spec.Rollout != nil && admissionFor(a, state) != nil {
+		if a := &archives[i]; admissionFor(a, state.Spec.Admitted) != nil {
 			least = min(least, a.Spec.Rollout.Deadline()/3)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
@@ -90,11 +91,11 @@ func (s *archiveState) restore(entry *v1alpha1.ArchiveState, now time.Time) {
 		return
 	}
 	s.entry, s.ready = *entry.DeepCopy(), entry.Ready
-	if r := condition.Find(entry.Conditions, v1alpha1.ConditionReady); r != nil && r.Reason == v1alpha1.ReasonDrifted {
+	if r := meta.FindStatusCondition(entry.Conditions, v1alpha1.ConditionReady); r != nil && r.Reason == v1alpha1.ReasonDrifted {
 		s.missing, _, _ = strings.Cut(r.Message, missingDetail)
 	}
 	if e := entry.LastError; e != nil {
-		s.failure = &failure{*e, condition.IsTrue(entry.Conditions, v1alpha1.ConditionStalled)}
+		s.failure = &failure{*e, meta.IsStatusConditionTrue(entry.Conditions, v1alpha1.ConditionStalled)}
 	}
 	if !s.ready && entry.Attempts > 0 {
 		s.failures = int(entry.Attempts) - 1
@@ -432,7 +433,7 @@ func (s *archiveState) take(r importer.Result) {
 	s.names, s.validator = r.Names, r.Validator
 	s.images = nil
 	for _, img := range r.Images[:min(len(r.Images), v1alpha1.MaxImages)] {
-		if img.Digest.Validate() != nil || len(img.Name) > maxImageName { // the API server would refuse the whole report
+		if img.Digest.Validate() != nil || len(img.Name) > v1alpha1.MaxImageName { // the API server would refuse the whole report
 			continue
 		}
 		s.images = append(s.images, v1alpha1.Image{Name: img.Name, Digest: string(img.Digest)})
@@ -440,9 +441,6 @@ func (s *archiveState) take(r importer.Result) {
 	s.notVisible = notVisibleText(r.NotVisible)
 	s.ready = s.notVisible == ""
 }
-
-// maxImageName is how long the name of an image in a report may be.
-const maxImageName = 512
 
 // maxNotVisible names are listed in a message.
 const maxNotVisible = 3

@@ -55,7 +55,7 @@ func (r *Reconciler) sweep(ctx context.Context) (time.Duration, error) {
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return 0, err
 	}
-	node, _, err := readNode(ctx, r.Client, r.NodeName)
+	node, err := readNode(ctx, r.Client, r.NodeName)
 	if err != nil {
 		return 0, err
 	}

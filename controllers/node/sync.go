@@ -65,7 +65,7 @@ type syncer struct {
 	now      func() time.Time
 	jitter   func() float64
 	log      logr.Logger
-	// wake is called after the state of an archive changed, outside sync.
+	// wake is called after the state of an archive changed, outside sync; with no name where a sweep is due.
 	wake func(name string)
 	// changed is called when there may be something to report.
 	changed func()
@@ -367,6 +367,9 @@ func (r *importRun) end(cause error) {
 		case !current || r.at.IsZero(): // it was made for another spec, or did not begin
 		case r.err == nil:
 			r.tell(st, st.handleImport(r.result, r.at, r.now()), r.result, r.duration, 0)
+			if r.request.Owner.Deletion != st.owner().Deletion { // the import has recorded the former one
+				r.wake("")
+			}
 			if f := r.result.Former; len(f.Deleted)+len(f.Unpinned)+len(f.InUse)+len(f.Retained) > 0 {
 				r.events.add(st.want, corev1.EventTypeNormal, eventReasonReleased, releasedText(f))
 			}

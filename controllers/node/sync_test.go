@@ -84,6 +84,21 @@ func TestNewSpecReplacesTheImport(t *testing.T) {
 	})
 }
 
+// A deletion policy that changes while an import runs is recorded with its names by the sweep that it asks for.
+func TestPolicyChangesDuringAnImport(t *testing.T) {
+	on(t, func(t *testing.T) {
+		a := newArchive("a", 0)
+		r := newRig(t, a)
+		r.run(time.Millisecond)
+		r.see(edited(a, func(a *v1alpha1.ImageArchive) { a.Spec.DeletionPolicy = v1alpha1.DeletionDelete }))
+		r.run(time.Minute)
+		r.did("check a", "import a")
+		if r.sweeps != 1 {
+			t.Errorf("asked for %d sweeps", r.sweeps)
+		}
+	})
+}
+
 // What is no other import lets the one that runs go on.
 func TestOtherSelectorKeepsTheImport(t *testing.T) {
 	on(t, func(t *testing.T) {

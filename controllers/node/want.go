@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -47,12 +48,17 @@ func wantOf(a *v1alpha1.ImageArchive, admitted []v1alpha1.Admission) *want {
 		rollout:     a.Spec.Rollout,
 		selector:    selectorText(a),
 	}
-	for i := range admitted {
-		if x := &admitted[i]; x.UID == a.UID && a.Spec.Rollout != nil {
-			w.admission = x
-		}
-	}
+	w.admission = admissionFor(a, admitted)
 	return w
+}
+
+// admissionFor is the node's admission to an archive with a rollout, nil for none.
+func admissionFor(a *v1alpha1.ImageArchive, admitted []v1alpha1.Admission) *v1alpha1.Admission {
+	i := slices.IndexFunc(admitted, func(x v1alpha1.Admission) bool { return x.UID == a.UID })
+	if i < 0 || a.Spec.Rollout == nil {
+		return nil
+	}
+	return &admitted[i]
 }
 
 // selectorText identifies a nodeSelector.
