@@ -10,9 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
-	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"github.com/tarlift/tarlift/api/v1alpha1"
 	"github.com/tarlift/tarlift/controllers/object"
@@ -26,15 +24,12 @@ type orphanReconciler struct {
 }
 
 func (r *orphanReconciler) setup(mgr ctrl.Manager) error {
-	// A NodeImageState belongs to the same Node whatever it reports.
-	created := predicate.Or(object.Recreated, predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }})
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("nodeimagestate").
-		For(&v1alpha1.NodeImageState{}, builder.WithPredicates(created)).
-		WatchesMetadata(&corev1.Node{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(created)).
-		WithOptions(controller.Options{
-			RateLimiter: object.RateLimiter(),
-		}).
+		// A NodeImageState belongs to the same Node whatever it reports.
+		For(&v1alpha1.NodeImageState{}, builder.WithPredicates(object.Recreated)).
+		WatchesMetadata(&corev1.Node{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(object.Recreated)).
+		WithOptions(controller.Options{RateLimiter: object.RateLimiter()}).
 		Complete(r)
 	if err != nil {
 		return fmt.Errorf("set up the controller of NodeImageStates: %w", err)

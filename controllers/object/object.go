@@ -14,10 +14,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 )
 
-// retryBase is the wait after a failed call of the API server, and RetryLimit bounds the growing waits after further ones.
+// retryBase is the wait after a failed call of the API server.
 const retryBase = 500 * time.Millisecond
 
-// RetryLimit see retryBase.
+// RetryLimit bounds the growing waits after further failures.
 const RetryLimit = 5 * time.Second
 
 // RateLimiter is that of a controller whose calls of the API server fail.
